@@ -1,0 +1,201 @@
+"""Compiled kernel objects on disk, each under a key that names everything that decides its code.
+
+An entry is one file ``<key>.o``: a header (magic, key, length, checksum) and the object. It is written
+beside its place and renamed into it, so a reader never sees half of one; whatever else goes wrong with a
+file is noticed by the header and the entry is built again. A process that only loads kernels needs neither
+MLIR nor torch here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import platform
+import struct
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock
+
+from llmir.ir.signature import KernelSpec
+
+logger = logging.getLogger(__name__)
+
+_MAGIC = b"LLMIROBJ"
+_FORMAT = 1
+_HEADER = struct.Struct("<8sI32sQ32s")  # magic, format, key, object bytes, sha256 of the object
+
+#: Modules of this package that decide nothing about the code of a kernel.
+_NOT_GENERATORS = frozenset({"__init__.py", "calibration.py", "loader.py", "object_cache.py"})
+
+#: Import name and distribution name of the MLIR bindings, in the order llmir.ir.bindings looks for them.
+_BINDINGS = (("torch_mlir", "torch-mlir"), ("mlir", "mlir"))
+
+#: Fields of /proc/cpuinfo that LLVM chooses instructions and their order by.
+_CPU_FIELDS = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")
+
+
+def object_key(spec: KernelSpec) -> str:
+    """The cache key of ``spec`` compiled here and now: 64 hexadecimal digits.
+
+    Hashes the spec, the generators' sources, the MLIR bindings' name and version, and the CPU's model and
+    features (LLVM compiles for the CPU it runs on).
+    """
+    parts = {
+        "spec": spec.to_json(),
+        "generators": generator_digest(),
+        "bindings": bindings_version(),
+        "cpu": cpu_description(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def generator_digest() -> str:
+    """sha256 over the source files that decide the code of a kernel."""
+    import llmir.ir.signature as signature
+
+    folder = Path(__file__).parent
+    sources = sorted(p for p in folder.glob("*.py") if p.name not in _NOT_GENERATORS)
+    digest = hashlib.sha256()
+    for path in [*sources, Path(str(signature.__file__))]:
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+@cache
+def bindings_version() -> str:
+    """Name and version of the installed MLIR bindings, found without importing them; "none" without any."""
+    for module, distribution in _BINDINGS:
+        if importlib.util.find_spec(module) is None:
+            continue
+        try:
+            return f"{distribution} {importlib.metadata.version(distribution)}"
+        except importlib.metadata.PackageNotFoundError:  # a build tree on the path, without metadata
+            return f"{module} of unknown version"
+    return "none"
+
+
+@cache
+def cpu_description() -> str:
+    """Model and feature flags of this machine's first CPU."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    fields = {name.strip(): value for name, _, value in (line.partition(":") for line in first.splitlines())}
+    return "; ".join(f"{name}: {' '.join(sorted(fields.get(name, '').split()))}" for name in _CPU_FIELDS)
+
+
+class ObjectCache:
+    """The objects in one folder, which is made when the first one is stored.
+
+    A folder that cannot be written to costs one warning: objects are then built and not kept.
+    """
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+        self._warned = False
+
+    def get_or_build(self, key: str, build: Callable[[], bytes]) -> bytes:
+        """The object stored under ``key`` (as :func:`object_key` makes it), or ``build()``, stored for next time.
+
+        Of several processes that want the same key, one builds while the others wait for its entry. What
+        ``build`` raises is passed on, and nothing is stored.
+        """
+        data = self._read(key)
+        if data is not None:
+            return data
+        lock = self._lock(key)
+        if lock is None:
+            return build()
+        with lock:
+            data = self._read(key, level=logging.DEBUG)  # built by another process while this one waited?
+            if data is None:
+                data = build()
+                self._store(key, data)
+            return data
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.o"
+
+    def _read(self, key: str, level: int = logging.WARNING) -> bytes | None:
+        """The stored object; None if there is none that can be trusted, and why in the log at ``level``."""
+        path = self._path(key)
+        try:
+            entry = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            logger.log(level, "The cached kernel %s cannot be read (%s) and is compiled again.", path, error.strerror)
+            return None
+        fault = _fault(key, entry)
+        if fault is not None:
+            logger.log(level, "The cached kernel %s %s and is compiled again.", path, fault)
+            return None
+        return entry[_HEADER.size :]
+
+    def _lock(self, key: str) -> FileLock | None:
+        """The lock that building ``key`` takes, held; None where the folder allows none."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / f"{key}.lock")
+            lock.acquire()
+        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+            self._warn(error)
+            return None
+        return lock
+
+    def _store(self, key: str, data: bytes) -> None:
+        """Put an entry in its place as a whole; the caller holds the key's lock, so no one else writes here."""
+        unfinished = self.folder / f"{key}.part"
+        try:
+            unfinished.write_bytes(_header(key, data) + data)
+            os.replace(unfinished, self._path(key))
+        except OSError as error:
+            self._warn(error)
+            _remove(unfinished)
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "Compiled kernels cannot be kept in %s (%s): they are compiled anew each time. "
+                "Free space there, or point LLMIR_CACHE at a folder that can be written to.",
+                self.folder,
+                getattr(error, "strerror", None) or error,
+            )
+
+
+def _header(key: str, data: bytes) -> bytes:
+    return _HEADER.pack(_MAGIC, _FORMAT, bytes.fromhex(key), len(data), hashlib.sha256(data).digest())
+
+
+def _fault(key: str, entry: bytes) -> str | None:
+    """What is wrong with an entry read from disk, as a verb phrase; None if nothing is."""
+    if len(entry) < _HEADER.size or not entry.startswith(_MAGIC):
+        return "is not a kernel object of llmir"
+    _, version, stored_key, size, checksum = _HEADER.unpack_from(entry)
+    data = entry[_HEADER.size :]
+    if version != _FORMAT:
+        return f"has format {version} instead of {_FORMAT}"
+    if stored_key != bytes.fromhex(key):
+        return "belongs to another kernel"
+    if len(data) != size:
+        return f"has {len(data)} bytes instead of {size}"
+    if hashlib.sha256(data).digest() != checksum:
+        return "is corrupt"
+    return None
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        logger.debug("could not remove %s", path)

@@ -1,0 +1,163 @@
+"""The plain definition of what the kernels compute: every kernel is checked against this file.
+
+Nothing here is fast. Attention is written once, in float64, on the logical cache
+``[num_blocks, num_kv_heads, block_size, head_size]`` (keys and values apart); the layouts that kernels keep
+inside a page are re-orderings of it, done by :func:`pack_pages` and undone by :func:`unpack_pages`.
+
+numpy has no bfloat16, so bf16 arrays hold their bits as uint16.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmir.ir.signature import LANES, AttentionSignature, ElementType, Isa
+
+Array = NDArray[Any]
+
+#: numpy dtype that stores one element of a cache.
+STORAGE: dict[str, type] = {"bf16": np.uint16, "f16": np.float16, "f32": np.float32}
+
+
+def bf16_bits(values: Array) -> NDArray[np.uint16]:
+    """Round float32 ``values`` (any shape) to bfloat16, ties to even, NaN kept; returns the bits."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    ties_to_even = (bits >> 16) & 1
+    with np.errstate(over="ignore"):
+        rounded = (bits + 0x7FFF + ties_to_even) >> 16
+    quiet_nan = (bits >> 16) | 0x40
+    return np.where(np.isnan(values), quiet_nan, rounded).astype(np.uint16)
+
+
+def bf16_values(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """The float32 values (exact) of bfloat16 ``bits``."""
+    return (np.asarray(bits, np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def encode(values: Array, element_type: ElementType) -> Array:
+    """Round float32 ``values`` to ``element_type``; returns an array of ``STORAGE[element_type]``."""
+    if element_type == "bf16":
+        return bf16_bits(values)
+    return np.asarray(values).astype(STORAGE[element_type])
+
+
+def decode(stored: Array) -> NDArray[np.float64]:
+    """The exact float64 values of an array as :func:`encode` returns it (uint16 is read as bf16)."""
+    stored = np.asarray(stored)
+    return (bf16_values(stored) if stored.dtype == np.uint16 else stored).astype(np.float64)
+
+
+def relative_error(output: Array, exact: Array) -> float:
+    """``|output - exact| / |exact|`` over all elements (Frobenius norm); ``output`` may be bf16 bits."""
+    exact = np.asarray(exact, np.float64)
+    return float(np.linalg.norm(decode(output) - exact) / np.linalg.norm(exact))
+
+
+def append_kv(key: Array, value: Array, slot_mapping: Array, key_cache: Array, value_cache: Array) -> None:
+    """Write new tokens into the logical cache, in place.
+
+    ``key`` and ``value``: ``[num_tokens, num_kv_heads, head_size]``; ``slot_mapping``: ``[num_tokens]``, the
+    slot ``block * block_size + offset`` of each token, negative for a token that is not kept; the caches:
+    ``[num_blocks, num_kv_heads, block_size, head_size]``.
+    """
+    kept = np.asarray(slot_mapping) >= 0
+    block, offset = np.divmod(np.asarray(slot_mapping)[kept], key_cache.shape[2])
+    key_cache[block, :, offset] = key[kept]
+    value_cache[block, :, offset] = value[kept]
+
+
+def attention(
+    query: Array,
+    key_cache: Array,
+    value_cache: Array,
+    block_table: Array,
+    seq_lens: Array,
+    query_start: Array,
+    signature: AttentionSignature,
+) -> NDArray[np.float64]:
+    """Causal attention of every new token over its request's paged KV cache, in float64.
+
+    ``query``: ``[num_tokens, num_heads, head_size]``, the requests' new tokens one request after the other;
+    ``key_cache``, ``value_cache``: ``[num_blocks, num_kv_heads, block_size, head_size]``, the new tokens
+    already appended; ``block_table``: ``[num_requests, max_blocks]``, physical blocks; ``seq_lens``:
+    ``[num_requests]``, tokens of each request, the new ones included; ``query_start``:
+    ``[num_requests + 1]``, first row of each request in ``query``. Element types as :func:`encode` stores
+    them. Returns ``[num_tokens, num_heads, head_size]``. Slots that no query may see are never read.
+    """
+    output = np.zeros(query.shape, np.float64)
+    for request, seq_len in enumerate(int(n) for n in seq_lens):
+        rows = slice(int(query_start[request]), int(query_start[request + 1]))
+        num_new = rows.stop - rows.start
+        if num_new == 0:
+            continue
+        positions = np.arange(seq_len - num_new, seq_len)
+        first = max(0, int(positions[0]) - signature.window + 1) if signature.window else 0
+        seen = np.arange(first, seq_len)
+        blocks, offsets = np.asarray(block_table)[request, seen // signature.block_size], seen % signature.block_size
+        keys = decode(key_cache[blocks, :, offsets])  # [keys, KV heads, head size]
+        values = decode(value_cache[blocks, :, offsets])
+        output[rows] = _attend(decode(query[rows]), keys, values, _visible(positions, seen, signature), signature)
+    return output
+
+
+def _visible(positions: Array, seen: Array, signature: AttentionSignature) -> NDArray[np.bool_]:
+    """Which of the keys at ``seen`` the queries at ``positions`` may attend to: ``[queries, keys]``."""
+    distance = positions[:, None] - seen[None, :]
+    visible = distance >= 0
+    return visible & (distance < signature.window) if signature.window else visible
+
+
+def _attend(
+    query: Array, keys: Array, values: Array, visible: Array, signature: AttentionSignature
+) -> NDArray[np.float64]:
+    """Softmax attention of one request: query ``[queries, heads, head_size]``, keys ``[keys, KV heads, ...]``."""
+    num_new, num_heads, head_size = query.shape
+    grouped = query.reshape(num_new, signature.num_kv_heads, signature.queries_per_kv, head_size)
+    scores = np.einsum("qhgd,khd->hgqk", grouped, keys, optimize=True) * signature.scale
+    if signature.soft_cap:
+        scores = signature.soft_cap * np.tanh(scores / signature.soft_cap)
+    scores = np.where(visible, scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return np.einsum("hgqk,khd->qhgd", weights, values, optimize=True).reshape(num_new, num_heads, head_size)
+
+
+def pack_pages(key_cache: Array, value_cache: Array, signature: AttentionSignature, isa: Isa) -> Array:
+    """Bring logical keys and values into the pages of ``signature.layout``, in any dtype.
+
+    ``key_cache``, ``value_cache``: ``[num_blocks, num_kv_heads, block_size, head_size]``. Returns
+    ``[num_blocks, num_kv_heads, 2 * block_size * head_size]``, contiguous.
+    """
+    outer, (size, dims) = key_cache.shape[:2], key_cache.shape[2:]
+    if signature.layout == "logical":  # every slot's key with its value behind it
+        return np.concatenate([key_cache, value_cache], axis=-1).reshape(*outer, -1)
+    keys, values = key_cache, value_cache
+    if signature.layout == "lane":
+        lanes = LANES[isa]
+        keys = key_cache.reshape(*outer, size // lanes, lanes, dims).swapaxes(-1, -2)
+    elif signature.layout == "pair":
+        lanes = LANES[isa]
+        keys = key_cache.reshape(*outer, size // lanes, lanes, dims // 2, 2).swapaxes(-2, -3)
+        values = value_cache.reshape(*outer, size // 2, 2, dims).swapaxes(-1, -2)
+    return np.concatenate([keys.reshape(*outer, -1), values.reshape(*outer, -1)], axis=-1)
+
+
+def unpack_pages(pages: Array, signature: AttentionSignature, isa: Isa) -> tuple[Array, Array]:
+    """The inverse of :func:`pack_pages`: ``(key_cache, value_cache)``."""
+    outer, size, dims = pages.shape[:2], signature.block_size, signature.head_size
+    logical = (*outer, size, dims)
+    if signature.layout == "logical":
+        key_cache, value_cache = np.split(pages.reshape(*outer, size, 2 * dims), 2, axis=-1)
+        return np.ascontiguousarray(key_cache), np.ascontiguousarray(value_cache)
+    keys, values = np.split(pages.reshape(*outer, 2 * size * dims), 2, axis=-1)
+    if signature.layout == "lane":
+        lanes = LANES[isa]
+        keys = keys.reshape(*outer, size // lanes, dims, lanes).swapaxes(-1, -2)
+    elif signature.layout == "pair":
+        lanes = LANES[isa]
+        keys = keys.reshape(*outer, size // lanes, dims // 2, lanes, 2).swapaxes(-2, -3)
+        values = values.reshape(*outer, size // 2, dims, 2).swapaxes(-1, -2)
+    return np.ascontiguousarray(keys.reshape(logical)), np.ascontiguousarray(values.reshape(logical))

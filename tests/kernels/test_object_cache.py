@@ -1,0 +1,196 @@
+"""The object cache: what is in a key, and what happens to entries that cannot be trusted or stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+
+from llmir.ir.signature import AttentionSignature, KernelSpec, KernelVariant
+from llmir.kernels.cpu import object_cache
+from llmir.kernels.cpu.object_cache import ObjectCache, object_key
+
+KEY = "5a" * 32
+OBJECT = bytes(range(256)) * 20
+
+SIGNATURE = AttentionSignature(9, 3, 64, "bf16", 128, 0.125, layout="pair")
+VARIANT = KernelVariant("decode", 1, 3, 64, 4, 4, 1)
+SPEC = KernelSpec(SIGNATURE, "avx512_bf16", (VARIANT,))
+
+
+def no_build() -> bytes:
+    raise AssertionError("built although the entry is there")
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return ObjectCache(tmp_path / "made" / "on demand")
+
+
+def entry(cache: ObjectCache):
+    return cache.folder / f"{KEY}.o"
+
+
+def test_built_once_then_read(cache):
+    assert cache.get_or_build(KEY, lambda: OBJECT) == OBJECT
+    assert cache.get_or_build(KEY, no_build) == OBJECT
+
+
+def test_other_key_is_other_entry(cache):
+    cache.get_or_build(KEY, lambda: OBJECT)
+    assert cache.get_or_build("00" * 32, lambda: b"other") == b"other"
+
+
+def test_failed_build_stores_nothing(cache):
+    with pytest.raises(ZeroDivisionError):
+        cache.get_or_build(KEY, lambda: bytes(1 // 0))
+    assert not entry(cache).exists()
+    assert cache.get_or_build(KEY, lambda: OBJECT) == OBJECT
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda data: data[:-1], "bytes instead of"),
+        (lambda data: data + b"\0", "bytes instead of"),
+        (lambda data: data[:20], "not a kernel object"),
+        (lambda data: b"", "not a kernel object"),
+        (lambda data: b"\x7fELF" + data, "not a kernel object"),
+        (lambda data: data[:200] + bytes([data[200] ^ 1]) + data[201:], "corrupt"),
+        (lambda data: data[:12] + b"\0" * 32 + data[44:], "belongs to another kernel"),
+        (lambda data: data[:8] + b"\xff" + data[9:], "format"),
+    ],
+)
+def test_damaged_entry_is_noticed_and_rebuilt(cache, caplog, damage, words):
+    cache.get_or_build(KEY, lambda: OBJECT)
+    entry(cache).write_bytes(damage(entry(cache).read_bytes()))
+    assert cache.get_or_build(KEY, lambda: OBJECT) == OBJECT
+    assert [words in record.getMessage() for record in caplog.records] == [True]
+    caplog.clear()
+    assert cache.get_or_build(KEY, no_build) == OBJECT
+    assert not caplog.records
+
+
+def test_unfinished_write_of_a_killed_process_is_no_entry(cache):
+    cache.folder.mkdir(parents=True)
+    (cache.folder / f"{KEY}.part").write_bytes(b"half")
+    assert cache.get_or_build(KEY, lambda: OBJECT) == OBJECT
+    assert sorted(p.name for p in cache.folder.iterdir()) == [f"{KEY}.lock", f"{KEY}.o"]
+
+
+def test_folder_that_cannot_be_made_costs_one_warning(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    cache = ObjectCache(tmp_path / "file" / "folder")
+    assert cache.get_or_build(KEY, lambda: OBJECT) == OBJECT
+    assert cache.get_or_build(KEY, lambda: OBJECT) == OBJECT
+    assert [r.levelno for r in caplog.records] == [logging.WARNING]
+    assert "LLMIR_CACHE" in caplog.text
+
+
+def _as_nobody(folder, answers):
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    reader = ObjectCache(folder)
+    answers.put(reader.get_or_build(KEY, no_build))
+    answers.put(reader.get_or_build("00" * 32, lambda: b"built, not stored"))
+
+
+def test_read_only_folder_is_read_and_not_written():
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path is private to this user
+        os.chmod(folder, 0o755)
+        cache = ObjectCache(f"{folder}/cache")
+        cache.get_or_build(KEY, lambda: OBJECT)
+        cache.folder.chmod(0o555)
+        fork = multiprocessing.get_context("fork")
+        answers = fork.Queue()
+        child = fork.Process(target=_as_nobody, args=(cache.folder, answers))
+        child.start()
+        assert answers.get(timeout=30) == OBJECT
+        assert answers.get(timeout=30) == b"built, not stored"
+        child.join()
+        assert not (cache.folder / f"{'00' * 32}.o").exists()
+        cache.folder.chmod(0o755)
+
+
+def _with_full_disk(folder, answers):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # as a full disk: the write stops half-way
+    answers.put(ObjectCache(folder).get_or_build(KEY, lambda: OBJECT))
+
+
+def test_full_disk_leaves_nothing_half_written(cache):
+    fork = multiprocessing.get_context("fork")
+    answers = fork.Queue()
+    child = fork.Process(target=_with_full_disk, args=(cache.folder, answers))
+    child.start()
+    assert answers.get(timeout=30) == OBJECT
+    child.join()
+    assert [p.name for p in cache.folder.iterdir()] == [f"{KEY}.lock"]
+
+
+def _build_and_count(folder, builds):
+    def build() -> bytes:
+        with builds.get_lock():
+            builds.value += 1
+        time.sleep(0.1)  # long enough for the others to arrive at the lock
+        return OBJECT
+
+    assert ObjectCache(folder).get_or_build(KEY, build) == OBJECT
+
+
+def test_processes_at_once_build_once(cache):
+    fork = multiprocessing.get_context("fork")
+    builds = fork.Value("i", 0)
+    children = [fork.Process(target=_build_and_count, args=(cache.folder, builds)) for _ in range(4)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(30)
+    assert [child.exitcode for child in children] == [0] * 4
+    assert builds.value == 1
+
+
+def test_key_is_the_same_for_the_same_spec():
+    assert object_key(SPEC) == object_key(KernelSpec.from_json(SPEC.to_json()))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        dataclasses.replace(SPEC, isa="avx512"),
+        dataclasses.replace(SPEC, signature=dataclasses.replace(SIGNATURE, scale=0.25)),
+        dataclasses.replace(SPEC, signature=dataclasses.replace(SIGNATURE, window=100)),
+        dataclasses.replace(SPEC, variants=(dataclasses.replace(VARIANT, prefetch=2),)),
+    ],
+)
+def test_key_holds_the_spec(other):
+    assert object_key(other) != object_key(SPEC)
+
+
+@pytest.mark.parametrize("what", ["generator_digest", "bindings_version", "cpu_description"])
+def test_key_holds_what_compiles(monkeypatch, what):
+    before = object_key(SPEC)
+    monkeypatch.setattr(object_cache, what, lambda: "another")
+    assert object_key(SPEC) != before
+
+
+def test_bindings_named_as_the_ir_names_them():
+    bindings = pytest.importorskip("llmir.ir.bindings")
+    assert bindings.VERSION in object_cache.bindings_version()
+
+
+def test_needs_neither_mlir_nor_torch():
+    code = """
+import sys
+from llmir.kernels.cpu import loader, object_cache
+object_cache.bindings_version(), object_cache.generator_digest()
+sys.exit(" ".join({"torch", "torch_mlir", "mlir"} & set(sys.modules)) or 0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
