@@ -1,0 +1,199 @@
+"""The plan: every decision of the compiler with its reason, and what a frontend executes.
+
+A plan is read where neither MLIR nor torch is loaded, so it holds plain records alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import types
+import typing
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llmir.errors import PlanError
+from llmir.ir.signature import KernelSpec, StepPolicy
+
+#: Raised when a field changes its meaning; a plan of another format is refused.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One remark of a pass: what it decided, what it compared, and the numbers."""
+
+    pass_name: str
+    subject: str
+    decision: str
+    reason: str
+    numbers: dict[str, Any]
+    alternatives: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class PlannedKernel:
+    """One kernel and the layers it serves."""
+
+    symbol: str
+    """Name of the kernel's ``llm.kernel`` in the IR."""
+    spec: KernelSpec
+    policy: StepPolicy
+    layers: tuple[str, ...]
+    """The framework's names of the attention layers."""
+    object_key: str | None
+    """Entry of the object cache; None where the kernel was not built, on a machine that cannot."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the compiler decided for one model on one rank, and on which machine it holds."""
+
+    format: int
+    framework: str
+    framework_version: str
+    model: str
+    rank: int
+    world_size: int
+    block_size: int
+    """Tokens in a block of the KV cache."""
+    layout: str
+    """Arrangement of a page, see AttentionSignature."""
+    element_type: str
+    """Element type of the KV cache."""
+    fused: bool
+    """Whether appending to the cache and attending are one call."""
+    kernels: tuple[PlannedKernel, ...]
+    decisions: tuple[Decision, ...]
+    target: dict[str, Any]
+    """The target, as Target.to_json writes it."""
+    target_fingerprint: str
+    """Fingerprint of the machines that the kernels run on."""
+    workload: dict[str, Any]
+    """The workload, as Workload.to_json writes it."""
+    module_hash: str
+    """sha256 of the module's text after all passes, remarks left out."""
+    versions: dict[str, str]
+    """Of llmir, the framework and the MLIR bindings."""
+
+    def kernel_for(self, layer: str) -> PlannedKernel:
+        """The kernel of the attention layer called ``layer``; PlanError if the plan has none."""
+        for kernel in self.kernels:
+            if layer in kernel.layers:
+                return kernel
+        raise PlanError(
+            f"the plan for {self.model!r} has no kernel for layer {layer!r}: it is another model's, compile again"
+        )
+
+    def check_target(self, fingerprint: str) -> None:
+        """Raise PlanError unless the plan's kernels run on the machine with this ``fingerprint``."""
+        if fingerprint != self.target_fingerprint:
+            raise PlanError(
+                f"the plan for {self.model!r} was made for a machine {self.target_fingerprint}, and this one is "
+                f"{fingerprint}: compile it again here"
+            )
+
+    def for_serving(self) -> Plan:
+        """The plan without what varies from one compilation to the next: decisions' figures, measurements."""
+        return replace(self, decisions=(), target={**self.target, "measured": None})
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Any) -> Plan:
+        """The inverse of :meth:`to_json`; raises PlanError on anything else."""
+        if not isinstance(data, dict) or "format" not in data:
+            raise PlanError("this is no plan of llmir: it has no format number; make one with `llmir compile`")
+        if data["format"] != FORMAT:
+            raise PlanError(f"the plan has format {data['format']!r} and this llmir reads {FORMAT}: compile it again")
+        return _read(cls, data, "plan")
+
+    def dumps(self) -> str:
+        """The plan as JSON text."""
+        return json.dumps(self.to_json(), indent=1) + "\n"
+
+    @classmethod
+    def loads(cls, text: str) -> Plan:
+        """The inverse of :meth:`dumps`; raises PlanError on other text."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise PlanError(
+                f"this is no plan of llmir, not even JSON ({error}); make one with `llmir compile`"
+            ) from error
+        return cls.from_json(data)
+
+    def write(self, path: Path) -> None:
+        """Write the plan to ``path``, whole or not at all; raises PlanError where that fails."""
+        unfinished = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            with os.fdopen(handle, "w") as file:
+                file.write(self.dumps())
+            os.replace(unfinished, path)
+        except OSError as error:
+            if unfinished is not None:
+                Path(unfinished).unlink(missing_ok=True)
+            raise PlanError(
+                f"the plan cannot be written to {str(path)!r} ({error.strerror}); choose another place"
+            ) from error
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """The plan in the file ``path``; raises PlanError where there is none."""
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise PlanError(f"the plan {str(path)!r} cannot be read ({why}); make one with `llmir compile`") from error
+        try:
+            return cls.loads(text)
+        except PlanError as error:
+            raise PlanError(f"{str(path)!r}: {error}") from error
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """``value`` (JSON) as the annotated type ``kind``; PlanError naming the place where it does not fit."""
+    if kind is Any:
+        return value
+    if is_dataclass(kind):
+        return _read_record(kind, value, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:  # of a type and None
+        return None if value is None else _read(arguments[0], value, where)
+    if origin is typing.Literal:
+        fits = value in arguments
+    elif origin is tuple:
+        if isinstance(value, list | tuple):
+            return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        fits = False
+    elif origin is dict:
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        fits = False
+    elif kind is float:
+        fits = type(value) in (int, float)
+    else:
+        fits = type(value) is kind
+    if not fits:
+        raise PlanError(f"the plan cannot be read: {where} must be {_name(kind)}, not {value!r}; compile it again")
+    return float(value) if kind is float else value
+
+
+def _read_record(kind: Any, value: Any, where: str) -> Any:
+    """A dataclass from a dictionary with exactly its fields."""
+    names = {field.name for field in fields(kind)}
+    if not isinstance(value, dict) or set(value) != names:
+        odd = sorted(names.symmetric_difference(value)) if isinstance(value, dict) else [type(value).__name__]
+        raise PlanError(f"the plan cannot be read: {where} has missing or unknown fields {odd}; compile it again")
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in sorted(names)})
+
+
+def _name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")

@@ -1,0 +1,306 @@
+"""The machine a plan is made for: instruction set, caches, cores, and how fast they are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llmir.errors import LlmirError
+
+ISAS = ("avx512_bf16", "avx512", "plain")
+
+#: What the kernels of an instruction set need; the first row a machine satisfies is its instruction set.
+ISA_FEATURES: dict[str, frozenset[str]] = {
+    "avx512_bf16": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}),
+    "avx512": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"}),
+    "plain": frozenset(),
+}
+
+#: CPU flags a code generator for the host may use; the others (virtualization, power, bug workarounds) change no code.
+_CODE_FEATURES = re.compile(
+    r"(s?sse\d?(_[12])?|pni|ssse3|sse4a|avx.*|amx.*|fma4?|f16c|bmi[12]|abm|lzcnt|popcnt|movbe|adx|aes|vaes|"
+    r"pclmulqdq|vpclmulqdq|gfni|sha_ni|cx16|rdrand|rdseed|rdpid|clflushopt|clwb|prfchw|3dnowprefetch|xop|tbm|"
+    r"xsave.*|fsgsbase|movdiri|movdir64b|serialize|asimd.*|sve.*|bf16|i8mm|fp|fphp)"
+)
+
+
+class TargetError(LlmirError):
+    """A target's name is not known, or a target is not the machine that was asked to compile for it."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One level of data cache."""
+
+    level: int
+    bytes: int
+    """Size of one instance."""
+    shared_by: int
+    """Logical CPUs that share an instance."""
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """How fast a machine reads memory, multiplies, and starts its threads.
+
+    Bandwidths in bytes a second, rates in floating-point operations a second (a multiply-add is two).
+    """
+
+    read_bandwidth: float
+    """Streaming read of one thread."""
+    read_bandwidth_all: float
+    """Streaming read of ``threads`` threads together."""
+    piece_bandwidth: tuple[tuple[int, float], ...]
+    """(bytes of a contiguous piece, bandwidth of one thread reading such pieces in random order), ascending."""
+    bf16_rate: float
+    """bfloat16 dot products accumulated in float32, one thread; the float32 rate where there is no instruction."""
+    f32_rate: float
+    """float32 multiply-adds, one thread."""
+    fork_join_seconds: float
+    """Starting ``threads`` threads on an empty task and waiting for them."""
+    threads: int
+    origin: str
+    """Where the figures come from, for a reader."""
+
+    def __post_init__(self) -> None:
+        sizes = [piece for piece, _ in self.piece_bandwidth]
+        figures = (self.read_bandwidth, self.read_bandwidth_all, self.bf16_rate, self.f32_rate)
+        if not sizes or sizes != sorted(set(sizes)) or min(sizes) <= 0:
+            raise TargetError(f"piece_bandwidth needs ascending piece sizes in bytes, not {sizes}")
+        if min(*figures, *(rate for _, rate in self.piece_bandwidth)) <= 0 or self.fork_join_seconds < 0:
+            raise TargetError(f"the figures of a target must be positive ({self.origin}); calibrate it again")
+
+    def piece_rate(self, piece_bytes: int) -> float:
+        """Bandwidth in bytes a second of one thread that reads pieces of ``piece_bytes`` in random order.
+
+        Between two measured sizes the time per piece is linear in its size (a fixed cost to find a piece, then
+        a stream); below the smallest, that fixed cost stays; above the largest, its bandwidth does.
+        """
+        points = self.piece_bandwidth
+        smallest, largest = points[0], points[-1]
+        if piece_bytes >= largest[0]:
+            return largest[1]
+        if piece_bytes <= smallest[0]:
+            found = max(0.0, smallest[0] / smallest[1] - smallest[0] / self.read_bandwidth)
+            return piece_bytes / (found + piece_bytes / self.read_bandwidth)
+        upper = next(i for i, (size, _) in enumerate(points) if size >= piece_bytes)
+        (low, low_rate), (high, high_rate) = points[upper - 1], points[upper]
+        share = (piece_bytes - low) / (high - low)
+        return piece_bytes / ((1 - share) * low / low_rate + share * high / high_rate)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A machine: ``Target.detect()`` is this one, ``Target.named("cpu:avx512")`` a typical one of its kind."""
+
+    name: str
+    """``cpu`` for this machine, else the name given to :meth:`named`."""
+    isa: str
+    """One of :data:`ISAS`."""
+    machine: str
+    """Processor architecture as the kernel calls it, such as ``x86_64``."""
+    model: str
+    """Processor model, for a reader."""
+    features: tuple[str, ...]
+    """CPU features that a code generator may use, sorted."""
+    cores: int
+    """Physical cores this process may run on."""
+    caches: tuple[Cache, ...]
+    """Data caches, ascending level."""
+    measured: Measurements | None = field(default=None, compare=False)
+    """Figures measured on the machine; None until calibration fills them."""
+
+    def __post_init__(self) -> None:
+        if self.isa not in ISAS:
+            raise TargetError(f"no instruction set {self.isa!r}; there are {', '.join(ISAS)}")
+        if self.cores < 1:
+            raise TargetError(f"a target needs at least one core, not {self.cores}")
+
+    @classmethod
+    def detect(cls, root: Path = Path("/")) -> Target:
+        """This machine, read from ``/proc`` and ``/sys`` below ``root``; nothing is measured yet."""
+        model, flags = _cpuinfo(root)
+        cpus = sorted(os.sched_getaffinity(0))
+        features = tuple(sorted(flag for flag in flags if _CODE_FEATURES.fullmatch(flag)))
+        isa = next(isa for isa in ISAS if ISA_FEATURES[isa] <= flags)
+        return cls("cpu", isa, platform.machine(), model, features, _cores(root, cpus), _caches(root, cpus[0]))
+
+    @classmethod
+    def named(cls, name: str) -> Target:
+        """The target called ``name``: ``cpu`` is this machine; ``cpu:ISA`` a typical one, with published figures.
+
+        Raises TargetError for any other name.
+        """
+        if name == "cpu":
+            return cls.detect()
+        if name in _NAMED:
+            return _NAMED[name]
+        raise TargetError(f"no target {name!r}; use one of cpu, {', '.join(sorted(_NAMED))}")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What compiled kernels depend on: architecture, best instruction set, a hash of the CPU features.
+
+        A plan fits exactly the machines with its fingerprint: its kernels may use any feature of the machine
+        they were compiled on.
+        """
+        best = next(isa for isa in ISAS if ISA_FEATURES[isa] <= set(self.features))
+        digest = hashlib.sha256(" ".join(self.features).encode()).hexdigest()[:8]
+        return f"{self.machine}-{best}-{digest}"
+
+    def runs_on(self, host: Target) -> bool:
+        """Whether ``host`` has the instruction set of this target, so that the JIT, which compiles for its host
+        alone, can build this target's kernels there."""
+        return self.machine == host.machine and ISA_FEATURES[self.isa] <= set(host.features)
+
+    @property
+    def figures(self) -> Measurements:
+        """The measured figures, or the published ones of the target's instruction set; ``origin`` says which."""
+        return self.measured or _PUBLISHED[self.isa]
+
+    def cache_bytes(self, level: int) -> int:
+        """Bytes of one cache of ``level``, 0 where the machine has none or does not tell."""
+        return next((cache.bytes for cache in self.caches if cache.level == level), 0)
+
+    def with_measurements(self, measured: Measurements) -> Target:
+        """The same machine with its figures filled in."""
+        return replace(self, measured=measured)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Any) -> Target:
+        """The inverse of :meth:`to_json`; raises TargetError on other data."""
+        try:
+            measured = data["measured"]
+            if measured is not None:
+                pieces = tuple((int(size), float(rate)) for size, rate in measured["piece_bandwidth"])
+                measured = Measurements(**{**measured, "piece_bandwidth": pieces})
+            caches = tuple(Cache(**cache) for cache in data["caches"])
+            features = tuple(data["features"])
+            return cls(**{**data, "features": features, "caches": caches, "measured": measured})
+        except (KeyError, TypeError, ValueError) as error:
+            raise TargetError(f"this is no target of llmir ({error!r}); detect or calibrate it again") from error
+
+
+def _cpuinfo(root: Path) -> tuple[str, frozenset[str]]:
+    """Model name and CPU flags of the first processor."""
+    facts: dict[str, str] = {}
+    for line in _read(root / "proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    flags = facts.get("flags") or facts.get("Features") or ""
+    return facts.get("model name", "unknown processor"), frozenset(flags.split())
+
+
+def _cores(root: Path, cpus: list[int]) -> int:
+    """Physical cores behind the logical CPUs ``cpus``."""
+    found = set()
+    for cpu in cpus:
+        topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        core = _read(topology / "core_id") or f"cpu{cpu}"
+        found.add((_read(topology / "physical_package_id"), core))
+    return max(1, len(found))
+
+
+def _caches(root: Path, cpu: int) -> tuple[Cache, ...]:
+    """Data caches that logical CPU ``cpu`` reads through."""
+    found = []
+    for index in sorted((root / f"sys/devices/system/cpu/cpu{cpu}/cache").glob("index*")):
+        size = re.fullmatch(r"(\d+)([KMG]?)", _read(index / "size"))
+        if size and _read(index / "type") in ("Data", "Unified"):
+            unit = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[size[2]]
+            sharers = _cpu_list_length(_read(index / "shared_cpu_list"))
+            found.append(Cache(int(_read(index / "level")), int(size[1]) * unit, sharers))
+    return tuple(sorted(found, key=lambda cache: cache.level))
+
+
+def _cpu_list_length(text: str) -> int:
+    """Number of CPUs in a kernel list such as ``0-3,8``; at least 1."""
+    total = 0
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        total += int(last or first) - int(first) + 1
+    return max(1, total)
+
+
+def _read(path: Path) -> str:
+    """Text of a kernel file, empty where the machine does not have it."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+#: Cost of starting a piece at a random place: a DRAM access after a page walk that misses too.
+_ACCESSES_PER_PIECE = 2
+#: Piece sizes the published bandwidths are worked out for, the range a page of a KV cache takes.
+_PIECES = (4 << 10, 16 << 10, 64 << 10, 256 << 10)
+#: OpenMP fork-join of a socket, the order of EPCC's OpenMP micro-benchmarks; calibration replaces it.
+_FORK_JOIN_SECONDS = 10e-6
+_CACHE_LINE = 64
+
+
+def _published(
+    source: str,
+    cores: int,
+    gigahertz: float,
+    socket_bandwidth: float,
+    misses: int,
+    latency: float,
+    f32_per_cycle: int,
+    bf16_per_cycle: int,
+) -> Measurements:
+    """Figures worked out from a data sheet.
+
+    One thread streams as many cache lines as it has miss buffers, each memory latency (seconds) long (Little's
+    law), and never more than the socket's bandwidth (bytes a second).
+    """
+    one = min(socket_bandwidth, misses * _CACHE_LINE / latency)
+    pieces = tuple((size, size / (_ACCESSES_PER_PIECE * latency + size / one)) for size in _PIECES)
+    return Measurements(
+        read_bandwidth=one,
+        read_bandwidth_all=min(socket_bandwidth, one * cores),
+        piece_bandwidth=pieces,
+        bf16_rate=bf16_per_cycle * gigahertz * 1e9,
+        f32_rate=f32_per_cycle * gigahertz * 1e9,
+        fork_join_seconds=_FORK_JOIN_SECONDS,
+        threads=cores,
+        origin=f"published for {source}, not measured",
+    )
+
+
+#: A typical server of each instruction set. Cores, clock, channels: data sheets; miss buffers and operations a
+#: cycle: the vendors' optimization guides; memory latency: rounded from published measurements.
+_PUBLISHED = {
+    # 12 x DDR5-4800; one 512-bit multiply-add a cycle out of two halves, bf16 dot products at twice that.
+    "avx512_bf16": _published("AMD EPYC 9654 (Zen 4)", 96, 2.4, 460.8e9, 24, 110e-9, 32, 64),
+    # 8 x DDR4-3200; two 512-bit multiply-adds a cycle; 48 entries between L2 and the ring.
+    "avx512": _published("Intel Xeon Platinum 8380 (Ice Lake)", 40, 2.3, 204.8e9, 48, 100e-9, 64, 64),
+    # 8 x DDR4-3200; two 256-bit multiply-adds a cycle.
+    "plain": _published("AMD EPYC 7763 (Zen 3, AVX2)", 64, 2.45, 204.8e9, 24, 100e-9, 32, 32),
+}
+
+
+def _typical(isa: str, cores: int, extra: str, l1: int, l2: int, l3: int, l3_cpus: int) -> Target:
+    """A named target; caches in KiB."""
+    features = tuple(sorted(ISA_FEATURES[isa] | set(extra.split())))
+    caches = (Cache(1, l1 << 10, 1), Cache(2, l2 << 10, 1), Cache(3, l3 << 10, l3_cpus))
+    model = _PUBLISHED[isa].origin.removeprefix("published for ").removesuffix(", not measured")
+    return Target(f"cpu:{isa}", isa, "x86_64", model, features, cores, caches)
+
+
+_AVX2 = "avx avx2 fma f16c bmi1 bmi2 popcnt"
+_NAMED = {
+    "cpu:avx512_bf16": _typical("avx512_bf16", 96, _AVX2, 32, 1024, 32 << 10, 8),
+    "cpu:avx512": _typical("avx512", 40, _AVX2, 48, 1280, 60 << 10, 40),
+    "cpu:plain": _typical("plain", 64, _AVX2, 32, 512, 32 << 10, 8),
+}
