@@ -18,6 +18,9 @@ from llmir.ir.signature import LANES, AttentionSignature, ElementType, Isa
 
 Array = NDArray[Any]
 
+#: Query rows that are worked on at once, so that a long prefill's float64 scores fit in memory.
+_ROWS_AT_ONCE = 256
+
 #: numpy dtype that stores one element of a cache.
 STORAGE: dict[str, type] = {"bf16": np.uint16, "f16": np.float16, "f32": np.float32}
 
@@ -88,18 +91,19 @@ def attention(
     them. Returns ``[num_tokens, num_heads, head_size]``. Slots that no query may see are never read.
     """
     output = np.zeros(query.shape, np.float64)
+    block_table = np.asarray(block_table)
     for request, seq_len in enumerate(int(n) for n in seq_lens):
-        rows = slice(int(query_start[request]), int(query_start[request + 1]))
-        num_new = rows.stop - rows.start
-        if num_new == 0:
-            continue
-        positions = np.arange(seq_len - num_new, seq_len)
-        first = max(0, int(positions[0]) - signature.window + 1) if signature.window else 0
-        seen = np.arange(first, seq_len)
-        blocks, offsets = np.asarray(block_table)[request, seen // signature.block_size], seen % signature.block_size
-        keys = decode(key_cache[blocks, :, offsets])  # [keys, KV heads, head size]
-        values = decode(value_cache[blocks, :, offsets])
-        output[rows] = _attend(decode(query[rows]), keys, values, _visible(positions, seen, signature), signature)
+        begin, end = int(query_start[request]), int(query_start[request + 1])
+        for row in range(begin, end, _ROWS_AT_ONCE):
+            rows = slice(row, min(row + _ROWS_AT_ONCE, end))
+            positions = np.arange(rows.start, rows.stop) + seq_len - end
+            first = max(0, int(positions[0]) - signature.window + 1) if signature.window else 0
+            seen = np.arange(first, int(positions[-1]) + 1)
+            blocks, offsets = block_table[request, seen // signature.block_size], seen % signature.block_size
+            keys = decode(key_cache[blocks, :, offsets])  # [keys, KV heads, head size]
+            values = decode(value_cache[blocks, :, offsets])
+            visible = _visible(positions, seen, signature)
+            output[rows] = _attend(decode(query[rows]), keys, values, visible, signature)
     return output
 
 

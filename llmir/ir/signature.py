@@ -1,0 +1,128 @@
+"""What a compiled attention kernel is made for, as plain records.
+
+The same facts stand in the IR as types and attributes; these records carry them to where no MLIR is
+loaded: a plan on disk, a serving process, the key of a compiled object.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+ElementType = Literal["bf16", "f16", "f32"]
+#: "logical" is the framework's page before a layout is decided: [block, KV head, slot, key then value].
+CacheLayout = Literal["logical", "row", "lane", "pair"]
+Isa = Literal["avx512_bf16", "avx512", "plain"]
+
+ELEMENT_BYTES: dict[str, int] = {"bf16": 2, "f16": 2, "f32": 4}
+#: float32 lanes of one vector register.
+LANES: dict[str, int] = {"avx512_bf16": 16, "avx512": 16, "plain": 8}
+HEAD_SIZES = (64, 80, 96, 128, 256)
+
+
+@dataclass(frozen=True)
+class AttentionSignature:
+    """One attention layer's shape on one rank: layers with equal signatures share a kernel.
+
+    A page is one (block, KV head): ``2 * block_size * head_size`` elements, keys first, then values.
+    With L lanes a vector, the layouts inside a page are
+
+    =====  =============================  ==========================
+    row    K ``[block_size][head_size]``  V ``[block_size][head_size]``
+    lane   K ``[block_size/L][head_size][L]``       V ``[block_size][head_size]``
+    pair   K ``[block_size/16][head_size/2][16][2]``  V ``[block_size/2][head_size][2]``
+    =====  =============================  ==========================
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    element_type: ElementType
+    block_size: int
+    """Tokens in a block."""
+    scale: float
+    """Factor on query-key products."""
+    window: int = 0
+    """Tokens a query may attend to, itself included; 0: all."""
+    soft_cap: float = 0.0
+    """Scores become ``soft_cap * tanh(score / soft_cap)``; 0: they stay."""
+    layout: CacheLayout = "logical"
+
+    @property
+    def queries_per_kv(self) -> int:
+        """Query heads that share one KV head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one block of one KV head, keys and values."""
+        return 2 * self.block_size * self.head_size * ELEMENT_BYTES[self.element_type]
+
+
+@dataclass(frozen=True)
+class KernelVariant:
+    """Tile sizes of one variant of the attention kernel.
+
+    A variant handles an item of up to ``max_tokens`` query tokens (times the query heads of a KV head =
+    rows), ``row_tile`` rows in registers at a time, softmax once every ``key_chunk`` keys.
+    """
+
+    name: Literal["decode", "prefill"]
+    max_tokens: int
+    row_tile: int
+    key_chunk: int
+    """Keys between two softmax steps; divides the block size."""
+    key_vectors: int
+    """Vectors of scores a query row keeps in registers."""
+    value_vectors: int
+    """Vectors of output a query row keeps in registers."""
+    prefetch: int
+    """Chunks ahead that are prefetched; 0: none."""
+
+
+@dataclass(frozen=True)
+class StepPolicy:
+    """The run-time conditions by which a step's work list is cut."""
+
+    decode_tokens: int
+    """A request with at most this many new tokens uses the decode variant."""
+    split_keys: int
+    """Least keys in one split of a request's KV cache."""
+    items_per_thread: int
+    """Split KV only while a step has fewer items than this times the threads."""
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """Everything that decides the code of one kernel function."""
+
+    signature: AttentionSignature
+    isa: Isa
+    variants: tuple[KernelVariant, ...]
+
+    @property
+    def symbol(self) -> str:
+        """Name of the kernel function, readable: ``attention_9x3x64_bf16_block128``."""
+        s = self.signature
+        extras = (f"_window{s.window}" if s.window else "") + ("_softcap" if s.soft_cap else "")
+        return f"attention_{s.num_heads}x{s.num_kv_heads}x{s.head_size}_{s.element_type}_block{s.block_size}{extras}"
+
+    def variant(self, name: str) -> KernelVariant:
+        """The variant called ``name``; KeyError if this kernel has none."""
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        raise KeyError(name)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> KernelSpec:
+        """The inverse of :meth:`to_json`; raises KeyError or TypeError on other data."""
+        return cls(
+            signature=AttentionSignature(**data["signature"]),
+            isa=data["isa"],
+            variants=tuple(KernelVariant(**v) for v in data["variants"]),
+        )

@@ -1,0 +1,73 @@
+"""What the host hands to a compiled kernel: one argument record, and a list of work items.
+
+A kernel is ``void kernel(Arguments *)``. Everything it needs from outside comes through the record, the
+OpenMP entry points included, so that a compiled object has no link-time ties to a runtime.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from enum import IntEnum
+
+
+class Arguments(ctypes.Structure):
+    """One call: append the new keys and values of a layer, then attend. All fields are eight bytes.
+
+    ``strides`` are in elements from one token to the next; heads of a token are contiguous.
+    """
+
+    _fields_ = (
+        ("query", ctypes.c_void_p),  # [tokens, heads, head_size]
+        ("key", ctypes.c_void_p),  # [tokens, KV heads, head_size]
+        ("value", ctypes.c_void_p),  # [tokens, KV heads, head_size]
+        ("output", ctypes.c_void_p),  # [tokens, heads, head_size]
+        ("cache", ctypes.c_void_p),  # [blocks, KV heads, page]
+        ("slots", ctypes.c_void_p),  # int64 [append_tokens]: block * block_size + offset, negative: none
+        ("block_table", ctypes.c_void_p),  # int32 [requests, block_table_stride]
+        ("items", ctypes.c_void_p),  # int32 [item_count, ITEM_FIELDS]
+        ("partials", ctypes.c_void_p),  # float32: states of splits
+        ("split_counters", ctypes.c_void_p),  # int32 [split groups], zero before and after a call
+        ("query_stride", ctypes.c_int64),
+        ("key_stride", ctypes.c_int64),
+        ("value_stride", ctypes.c_int64),
+        ("output_stride", ctypes.c_int64),
+        ("block_table_stride", ctypes.c_int64),
+        ("append_tokens", ctypes.c_int64),
+        ("item_count", ctypes.c_int64),
+        ("next_item", ctypes.c_int64),  # the kernel's own work counter
+        ("threads", ctypes.c_int64),
+        ("gomp_parallel", ctypes.c_void_p),
+        ("gomp_barrier", ctypes.c_void_p),
+        ("omp_get_thread_num", ctypes.c_void_p),
+        ("omp_get_num_threads", ctypes.c_void_p),
+    )
+
+
+#: Byte offset of every field of :class:`Arguments`.
+ARGUMENT_OFFSET: dict[str, int] = {name: getattr(Arguments, name).offset for name, _ in Arguments._fields_}
+
+
+class Item(IntEnum):
+    """Columns of a work item (int32): some query tokens of one request against a range of one KV head's cache."""
+
+    VARIANT = 0  # position in KernelSpec.variants
+    TOKEN = 1  # first query token, a row of query and output
+    TOKENS = 2
+    KV_HEAD = 3
+    REQUEST = 4  # row of the block table
+    POSITION = 5  # of the first query token in its request
+    KEY_BEGIN = 6  # a multiple of the variant's key_chunk
+    KEY_END = 7
+    PARTIAL = 8  # where the state goes: a slot of partials, or -1: finish and write the output
+    FIRST_PARTIAL = 9  # first slot of the split group
+    SPLITS = 10  # items in the split group
+    GROUP = 11  # the split group's counter
+
+
+ITEM_FIELDS = len(Item)
+ITEM_BYTES = 4 * ITEM_FIELDS
+
+
+def state_floats(head_size: int, lanes: int) -> int:
+    """float32 values of one query row's running state: maximum and sum (a vector each), then the output."""
+    return 2 * lanes + head_size

@@ -1,0 +1,97 @@
+"""Emits append_kv: new keys and values of a layer into the pages of its cache.
+
+Threads share the tokens evenly. A token's slot is ``block * block_size + offset``; a negative slot (padding)
+is left out. Consecutive tokens of a "pair" page share cache lines of values, so values are written lane by
+lane, never read and written back: two threads may hold the two halves of one pair.
+"""
+
+from __future__ import annotations
+
+from llmir.ir.bindings import ir
+from llmir.ir.signature import KernelSpec
+from llmir.kernels.cpu import builder as b
+from llmir.kernels.cpu.attention import argument, count_argument
+from llmir.kernels.cpu.products import Products
+
+_UNROLL = 8
+
+
+class AppendEmitter:
+    """Emits append_kv for one signature."""
+
+    def __init__(self, spec: KernelSpec):
+        self.signature = spec.signature
+        self.products = Products.of(spec)
+
+    def emit(self, arguments: ir.Value, thread: ir.Value, threads: ir.Value) -> None:
+        """Appends this thread's share of the call's tokens; thread numbers are i64."""
+        s, p = self.signature, self.products
+        tokens = count_argument(arguments, "append_tokens")
+        first = b.div(b.mul(tokens, thread), threads)
+        end = b.div(b.mul(tokens, b.add(thread, 1)), threads)
+        slots, cache = argument(arguments, "slots"), argument(arguments, "cache")
+        sources = [
+            (argument(arguments, name), b.mul(count_argument(arguments, f"{name}_stride"), p.element_bytes))
+            for name in ("key", "value")
+        ]
+
+        def token(number: ir.Value) -> None:
+            slot = b.load(b.offset(slots, b.mul(number, 8)), b.integer(64))
+            key, value = (b.offset(base, b.mul(number, stride)) for base, stride in sources)
+
+            def head(index: ir.Value) -> None:
+                page = b.add(b.mul(b.div(slot, s.block_size), s.num_kv_heads), index)
+                keys = b.offset(cache, b.mul(page, s.page_bytes))
+                values = b.offset(keys, s.page_bytes // 2)
+                inside = b.mul(index, s.head_size * p.element_bytes)
+                place = b.rem(slot, s.block_size)
+                self._append_key(b.offset(key, inside), keys, place)
+                self._append_value(b.offset(value, inside), values, place)
+
+            b.when(b.at_least(slot, 0), lambda: _nothing(b.loop(0, s.num_kv_heads, 1, head)))
+
+        b.loop(first, end, 1, token)
+
+    def _append_key(self, source: ir.Value, keys: ir.Value, place: ir.Value) -> None:
+        """One key into column ``place`` of ``[block_size / lanes][steps][lanes][elements per step]``."""
+        s, p = self.signature, self.products
+        step_bytes = p.elements_per_step * p.element_bytes
+        steps = s.head_size // p.elements_per_step
+        group = b.mul(b.div(place, p.lanes), steps * p.step_vector_bytes)
+        column = b.offset(keys, b.add(group, b.mul(b.rem(place, p.lanes), step_bytes)))
+        word = b.integer(8 * step_bytes)
+
+        def scatter(step: ir.Value) -> None:
+            at_source = b.offset(source, b.mul(step, step_bytes))
+            at_column = b.offset(column, b.mul(step, p.step_vector_bytes))
+            for u in range(_UNROLL):
+                value = b.load(b.offset(at_source, u * step_bytes), word, alignment=p.element_bytes)
+                b.store(value, b.offset(at_column, u * p.step_vector_bytes), alignment=step_bytes)
+
+        b.loop(0, steps, _UNROLL, scatter)
+
+    def _append_value(self, source: ir.Value, values: ir.Value, place: ir.Value) -> None:
+        """One value into row ``place`` of ``[block_size / elements per step][head_size][elements per step]``."""
+        s, p = self.signature, self.products
+        line_bytes = s.head_size * p.elements_per_step * p.element_bytes
+        line = b.offset(values, b.mul(b.div(place, p.elements_per_step), line_bytes))
+        vector = b.vector_of(p.lanes, b.integer(8 * p.element_bytes))
+        for v in range(s.head_size // p.lanes):
+            raw = b.load(b.offset(source, v * p.lanes * p.element_bytes), vector, alignment=p.element_bytes)
+            target = b.offset(line, v * p.step_vector_bytes)
+            if p.pairs:
+                self._store_half(raw, target, b.rem(place, 2))
+            else:
+                b.store(raw, target, alignment=p.element_bytes)
+
+    def _store_half(self, raw: ir.Value, target: ir.Value, half: ir.Value) -> None:
+        """Sixteen 16-bit values into the even (``half`` 0) or odd lanes at ``target``."""
+        lanes = 2 * self.products.lanes
+        both_halves = b.interleave(raw, raw)
+        odd = b.equal(b.rem(b.lane_numbers(lanes), b.constant(2, b.vector_of(lanes, b.integer(32)))),
+                      b.splat(b.narrow(half), lanes))
+        b.store_lanes(both_halves, target, odd, alignment=2)
+
+
+def _nothing(_results: list) -> None:
+    """Discards a loop's (absent) results."""

@@ -1,0 +1,120 @@
+"""From a kernel's specification to object code: level-two IR, the LLVM dialect, an ELF object."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from llmir.errors import KernelError
+from llmir.ir.bindings import execution_engine, ir, passmanager
+from llmir.ir.signature import HEAD_SIZES, LANES, KernelSpec
+from llmir.kernels.cpu import builder as b
+from llmir.kernels.cpu.abi import ARGUMENT_OFFSET, ITEM_BYTES, Item
+from llmir.kernels.cpu.append import AppendEmitter
+from llmir.kernels.cpu.attention import AttentionEmitter, argument, count_argument, item_field
+from llmir.kernels.cpu.products import Products
+
+#: From vector, scf, arith, math and x86 ops to the LLVM dialect.
+PIPELINE = (
+    "builtin.module(canonicalize,cse,loop-invariant-code-motion,convert-scf-to-cf,"
+    "convert-vector-to-llvm{enable-x86=true},convert-arith-to-llvm,convert-math-to-llvm,convert-index-to-llvm,"
+    "convert-cf-to-llvm,convert-func-to-llvm,reconcile-unrealized-casts,canonicalize,cse)"
+)
+
+
+def check(spec: KernelSpec) -> None:
+    """Raises KernelError where the generators cannot make ``spec``."""
+    s, lanes = spec.signature, LANES[spec.isa]
+    products = Products.of(spec)
+    if s.num_heads % s.num_kv_heads:
+        raise KernelError(f"{s.num_heads} query heads cannot share {s.num_kv_heads} KV heads evenly")
+    if s.head_size not in HEAD_SIZES:
+        raise KernelError(f"no kernel for head size {s.head_size}; there are kernels for {HEAD_SIZES}")
+    if s.layout != products.layout:
+        raise KernelError(f"{s.element_type} on {spec.isa} reads pages in layout {products.layout!r}, not {s.layout!r}")
+    if s.scale <= 0:
+        raise KernelError(f"the attention scale must be positive, not {s.scale}")
+    for v in spec.variants:
+        if s.block_size % v.key_chunk or v.key_chunk % (v.key_vectors * lanes):
+            raise KernelError(
+                f"variant {v.name!r}: {v.key_chunk} keys a chunk must divide the block size {s.block_size} "
+                f"and be a multiple of {v.key_vectors} vectors of {lanes}"
+            )
+
+
+def kernel_module(spec: KernelSpec) -> ir.Module:
+    """The level-two module of a kernel: ``append_kv`` and attention of one signature in one function.
+
+    Raises KernelError where ``spec`` cannot be generated. Needs no context: it makes its own.
+    """
+    check(spec)
+    with ir.Context(), ir.Location.unknown():
+        module = ir.Module.create()
+        for variant in spec.variants:
+            emitter = AttentionEmitter(spec, variant)
+            name = f"{spec.symbol}_{variant.name}"
+            b.function(module, name, [b.pointer(), b.pointer()], emitter.emit_item)
+        b.function(module, f"{spec.symbol}_thread", [b.pointer()], lambda a: _thread(spec, a))
+        b.function(module, spec.symbol, [b.pointer()], lambda a: _entry(spec, a))
+        return module
+
+
+def _entry(spec: KernelSpec, arguments: ir.Value) -> None:
+    """Starts the team: one parallel region for the whole call."""
+    b.store(b.constant(0), b.offset(arguments, ARGUMENT_OFFSET["next_item"]))
+    threads = b.narrow(count_argument(arguments, "threads"))
+    body = b.address_of(f"{spec.symbol}_thread")
+    b.call_address(argument(arguments, "gomp_parallel"), body, arguments, threads, b.constant(0, b.integer(32)))
+
+
+def _thread(spec: KernelSpec, arguments: ir.Value) -> None:
+    """What each thread does: append its share, wait for the others, then take items until none is left."""
+
+    def append() -> None:
+        i32 = b.integer(32)
+        thread = b.widen(b.call_address(argument(arguments, "omp_get_thread_num"), result=i32))
+        threads = b.widen(b.call_address(argument(arguments, "omp_get_num_threads"), result=i32))
+        AppendEmitter(spec).emit(arguments, thread, threads)
+        b.call_address(argument(arguments, "gomp_barrier"))
+
+    b.when(b.less(0, count_argument(arguments, "append_tokens")), append)
+    count = count_argument(arguments, "item_count")
+    items = argument(arguments, "items")
+    next_item = b.offset(arguments, ARGUMENT_OFFSET["next_item"])
+
+    def take() -> ir.Value:
+        number = b.atomic_add(next_item, 1)
+        left = b.less(number, count)
+
+        def run() -> None:
+            item = b.offset(items, b.mul(number, ITEM_BYTES))
+            kind = item_field(item, Item.VARIANT)
+            for index, variant in enumerate(spec.variants):
+                name = f"{spec.symbol}_{variant.name}"
+                b.when(b.equal(kind, index), lambda name=name: b.call(name, arguments, item))
+
+        b.when(left, run)
+        return left
+
+    b.loop_while(take)
+
+
+def lower(module: ir.Module) -> None:
+    """Lowers a level-two module to the LLVM dialect, in place."""
+    with module.context:
+        passmanager.PassManager.parse(PIPELINE).run(module.operation)
+
+
+def compile_object(spec: KernelSpec) -> bytes:
+    """The kernel as an x86-64 ELF object, compiled for this machine; raises KernelError where that fails."""
+    module = kernel_module(spec)
+    lower(module)
+    engine = execution_engine.ExecutionEngine(module, opt_level=3, enable_object_dump=True)
+    with tempfile.TemporaryDirectory(prefix="llmir-") as folder:
+        path = os.path.join(folder, "kernel.o")
+        engine.dump_to_object_file(path)
+        data = Path(path).read_bytes() if os.path.exists(path) else b""
+    if not data:
+        raise KernelError(f"MLIR wrote no object for kernel {spec.symbol}; its messages above say why")
+    return data
