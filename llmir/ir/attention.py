@@ -1,0 +1,274 @@
+"""The ops of the KV cache and of attention, and what passes make of them.
+
+Queries, keys and values are ``[tokens, heads, head_size]``. A step's bookkeeping comes as four operands that
+every layer shares: ``slots`` ``[tokens]`` i64 (where each token's key and value go: block * block_size +
+offset), ``block_table`` ``[requests, max_blocks]`` i32, ``query_start`` ``[requests + 1]`` i32 and
+``sequence_lengths`` ``[requests]`` i32 (tokens in the cache, the step's own included).
+"""
+# No `from __future__ import annotations`: ext.py reads the annotations of these classes as objects.
+
+from dataclasses import asdict, fields
+from typing import Any
+
+from llmir.errors import UnsupportedLayerError
+from llmir.ir import types
+from llmir.ir.attributes import Selection, Weight, to_python
+from llmir.ir.base import InvalidIRError, LLMOp, optional_attribute, require, same_extent, same_shape, shape
+from llmir.ir.bindings import ext, ir
+from llmir.ir.ops import check_weight
+from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature, KernelSpec, StepPolicy
+from llmir.ir.types import PagedKVCache
+
+Operand, Result, Pure = ext.Operand, ext.Result, ext.Pure
+
+
+def check_cache(cache: ir.Value) -> PagedKVCache:
+    """Verify a cache's type and return it."""
+    problem = types.problem(cache.type)
+    require(problem is None, str(problem))
+    return cache.type
+
+
+def check_heads(value: ir.Value, heads: int | None, head_size: int, what: str) -> None:
+    """Verify that a value is ``[tokens, heads, head_size]``."""
+    require(
+        same_shape(shape(value), [None, heads, head_size]),
+        f"{what} must be [tokens, {'heads' if heads is None else heads}, {head_size}] to fit the cache, "
+        f"but is {value.type}",
+    )
+
+
+def check_append(op: Any) -> None:
+    """What append_kv and fused_attention have in common."""
+    cache = check_cache(op.cache)
+    for what in ("key", "value"):
+        check_heads(getattr(op, what), cache.kv_heads, cache.head_size, what)
+    require(op.cache.type == op.new_cache.type, f"cache is {op.cache.type}, but new cache {op.new_cache.type}")
+    require(
+        same_extent(shape(op.key)[0], shape(op.slots)[0]), f"{op.key.type} needs one slot a token, not {op.slots.type}"
+    )
+
+
+def check_attention(op: Any) -> None:
+    """What paged_attention and fused_attention have in common."""
+    cache = check_cache(op.cache)
+    check_heads(op.query, None, cache.head_size, "query")
+    heads = shape(op.query)[1]
+    require(heads is not None, f"the number of query heads must be known, but query is {op.query.type}")
+    require(heads % cache.kv_heads == 0, f"{heads} query heads do not share {cache.kv_heads} KV heads evenly")
+    require(op.query.type == op.result.type, f"query is {op.query.type}, but result {op.result.type}")
+    require(op.scale.value > 0, f"scale must be positive, but is {op.scale.value}")
+    require(op.window.value >= 0, f"window must be 0 (none) or a number of tokens, but is {op.window.value}")
+    require(op.soft_cap.value >= 0, f"soft_cap must be 0 (none) or positive, but is {op.soft_cap.value}")
+    if op.sinks is not None:
+        check_weight(op.sinks, [heads], "sinks")
+    if op.alibi is not None:
+        require(len(op.alibi) == heads, f"{len(op.alibi)} ALiBi slopes for {heads} query heads")
+    if op.selection is not None:
+        check_selection(op.selection, cache.block_size)
+
+
+def check_selection(selection: Selection, block_size: int) -> None:
+    """Verify that a selection reads as records, and its chunks divide a block."""
+    try:
+        variants, _ = selection.variants, selection.policy
+    except TypeError as error:
+        raise InvalidIRError(f"selection cannot be read: {error}") from error
+    require(len(variants) > 0, "a selection needs at least one variant")
+    for variant in variants:
+        require(
+            variant.key_chunk > 0 and block_size % variant.key_chunk == 0,
+            f"key_chunk {variant.key_chunk} of variant {variant.name!r} does not divide the block size {block_size}",
+        )
+
+
+class AppendKV(LLMOp, name="append_kv"):
+    """Write the step's keys and values into the cache.
+
+    The cache is memory the framework owns; ``new_cache`` is the same memory afterwards, so that whoever reads
+    it is ordered behind the write.
+    """
+
+    cache: Operand[PagedKVCache]
+    key: Operand[Any]
+    value: Operand[Any]
+    slots: Operand[Any]
+    layer: ir.StringAttr
+    new_cache: Result[PagedKVCache]
+
+    def check(self) -> None:
+        check_append(self)
+
+
+class PagedAttention(LLMOp, name="paged_attention", traits=[Pure]):
+    """Attention of the step's queries over the cache; result ``[tokens, heads, head_size]``.
+
+    ``scale`` multiplies query-key products; ``window`` counts tokens, the query's own included (0: all);
+    ``soft_cap`` c makes a score ``c * tanh(score / c)`` (0: off); ``sinks`` is a weight ``[heads]``, ``alibi``
+    a list of slopes, one a head; ``layer`` is the framework's name of the attention layer.
+    """
+
+    query: Operand[Any]
+    cache: Operand[PagedKVCache]
+    block_table: Operand[Any]
+    query_start: Operand[Any]
+    sequence_lengths: Operand[Any]
+    layer: ir.StringAttr
+    scale: ir.FloatAttr
+    causal: ir.IntegerAttr
+    window: ir.IntegerAttr
+    soft_cap: ir.FloatAttr
+    result: Result[Any]
+    sinks = optional_attribute("sinks", Weight)
+    alibi = optional_attribute("alibi", ir.ArrayAttr)
+    selection = optional_attribute("selection", Selection)
+
+    def check(self) -> None:
+        check_attention(self)
+
+
+class FusedAttention(LLMOp, name="fused_attention"):
+    """append_kv and paged_attention in one call; ``kernel`` names the llm.kernel once it is outlined."""
+
+    query: Operand[Any]
+    key: Operand[Any]
+    value: Operand[Any]
+    cache: Operand[PagedKVCache]
+    slots: Operand[Any]
+    block_table: Operand[Any]
+    query_start: Operand[Any]
+    sequence_lengths: Operand[Any]
+    layer: ir.StringAttr
+    scale: ir.FloatAttr
+    causal: ir.IntegerAttr
+    window: ir.IntegerAttr
+    soft_cap: ir.FloatAttr
+    result: Result[Any]
+    new_cache: Result[PagedKVCache]
+    sinks = optional_attribute("sinks", Weight)
+    alibi = optional_attribute("alibi", ir.ArrayAttr)
+    selection = optional_attribute("selection", Selection)
+    kernel = optional_attribute("kernel", ir.FlatSymbolRefAttr)
+
+    def check(self) -> None:
+        check_append(self)
+        check_attention(self)
+        if self.kernel is not None:
+            # Bytecode verifies a function before its module is whole: text.verify looks for missing kernels.
+            kernel = find_kernel(self, self.kernel.value)
+            require(
+                kernel is None or to_python(kernel.attributes["signature"]) == asdict(signature_of(self)),
+                f"kernel @{self.kernel.value} is made for another signature than layer {self.layer}",
+            )
+
+
+class LatentAttention(LLMOp, name="latent_attention"):
+    """Multi-head latent attention (DeepSeek's MLA): a cache of compressed keys and values, read in place.
+
+    query ``[tokens, heads, nope + rope]``, latent ``[tokens, latent_size]``, rope_key ``[tokens, rope_size]``;
+    the cache has one KV head of ``latent_size + rope_size`` elements; ``expand`` is the weight
+    ``[heads * (nope + value_size), latent_size]``; result ``[tokens, heads, value_size]``.
+    """
+
+    query: Operand[Any]
+    latent: Operand[Any]
+    rope_key: Operand[Any]
+    cache: Operand[PagedKVCache]
+    slots: Operand[Any]
+    block_table: Operand[Any]
+    query_start: Operand[Any]
+    sequence_lengths: Operand[Any]
+    layer: ir.StringAttr
+    expand: Weight
+    scale: ir.FloatAttr
+    causal: ir.IntegerAttr
+    result: Result[Any]
+    new_cache: Result[PagedKVCache]
+
+    def check(self) -> None:
+        cache = check_cache(self.cache)
+        require(self.cache.type == self.new_cache.type, "cache and new cache must have one type")
+        heads, width = shape(self.query)[-2:]
+        latent, rope = shape(self.latent)[-1], shape(self.rope_key)[-1]
+        value = shape(self.result)[-1]
+        require(
+            None not in (heads, width, latent, rope, value),
+            "heads and sizes of latent attention must be known, only the number of tokens may not be",
+        )
+        require(
+            cache.kv_heads == 1 and cache.head_size == latent + rope,
+            f"the cache must hold one head of {latent} + {rope} elements, but is {self.cache.type}",
+        )
+        check_weight(self.expand, [heads * (width - rope + value), latent], "expand")
+        require(self.scale.value > 0, f"scale must be positive, but is {self.scale.value}")
+
+
+class Kernel(LLMOp, name="kernel"):
+    """A kernel function of the module: what ``fused_attention`` of one signature calls."""
+
+    sym_name: ir.StringAttr
+    signature: ir.DictAttr
+    selection: Selection
+
+    def check(self) -> None:
+        spec = kernel_spec(self)
+        signature = spec.signature
+        require(signature.layout != "logical", "a kernel needs a cache layout, but this one is still 'logical'")
+        require(
+            signature.num_kv_heads > 0 and signature.num_heads % signature.num_kv_heads == 0,
+            f"{signature.num_heads} query heads do not share {signature.num_kv_heads} KV heads evenly",
+        )
+        check_selection(self.selection, signature.block_size)
+
+
+def find_kernel(op: Any, name: str) -> Any:
+    """The llm.kernel called ``name`` in the module around ``op``; None if there is none."""
+    module = op.operation
+    while module.parent is not None:
+        module = module.parent.operation
+    for candidate in module.regions[0].blocks[0].operations:
+        if candidate.operation.name == "llm.kernel" and candidate.attributes["sym_name"].value == name:
+            return candidate
+    return None
+
+
+def signature_of(op: Any) -> AttentionSignature:
+    """The signature of a paged_attention or fused_attention op.
+
+    Raises UnsupportedLayerError for what a signature cannot say: bidirectional attention, sinks, ALiBi,
+    and element types without a kernel.
+    """
+    layer, cache = op.layer.value, op.cache.type
+    if not op.causal.value:
+        raise UnsupportedLayerError(layer, "only causal attention has a kernel")
+    if op.sinks is not None:
+        raise UnsupportedLayerError(layer, "attention sinks have no kernel")
+    if op.alibi is not None:
+        raise UnsupportedLayerError(layer, "ALiBi has no kernel")
+    if cache.element_type not in ELEMENT_BYTES:
+        raise UnsupportedLayerError(layer, f"a KV cache of {cache.element_type} has no kernel")
+    return AttentionSignature(
+        num_heads=shape(op.query)[1],
+        num_kv_heads=cache.kv_heads,
+        head_size=cache.head_size,
+        element_type=cache.element_type,
+        block_size=cache.block_size,
+        scale=op.scale.value,
+        window=op.window.value,
+        soft_cap=op.soft_cap.value,
+        layout=cache.layout,
+    )
+
+
+def kernel_spec(op: Any) -> KernelSpec:
+    """The KernelSpec of a llm.kernel op."""
+    values = to_python(op.attributes["signature"])
+    expected = {field.name for field in fields(AttentionSignature)}
+    require(set(values) == expected, f"signature must have the entries {sorted(expected)}, but has {sorted(values)}")
+    selection = op.attributes["selection"]
+    return KernelSpec(AttentionSignature(**values), selection.isa, selection.variants)
+
+
+def step_policy(op: Any) -> StepPolicy:
+    """The StepPolicy of a llm.kernel op."""
+    return op.attributes["selection"].policy

@@ -1,0 +1,91 @@
+"""What types, attributes and ops of the ``llm`` dialect have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmir.ir.bindings import ext, ir
+
+
+class LLM(ext.Dialect, name="llm"):
+    """What a decoder executes: one op a framework layer, weights as symbols, the KV cache as a type."""
+
+
+class LLMType(LLM.Type):
+    """A type whose parameters read as the attributes they are; ext.py leaves them all plain ``Attribute``."""
+
+    @property
+    def params(self) -> list[ir.Attribute]:
+        """The parameters, in the order of the class's fields."""
+        return [parameter.maybe_downcast() for parameter in super().params]
+
+
+class LLMAttribute(LLM.Attribute):
+    """An attribute whose parameters read as the attributes they are."""
+
+    @property
+    def params(self) -> list[ir.Attribute]:
+        """The parameters, in the order of the class's fields."""
+        return [parameter.maybe_downcast() for parameter in super().params]
+
+
+class InvalidIRError(Exception):
+    """Raised inside a verifier; becomes a located MLIR error."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Fail the running verifier with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise InvalidIRError(message)
+
+
+class LLMOp(LLM.Operation):
+    """An op whose ``check`` method states its invariants with :func:`require`."""
+
+    def check(self) -> None:
+        """Raise InvalidIRError where an invariant does not hold."""
+
+    @staticmethod
+    def verify_invariants(op: Any) -> bool:
+        """MLIR's hook: false, with an error at the op's location, where ``check`` fails."""
+        try:
+            op.opview.check()
+        except InvalidIRError as error:
+            op.location.emit_error(f"'{op.name}' op {error}")
+            return False
+        return True
+
+
+def optional_attribute(name: str, kind: type) -> property:
+    """A readable property for an attribute that may be absent; IRDL itself knows no optional attributes."""
+
+    def read(op: Any) -> Any:
+        if name not in op.attributes:
+            return None
+        attribute = op.attributes[name]
+        require(isinstance(attribute, kind), f"attribute {name!r} must be a {kind.__name__}, but is {attribute}")
+        return attribute
+
+    return property(read)
+
+
+def rank(value: ir.Value) -> int:
+    """Dimensions of a tensor value."""
+    return len(shape(value))
+
+
+def shape(value: ir.Value) -> list[int | None]:
+    """Shape of a tensor value; None stands for a dimension known only when it runs."""
+    kind = value.type
+    require(isinstance(kind, ir.RankedTensorType), f"operand must be a ranked tensor, but is {kind}")
+    return [None if kind.is_dynamic_dim(i) else kind.get_dim_size(i) for i in range(kind.rank)]
+
+
+def same_extent(a: int | None, b: int | None) -> bool:
+    """Whether two dimensions can be equal; an unknown one fits anything."""
+    return a is None or b is None or a == b
+
+
+def same_shape(a: list[int | None], b: list[int | None]) -> bool:
+    """Whether two shapes can be equal."""
+    return len(a) == len(b) and all(same_extent(x, y) for x, y in zip(a, b, strict=True))

@@ -1,0 +1,297 @@
+"""The types of the ``llm`` dialect, each with a builder and readers in Python values.
+
+=========================================================================================  ==================
+``!llm.paged_kv_cache<bf16, [kv_heads, head_size, block_size, max_length], "layout">``      PagedKVCache
+``!llm.sharded_tensor<tensor<..>, dim, shards, index>``                                     ShardedTensor
+``!llm.quantized_tensor<i8, [shape], symmetric, axis, group>``                              QuantizedTensor
+=========================================================================================  ==================
+
+A type read from text can be out of its invariants: MLIR has no hook for a type's verifier in Python.
+Builders raise ValueError, and every op that uses the type repeats the check with the op's location.
+"""
+# No `from __future__ import annotations`: ext.py reads the annotations of these classes as objects.
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from llmir.ir.base import LLMType
+from llmir.ir.bindings import ir
+from llmir.ir.signature import ELEMENT_BYTES
+
+_T = TypeVar("_T", bound=ir.Type)
+
+ELEMENT_NAMES = ("bf16", "f16", "f32", "f64", "f8E4M3FN", "f8E5M2", "i1", "i4", "i8", "i16", "i32", "i64")
+CACHE_ELEMENT_NAMES = (*ELEMENT_BYTES, "f8E4M3FN", "f8E5M2", "i8")
+QUANTIZED_STORAGE_NAMES = ("i4", "i8", "f8E4M3FN", "f8E5M2")
+LAYOUTS = ("logical", "row", "lane", "pair")
+#: Keys that sit side by side in one vector of a packed layout (see AttentionSignature).
+_PACKED_KEYS = {"lane": 8, "pair": 16}
+
+
+def element(name: str) -> ir.Type:
+    """The MLIR type called ``name`` (``bf16``, ``f32``, ``i64`` ...); ValueError for another name."""
+    if name not in ELEMENT_NAMES:
+        raise ValueError(f"unknown element type {name!r}; known are {', '.join(ELEMENT_NAMES)}")
+    return ir.Type.parse(name)
+
+
+def tensor(shape: Sequence[int | None], element_type: str) -> ir.RankedTensorType:
+    """A tensor type; None in ``shape`` is a dimension known only when it runs."""
+    dynamic = ir.ShapedType.get_dynamic_size()
+    return ir.RankedTensorType.get([dynamic if size is None else size for size in shape], element(element_type))
+
+
+def _integer(value: int) -> ir.IntegerAttr:
+    return ir.IntegerAttr.get(ir.IntegerType.get_signless(64), value)
+
+
+def _integers(values: Sequence[int]) -> ir.ArrayAttr:
+    return ir.ArrayAttr.get([_integer(value) for value in values])
+
+
+def _are_i64(attributes: Sequence[ir.Attribute]) -> bool:
+    """``64 : index`` and ``64`` are different attributes, so a type built from either would not be equal."""
+    return all(isinstance(a, ir.IntegerAttr) and str(a.type) == "i64" for a in attributes)
+
+
+class PagedKVCache(LLMType, name="paged_kv_cache"):
+    """One layer's KV cache on one rank, in blocks (vLLM's word; SGLang's page)."""
+
+    element: ir.TypeAttr
+    sizes: ir.ArrayAttr
+    arrangement: ir.StringAttr
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        element_type: str,
+        kv_heads: int,
+        head_size: int,
+        block_size: int,
+        max_length: int,
+        layout: str = "logical",
+    ) -> "PagedKVCache":
+        """The type; ``block_size`` and ``max_length`` are in tokens. ValueError where an invariant fails."""
+        sizes = _integers([kv_heads, head_size, block_size, max_length])
+        return checked(cls.get(element(element_type), sizes, ir.StringAttr.get(layout)))
+
+    def replace(self, **changes: object) -> "PagedKVCache":
+        """The same type with some of the values of :meth:`build` changed."""
+        values = {
+            "element_type": self.element_type,
+            "kv_heads": self.kv_heads,
+            "head_size": self.head_size,
+            "block_size": self.block_size,
+            "max_length": self.max_length,
+            "layout": self.layout,
+        }
+        return type(self).build(**{**values, **changes})
+
+    @property
+    def element_type(self) -> str:
+        """Name of the stored element type."""
+        return str(self.element.value)
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads on this rank."""
+        return self.sizes[0].value
+
+    @property
+    def head_size(self) -> int:
+        """Elements of one head's key, and of its value."""
+        return self.sizes[1].value
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+        return self.sizes[2].value
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence, in tokens."""
+        return self.sizes[3].value
+
+    @property
+    def layout(self) -> str:
+        """How a page is arranged; ``logical`` until a pass has decided."""
+        return self.arrangement.value
+
+    def problem(self) -> str | None:
+        """The invariant that does not hold, in words."""
+        if len(self.sizes) != 4 or not _are_i64(list(self.sizes)):
+            return f"a KV cache has the four i64 sizes [kv_heads, head_size, block_size, max_length], not {self.sizes}"
+        for name in ("kv_heads", "head_size", "block_size", "max_length"):
+            if getattr(self, name) <= 0:
+                return f"{name} of a KV cache must be positive, not {getattr(self, name)}"
+        if self.element_type not in CACHE_ELEMENT_NAMES:
+            return f"a KV cache holds {', '.join(CACHE_ELEMENT_NAMES)}, not {self.element_type}"
+        if self.layout not in LAYOUTS:
+            return f"unknown KV cache layout {self.layout!r}; known are {', '.join(LAYOUTS)}"
+        packed = _PACKED_KEYS.get(self.layout, 1)
+        if self.block_size % packed:
+            return f"layout {self.layout!r} needs a block size divisible by {packed}, not {self.block_size}"
+        if self.layout == "pair" and self.head_size % 2:
+            return f"layout 'pair' needs an even head size, not {self.head_size}"
+        return None
+
+
+class ShardedTensor(LLMType, name="sharded_tensor"):
+    """One rank's part of a tensor that is cut into equal shards along one dimension."""
+
+    whole: ir.TypeAttr
+    cut: ir.IntegerAttr
+    parts: ir.IntegerAttr
+    part: ir.IntegerAttr
+
+    @classmethod
+    def build(cls, tensor: ir.Type, *, dim: int, shards: int, index: int) -> "ShardedTensor":
+        """Shard ``index`` of ``shards`` of the whole ``tensor``. ValueError where an invariant fails."""
+        return checked(cls.get(tensor, _integer(dim), _integer(shards), _integer(index)))
+
+    @property
+    def tensor(self) -> ir.Type:
+        """The whole tensor's type."""
+        return self.whole.value
+
+    @property
+    def dim(self) -> int:
+        """The dimension that is cut."""
+        return self.cut.value
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return self.parts.value
+
+    @property
+    def index(self) -> int:
+        """Which shard this one is."""
+        return self.part.value
+
+    @property
+    def shape(self) -> list[int | None]:
+        """Shape of this shard."""
+        whole = local_shape(self.tensor)
+        extent = whole[self.dim]
+        whole[self.dim] = None if extent is None else extent // self.shards
+        return whole
+
+    def problem(self) -> str | None:
+        """The invariant that does not hold, in words."""
+        if not _are_i64([self.cut, self.parts, self.part]):
+            return f"dimension, shards and index of a sharded tensor are i64, not {self}"
+        if isinstance(self.tensor, ShardedTensor):
+            return "a sharded tensor cannot be sharded again"
+        inner = problem(self.tensor)
+        if inner is not None:
+            return inner
+        whole = local_shape(self.tensor)
+        if not 0 <= self.dim < len(whole):
+            return f"dimension {self.dim} of {self.tensor} does not exist"
+        if self.shards <= 0 or not 0 <= self.index < self.shards:
+            return f"shard {self.index} of {self.shards} does not exist"
+        extent = whole[self.dim]
+        if extent is not None and extent % self.shards:
+            return f"{extent} (dimension {self.dim} of {self.tensor}) is not divisible by {self.shards} shards"
+        return None
+
+
+class QuantizedTensor(LLMType, name="quantized_tensor"):
+    """A tensor stored in few bits with one scale for each group along an axis."""
+
+    storage_type: ir.TypeAttr
+    extents: ir.ArrayAttr
+    symmetry: ir.IntegerAttr  # ext.py has no constraint for BoolAttr, which is an i1 IntegerAttr
+    grouped_axis: ir.IntegerAttr
+    group_extent: ir.IntegerAttr
+
+    @classmethod
+    def build(
+        cls, *, storage: str, shape: Sequence[int], axis: int, group: int, symmetric: bool = True
+    ) -> "QuantizedTensor":
+        """``group`` elements along ``axis`` share a scale (and, if not symmetric, a zero point).
+
+        ValueError where an invariant fails.
+        """
+        return checked(
+            cls.get(element(storage), _integers(shape), ir.BoolAttr.get(symmetric), _integer(axis), _integer(group))
+        )
+
+    @property
+    def storage(self) -> str:
+        """Name of the stored element type."""
+        return str(self.storage_type.value)
+
+    @property
+    def shape(self) -> list[int | None]:
+        """Shape in logical elements."""
+        return [extent.value for extent in self.extents]
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether there is no zero point."""
+        return self.symmetry.value
+
+    @property
+    def axis(self) -> int:
+        """The axis along which elements are grouped."""
+        return self.grouped_axis.value
+
+    @property
+    def group(self) -> int:
+        """Elements in a group."""
+        return self.group_extent.value
+
+    def problem(self) -> str | None:
+        """The invariant that does not hold, in words."""
+        if not _are_i64([*self.extents, self.grouped_axis, self.group_extent]):
+            return f"shape, axis and group of a quantized tensor are i64, not {self}"
+        if self.storage not in QUANTIZED_STORAGE_NAMES:
+            return f"a quantized tensor is stored as {', '.join(QUANTIZED_STORAGE_NAMES)}, not {self.storage}"
+        shape = [extent.value for extent in self.extents]
+        if not shape or min(shape) <= 0:
+            return f"the shape of a quantized tensor must be positive, not {shape}"
+        if not 0 <= self.axis < len(shape):
+            return f"axis {self.axis} of shape {shape} does not exist"
+        if self.group <= 0 or shape[self.axis] % self.group:
+            return f"{shape[self.axis]} (axis {self.axis}) is not divisible by groups of {self.group}"
+        return None
+
+
+def problem(kind: ir.Type) -> str | None:
+    """What is wrong with a type, in words; None where all is well or the type is not of this dialect."""
+    if isinstance(kind, PagedKVCache | ShardedTensor | QuantizedTensor):
+        return kind.problem()
+    return None
+
+
+def checked(kind: _T) -> _T:
+    """``kind`` itself; ValueError where one of its invariants fails."""
+    found = problem(kind)
+    if found is not None:
+        raise ValueError(found)
+    return kind
+
+
+def local_shape(kind: ir.Type) -> list[int | None]:
+    """Shape of a weight as it lies on this rank; TypeError for a type without a shape."""
+    if isinstance(kind, ShardedTensor | QuantizedTensor):
+        return kind.shape
+    if isinstance(kind, ir.RankedTensorType):
+        return [None if kind.is_dynamic_dim(i) else kind.get_dim_size(i) for i in range(kind.rank)]
+    raise TypeError(f"{kind} has no shape")
+
+
+def element_name(kind: ir.Type) -> str:
+    """Name of the element type of a tensor, sharded tensor, quantized tensor or KV cache."""
+    if isinstance(kind, PagedKVCache):
+        return kind.element_type
+    if isinstance(kind, ShardedTensor):
+        return element_name(kind.tensor)
+    if isinstance(kind, QuantizedTensor):
+        return kind.storage
+    if isinstance(kind, ir.RankedTensorType):
+        return str(kind.element_type)
+    raise TypeError(f"{kind} has no element type")
