@@ -7,19 +7,17 @@ offset), ``block_table`` ``[requests, max_blocks]`` i32, ``query_start`` ``[requ
 """
 # No `from __future__ import annotations`: ext.py reads the annotations of these classes as objects.
 
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from llmir.errors import UnsupportedLayerError
 from llmir.ir import types
 from llmir.ir.attributes import Selection, Weight, to_python
-from llmir.ir.base import InvalidIRError, LLMOp, optional_attribute, require, same_extent, same_shape, shape
+from llmir.ir.base import InvalidIRError, LLMOp, known, optional_attribute, require, same_extent, same_shape, shape
 from llmir.ir.bindings import ext, ir
 from llmir.ir.ops import check_weight
-from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature, KernelSpec, StepPolicy
+from llmir.ir.signature import ELEMENT_BYTES, LANES, AttentionSignature, KernelSpec, StepPolicy
 from llmir.ir.types import PagedKVCache
-
-Operand, Result, Pure = ext.Operand, ext.Result, ext.Pure
 
 
 def check_cache(cache: ir.Value) -> PagedKVCache:
@@ -53,8 +51,7 @@ def check_attention(op: Any) -> None:
     """What paged_attention and fused_attention have in common."""
     cache = check_cache(op.cache)
     check_heads(op.query, None, cache.head_size, "query")
-    heads = shape(op.query)[1]
-    require(heads is not None, f"the number of query heads must be known, but query is {op.query.type}")
+    heads = known(shape(op.query)[1], "number of query heads")
     require(heads % cache.kv_heads == 0, f"{heads} query heads do not share {cache.kv_heads} KV heads evenly")
     require(op.query.type == op.result.type, f"query is {op.query.type}, but result {op.result.type}")
     require(op.scale.value > 0, f"scale must be positive, but is {op.scale.value}")
@@ -74,8 +71,14 @@ def check_selection(selection: Selection, block_size: int) -> None:
         variants, _ = selection.variants, selection.policy
     except TypeError as error:
         raise InvalidIRError(f"selection cannot be read: {error}") from error
+    require(selection.isa in LANES, f"unknown instruction set {selection.isa!r}; known are {', '.join(LANES)}")
     require(len(variants) > 0, "a selection needs at least one variant")
     for variant in variants:
+        tiles = {name: size for name, size in vars(variant).items() if name != "name"}
+        require(
+            all(isinstance(size, int) and size >= 0 for size in tiles.values()),
+            f"tile sizes of variant {variant.name!r} must be integers, not {tiles}",
+        )
         require(
             variant.key_chunk > 0 and block_size % variant.key_chunk == 0,
             f"key_chunk {variant.key_chunk} of variant {variant.name!r} does not divide the block size {block_size}",
@@ -89,18 +92,18 @@ class AppendKV(LLMOp, name="append_kv"):
     it is ordered behind the write.
     """
 
-    cache: Operand[PagedKVCache]
-    key: Operand[Any]
-    value: Operand[Any]
-    slots: Operand[Any]
+    cache: ext.Operand[PagedKVCache]
+    key: ext.Operand[Any]
+    value: ext.Operand[Any]
+    slots: ext.Operand[Any]
     layer: ir.StringAttr
-    new_cache: Result[PagedKVCache]
+    new_cache: ext.Result[PagedKVCache]
 
     def check(self) -> None:
         check_append(self)
 
 
-class PagedAttention(LLMOp, name="paged_attention", traits=[Pure]):
+class PagedAttention(LLMOp, name="paged_attention", traits=[ext.Pure]):
     """Attention of the step's queries over the cache; result ``[tokens, heads, head_size]``.
 
     ``scale`` multiplies query-key products; ``window`` counts tokens, the query's own included (0: all);
@@ -108,17 +111,17 @@ class PagedAttention(LLMOp, name="paged_attention", traits=[Pure]):
     a list of slopes, one a head; ``layer`` is the framework's name of the attention layer.
     """
 
-    query: Operand[Any]
-    cache: Operand[PagedKVCache]
-    block_table: Operand[Any]
-    query_start: Operand[Any]
-    sequence_lengths: Operand[Any]
+    query: ext.Operand[Any]
+    cache: ext.Operand[PagedKVCache]
+    block_table: ext.Operand[Any]
+    query_start: ext.Operand[Any]
+    sequence_lengths: ext.Operand[Any]
     layer: ir.StringAttr
     scale: ir.FloatAttr
     causal: ir.IntegerAttr
     window: ir.IntegerAttr
     soft_cap: ir.FloatAttr
-    result: Result[Any]
+    result: ext.Result[Any]
     sinks = optional_attribute("sinks", Weight)
     alibi = optional_attribute("alibi", ir.ArrayAttr)
     selection = optional_attribute("selection", Selection)
@@ -130,21 +133,21 @@ class PagedAttention(LLMOp, name="paged_attention", traits=[Pure]):
 class FusedAttention(LLMOp, name="fused_attention"):
     """append_kv and paged_attention in one call; ``kernel`` names the llm.kernel once it is outlined."""
 
-    query: Operand[Any]
-    key: Operand[Any]
-    value: Operand[Any]
-    cache: Operand[PagedKVCache]
-    slots: Operand[Any]
-    block_table: Operand[Any]
-    query_start: Operand[Any]
-    sequence_lengths: Operand[Any]
+    query: ext.Operand[Any]
+    key: ext.Operand[Any]
+    value: ext.Operand[Any]
+    cache: ext.Operand[PagedKVCache]
+    slots: ext.Operand[Any]
+    block_table: ext.Operand[Any]
+    query_start: ext.Operand[Any]
+    sequence_lengths: ext.Operand[Any]
     layer: ir.StringAttr
     scale: ir.FloatAttr
     causal: ir.IntegerAttr
     window: ir.IntegerAttr
     soft_cap: ir.FloatAttr
-    result: Result[Any]
-    new_cache: Result[PagedKVCache]
+    result: ext.Result[Any]
+    new_cache: ext.Result[PagedKVCache]
     sinks = optional_attribute("sinks", Weight)
     alibi = optional_attribute("alibi", ir.ArrayAttr)
     selection = optional_attribute("selection", Selection)
@@ -170,31 +173,28 @@ class LatentAttention(LLMOp, name="latent_attention"):
     ``[heads * (nope + value_size), latent_size]``; result ``[tokens, heads, value_size]``.
     """
 
-    query: Operand[Any]
-    latent: Operand[Any]
-    rope_key: Operand[Any]
-    cache: Operand[PagedKVCache]
-    slots: Operand[Any]
-    block_table: Operand[Any]
-    query_start: Operand[Any]
-    sequence_lengths: Operand[Any]
+    query: ext.Operand[Any]
+    latent: ext.Operand[Any]
+    rope_key: ext.Operand[Any]
+    cache: ext.Operand[PagedKVCache]
+    slots: ext.Operand[Any]
+    block_table: ext.Operand[Any]
+    query_start: ext.Operand[Any]
+    sequence_lengths: ext.Operand[Any]
     layer: ir.StringAttr
     expand: Weight
     scale: ir.FloatAttr
     causal: ir.IntegerAttr
-    result: Result[Any]
-    new_cache: Result[PagedKVCache]
+    result: ext.Result[Any]
+    new_cache: ext.Result[PagedKVCache]
 
     def check(self) -> None:
         cache = check_cache(self.cache)
         require(self.cache.type == self.new_cache.type, "cache and new cache must have one type")
-        heads, width = shape(self.query)[-2:]
-        latent, rope = shape(self.latent)[-1], shape(self.rope_key)[-1]
-        value = shape(self.result)[-1]
-        require(
-            None not in (heads, width, latent, rope, value),
-            "heads and sizes of latent attention must be known, only the number of tokens may not be",
-        )
+        heads, width = (known(size, "query's heads and size") for size in shape(self.query, least_rank=2)[-2:])
+        latent = known(shape(self.latent)[-1], "latent size")
+        rope = known(shape(self.rope_key)[-1], "size of the rotary key")
+        value = known(shape(self.result)[-1], "size of a value")
         require(
             cache.kv_heads == 1 and cache.head_size == latent + rope,
             f"the cache must hold one head of {latent} + {rope} elements, but is {self.cache.type}",
@@ -211,14 +211,7 @@ class Kernel(LLMOp, name="kernel"):
     selection: Selection
 
     def check(self) -> None:
-        spec = kernel_spec(self)
-        signature = spec.signature
-        require(signature.layout != "logical", "a kernel needs a cache layout, but this one is still 'logical'")
-        require(
-            signature.num_kv_heads > 0 and signature.num_heads % signature.num_kv_heads == 0,
-            f"{signature.num_heads} query heads do not share {signature.num_kv_heads} KV heads evenly",
-        )
-        check_selection(self.selection, signature.block_size)
+        kernel_spec(self)
 
 
 def find_kernel(op: Any, name: str) -> Any:
@@ -248,7 +241,7 @@ def signature_of(op: Any) -> AttentionSignature:
     if cache.element_type not in ELEMENT_BYTES:
         raise UnsupportedLayerError(layer, f"a KV cache of {cache.element_type} has no kernel")
     return AttentionSignature(
-        num_heads=shape(op.query)[1],
+        num_heads=known(shape(op.query)[1], "number of query heads"),
         num_kv_heads=cache.kv_heads,
         head_size=cache.head_size,
         element_type=cache.element_type,
@@ -260,13 +253,32 @@ def signature_of(op: Any) -> AttentionSignature:
     )
 
 
+def read_signature(attribute: ir.DictAttr) -> AttentionSignature:
+    """The signature a dictionary attribute holds; InvalidIRError where it holds none that a kernel can have."""
+    try:
+        signature = AttentionSignature(**to_python(attribute))
+    except TypeError as error:
+        raise InvalidIRError(f"signature cannot be read: {error}") from error
+    for name in ("num_heads", "num_kv_heads", "head_size", "block_size"):
+        size = getattr(signature, name)
+        require(isinstance(size, int) and size > 0, f"{name} must be a positive integer, but is {size!r}")
+    require(signature.element_type in ELEMENT_BYTES, f"a cache of {signature.element_type!r} has no kernel")
+    require(
+        signature.layout in types.LAYOUTS and signature.layout != "logical",
+        f"a kernel needs a decided cache layout, but this one has {signature.layout!r}",
+    )
+    require(
+        signature.num_heads % signature.num_kv_heads == 0,
+        f"{signature.num_heads} query heads do not share {signature.num_kv_heads} KV heads evenly",
+    )
+    return signature
+
+
 def kernel_spec(op: Any) -> KernelSpec:
-    """The KernelSpec of a llm.kernel op."""
-    values = to_python(op.attributes["signature"])
-    expected = {field.name for field in fields(AttentionSignature)}
-    require(set(values) == expected, f"signature must have the entries {sorted(expected)}, but has {sorted(values)}")
-    selection = op.attributes["selection"]
-    return KernelSpec(AttentionSignature(**values), selection.isa, selection.variants)
+    """The KernelSpec of a llm.kernel op; InvalidIRError where its attributes do not hold one."""
+    signature, selection = read_signature(op.attributes["signature"]), op.attributes["selection"]
+    check_selection(selection, signature.block_size)
+    return KernelSpec(signature, selection.isa, selection.variants)
 
 
 def step_policy(op: Any) -> StepPolicy:

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmir.ir.bindings import ext, ir
 
 
-class LLM(ext.Dialect, name="llm"):
+class LLM(ext.Dialect, name="llm"):  # type: ignore[call-arg]  # ext.py is untyped
     """What a decoder executes: one op a framework layer, weights as symbols, the KV cache as a type."""
 
 
-class LLMType(LLM.Type):
+# ext.py makes these three at run time, out of a type checker's sight.
+_Type: Any = LLM.Type
+_Attribute: Any = LLM.Attribute
+_Operation: Any = LLM.Operation
+
+
+class LLMType(_Type):
     """A type whose parameters read as the attributes they are; ext.py leaves them all plain ``Attribute``."""
 
+    if TYPE_CHECKING:
+
+        def __init_subclass__(cls, *, name: str, traits: list[Any] | None = None) -> None: ...
+
     @property
     def params(self) -> list[ir.Attribute]:
         """The parameters, in the order of the class's fields."""
         return [parameter.maybe_downcast() for parameter in super().params]
 
 
-class LLMAttribute(LLM.Attribute):
+class LLMAttribute(_Attribute):
     """An attribute whose parameters read as the attributes they are."""
 
+    if TYPE_CHECKING:
+
+        def __init_subclass__(cls, *, name: str, traits: list[Any] | None = None) -> None: ...
+
     @property
     def params(self) -> list[ir.Attribute]:
         """The parameters, in the order of the class's fields."""
         return [parameter.maybe_downcast() for parameter in super().params]
 
 
-class InvalidIRError(Exception):
-    """Raised inside a verifier; becomes a located MLIR error."""
+class InvalidIRError(ValueError):
+    """An invariant does not hold; raised inside a verifier it becomes a located MLIR error."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -39,8 +53,12 @@ def require(condition: bool, message: str) -> None:
         raise InvalidIRError(message)
 
 
-class LLMOp(LLM.Operation):
+class LLMOp(_Operation):
     """An op whose ``check`` method states its invariants with :func:`require`."""
+
+    if TYPE_CHECKING:
+
+        def __init_subclass__(cls, *, name: str, traits: list[Any] | None = None) -> None: ...
 
     def check(self) -> None:
         """Raise InvalidIRError where an invariant does not hold."""
@@ -69,15 +87,16 @@ def optional_attribute(name: str, kind: type) -> property:
     return property(read)
 
 
-def rank(value: ir.Value) -> int:
-    """Dimensions of a tensor value."""
-    return len(shape(value))
+def shape(value: ir.Value, *, least_rank: int = 1) -> list[int | None]:
+    """Shape of a tensor value; None stands for a dimension known only when it runs.
 
-
-def shape(value: ir.Value) -> list[int | None]:
-    """Shape of a tensor value; None stands for a dimension known only when it runs."""
+    Raises InvalidIRError for another type, or fewer than ``least_rank`` dimensions.
+    """
     kind = value.type
-    require(isinstance(kind, ir.RankedTensorType), f"operand must be a ranked tensor, but is {kind}")
+    require(
+        isinstance(kind, ir.RankedTensorType) and kind.rank >= least_rank,
+        f"operand must be a ranked tensor of at least {least_rank} dimensions, but is {kind}",
+    )
     return [None if kind.is_dynamic_dim(i) else kind.get_dim_size(i) for i in range(kind.rank)]
 
 
@@ -89,3 +108,10 @@ def same_extent(a: int | None, b: int | None) -> bool:
 def same_shape(a: list[int | None], b: list[int | None]) -> bool:
     """Whether two shapes can be equal."""
     return len(a) == len(b) and all(same_extent(x, y) for x, y in zip(a, b, strict=True))
+
+
+def known(extent: int | None, what: str) -> int:
+    """``extent`` itself, where it must be known when compiling."""
+    if extent is None:
+        raise InvalidIRError(f"{what} must be known, but is '?'")
+    return extent

@@ -12,10 +12,8 @@ from typing import Any
 
 from llmir.ir import types
 from llmir.ir.attributes import Weight
-from llmir.ir.base import LLMOp, optional_attribute, rank, require, same_extent, same_shape, shape
+from llmir.ir.base import LLMOp, optional_attribute, require, same_extent, same_shape, shape
 from llmir.ir.bindings import ext, ir
-
-Operand, Result, Pure = ext.Operand, ext.Result, ext.Pure
 
 #: Activations that read the gate from the first half of their input and the value from the second.
 GATED_ACTIVATIONS = ("silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul", "relu_and_mul", "sigmoid_and_mul")
@@ -30,6 +28,7 @@ ROPE_STYLES = ("half", "interleaved")
 
 def check_weight(weight: Weight, shape: Sequence[int | None], what: str = "weight") -> None:
     """Verify a weight's type, and its shape on this rank."""
+    require(types.is_weight(weight.type), f"{what} {weight.name!r} must be a tensor, but is {weight.type}")
     problem = types.problem(weight.type)
     require(problem is None, f"{what} {weight.name!r}: {problem}")
     require(
@@ -43,12 +42,12 @@ def check_same_type(a: ir.Value, b: ir.Value, what: str) -> None:
     require(a.type == b.type, f"{what} must have one type, but are {a.type} and {b.type}")
 
 
-class Embedding(LLMOp, name="embedding", traits=[Pure]):
+class Embedding(LLMOp, name="embedding", traits=[ext.Pure]):
     """Rows of a table: ids ``[tokens]``, weight ``[vocabulary, hidden]``, result ``[tokens, hidden]``."""
 
-    ids: Operand[Any]
+    ids: ext.Operand[Any]
     weight: Weight
-    result: Result[Any]
+    result: ext.Result[Any]
 
     def check(self) -> None:
         hidden = shape(self.result)[-1]
@@ -59,18 +58,18 @@ class Embedding(LLMOp, name="embedding", traits=[Pure]):
         check_weight(self.weight, [None, hidden])
 
 
-class Linear(LLMOp, name="linear", traits=[Pure]):
+class Linear(LLMOp, name="linear", traits=[ext.Pure]):
     """``x @ weight.T + bias``: x ``[..., inputs]``, weight ``[outputs, inputs]``, result ``[..., outputs]``."""
 
-    x: Operand[Any]
+    x: ext.Operand[Any]
     weight: Weight
-    result: Result[Any]
+    result: ext.Result[Any]
     bias = optional_attribute("bias", Weight)
 
     def check(self) -> None:
         inputs, outputs = shape(self.x), shape(self.result)
         require(
-            rank(self.x) > 0 and same_shape(inputs[:-1], outputs[:-1]),
+            same_shape(inputs[:-1], outputs[:-1]),
             f"leading dimensions of x {self.x.type} and result {self.result.type} differ",
         )
         check_weight(self.weight, [outputs[-1], inputs[-1]])
@@ -78,19 +77,19 @@ class Linear(LLMOp, name="linear", traits=[Pure]):
             check_weight(self.bias, [outputs[-1]], "bias")
 
 
-class RMSNorm(LLMOp, name="rms_norm", traits=[Pure]):
+class RMSNorm(LLMOp, name="rms_norm", traits=[ext.Pure]):
     """``x / sqrt(mean(x**2) + epsilon) * (weight + weight_offset)`` over the last dimension.
 
     With a residual, x is x + residual first, and that sum is the second result (vLLM's fused form).
     Without a weight the factor is 1.
     """
 
-    x: Operand[Any]
+    x: ext.Operand[Any]
     epsilon: ir.FloatAttr
     weight_offset: ir.FloatAttr
-    result: Result[Any]
-    residual: Operand[Any] | None = None
-    residual_result: Result[Any] | None = None
+    result: ext.Result[Any]
+    residual: ext.Operand[Any] | None = None
+    residual_result: ext.Result[Any] | None = None
     weight = optional_attribute("weight", Weight)
 
     def check(self) -> None:
@@ -107,12 +106,12 @@ class RMSNorm(LLMOp, name="rms_norm", traits=[Pure]):
             check_weight(self.weight, shape(self.x)[-1:])
 
 
-class LayerNorm(LLMOp, name="layer_norm", traits=[Pure]):
+class LayerNorm(LLMOp, name="layer_norm", traits=[ext.Pure]):
     """``(x - mean) / sqrt(variance + epsilon) * weight + bias`` over the last dimension."""
 
-    x: Operand[Any]
+    x: ext.Operand[Any]
     epsilon: ir.FloatAttr
-    result: Result[Any]
+    result: ext.Result[Any]
     weight = optional_attribute("weight", Weight)
     bias = optional_attribute("bias", Weight)
 
@@ -124,7 +123,7 @@ class LayerNorm(LLMOp, name="layer_norm", traits=[Pure]):
                 check_weight(weight, shape(self.x)[-1:], what)
 
 
-class Rope(LLMOp, name="rope", traits=[Pure]):
+class Rope(LLMOp, name="rope", traits=[ext.Pure]):
     """Rotary position embedding of queries and (if given) keys, ``[tokens, heads * head_size]`` or with heads apart.
 
     ``base`` is theta; ``rotary_size`` leading elements of each head turn. Style ``half`` pairs element i with
@@ -132,15 +131,15 @@ class Rope(LLMOp, name="rope", traits=[Pure]):
     parameters of a long-context variant (yarn, llama3 ...), as they are.
     """
 
-    positions: Operand[Any]
-    query: Operand[Any]
+    positions: ext.Operand[Any]
+    query: ext.Operand[Any]
     head_size: ir.IntegerAttr
     rotary_size: ir.IntegerAttr
     base: ir.FloatAttr
     style: ir.StringAttr
-    query_result: Result[Any]
-    key: Operand[Any] | None = None
-    key_result: Result[Any] | None = None
+    query_result: ext.Result[Any]
+    key: ext.Operand[Any] | None = None
+    key_result: ext.Result[Any] | None = None
     scaling = optional_attribute("scaling", ir.DictAttr)
 
     def check(self) -> None:
@@ -163,12 +162,12 @@ class Rope(LLMOp, name="rope", traits=[Pure]):
         require(self.scaling is None or isinstance(self.scaling, ir.DictAttr), "scaling must be a dictionary")
 
 
-class Activation(LLMOp, name="activation", traits=[Pure]):
+class Activation(LLMOp, name="activation", traits=[ext.Pure]):
     """A layer's non-linearity; the gated kinds halve the last dimension."""
 
-    x: Operand[Any]
+    x: ext.Operand[Any]
     kind: ir.StringAttr
-    result: Result[Any]
+    result: ext.Result[Any]
 
     def check(self) -> None:
         kind = self.kind.value
@@ -183,20 +182,20 @@ class Activation(LLMOp, name="activation", traits=[Pure]):
         )
 
 
-class MoE(LLMOp, name="moe", traits=[Pure]):
+class MoE(LLMOp, name="moe", traits=[ext.Pure]):
     """Each token through its ``top_k`` experts: x ``[tokens, hidden]``, router_logits ``[tokens, experts]``.
 
     ``gate_up`` is ``[local experts, 2 * intermediate, hidden]``, ``down`` ``[local experts, hidden, intermediate]``.
     """
 
-    x: Operand[Any]
-    router_logits: Operand[Any]
+    x: ext.Operand[Any]
+    router_logits: ext.Operand[Any]
     gate_up: Weight
     down: Weight
     top_k: ir.IntegerAttr
     renormalize: ir.IntegerAttr
     activation: ir.StringAttr
-    result: Result[Any]
+    result: ext.Result[Any]
 
     def check(self) -> None:
         check_same_type(self.x, self.result, "x and result")
@@ -214,9 +213,9 @@ class MoE(LLMOp, name="moe", traits=[Pure]):
 class AllReduce(LLMOp, name="all_reduce"):
     """Sum over the ranks of a tensor-parallel group of ``ranks``."""
 
-    x: Operand[Any]
+    x: ext.Operand[Any]
     ranks: ir.IntegerAttr
-    result: Result[Any]
+    result: ext.Result[Any]
 
     def check(self) -> None:
         check_same_type(self.x, self.result, "x and result")
@@ -226,7 +225,7 @@ class AllReduce(LLMOp, name="all_reduce"):
 class Send(LLMOp, name="send"):
     """Hand activations to pipeline rank ``peer``."""
 
-    x: Operand[Any]
+    x: ext.Operand[Any]
     peer: ir.IntegerAttr
 
     def check(self) -> None:
@@ -237,23 +236,23 @@ class Recv(LLMOp, name="recv"):
     """Take activations from pipeline rank ``peer``."""
 
     peer: ir.IntegerAttr
-    result: Result[Any]
+    result: ext.Result[Any]
 
     def check(self) -> None:
         require(self.peer.value >= 0, f"peer must be a rank, but is {self.peer.value}")
 
 
-class Logits(LLMOp, name="logits", traits=[Pure]):
+class Logits(LLMOp, name="logits", traits=[ext.Pure]):
     """``soft_cap * tanh(scale * x @ weight.T / soft_cap)``; soft_cap 0 leaves the product as it is.
 
     x ``[tokens, hidden]``, weight ``[vocabulary, hidden]``, result ``[tokens, vocabulary]``.
     """
 
-    x: Operand[Any]
+    x: ext.Operand[Any]
     weight: Weight
     scale: ir.FloatAttr
     soft_cap: ir.FloatAttr
-    result: Result[Any]
+    result: ext.Result[Any]
     bias = optional_attribute("bias", Weight)
 
     def check(self) -> None:
@@ -268,13 +267,13 @@ class Logits(LLMOp, name="logits", traits=[Pure]):
             check_weight(self.bias, [outputs[-1]], "bias")
 
 
-class Elementwise(LLMOp, name="elementwise", traits=[Pure]):
+class Elementwise(LLMOp, name="elementwise", traits=[ext.Pure]):
     """Plain arithmetic between layers: of x alone, of x and y, or of x and a ``scalar``."""
 
     function: ir.StringAttr
-    x: Operand[Any]
-    result: Result[Any]
-    y: Operand[Any] | None = None
+    x: ext.Operand[Any]
+    result: ext.Result[Any]
+    y: ext.Operand[Any] | None = None
     scalar = optional_attribute("scalar", ir.FloatAttr)
 
     def check(self) -> None:
@@ -284,25 +283,25 @@ class Elementwise(LLMOp, name="elementwise", traits=[Pure]):
         count = 1 + (self.y is not None) + (self.scalar is not None)
         needed = 2 if function in BINARY else 1
         require(count == needed, f"{function} takes {needed} arguments, but has {count}")
-        result = shape(self.result)
+        result = shape(self.result, least_rank=0)
         for argument in filter(None, (self.x, self.y)):
             require(
-                broadcasts(shape(argument), result),
+                broadcasts(shape(argument, least_rank=0), result),
                 f"{argument.type} does not broadcast to {self.result.type}",
             )
 
 
-class Slice(LLMOp, name="slice", traits=[Pure]):
+class Slice(LLMOp, name="slice", traits=[ext.Pure]):
     """``size`` elements of x from ``offset`` along ``dim``; a framework's split is one slice a piece.
 
     (One result an op: IRDL wants all results of a variadic list to have one type.)
     """
 
-    x: Operand[Any]
+    x: ext.Operand[Any]
     dim: ir.IntegerAttr
     offset: ir.IntegerAttr
     size: ir.IntegerAttr
-    result: Result[Any]
+    result: ext.Result[Any]
 
     def check(self) -> None:
         whole, dim, offset, size = shape(self.x), self.dim.value, self.offset.value, self.size.value
@@ -319,18 +318,18 @@ class Slice(LLMOp, name="slice", traits=[Pure]):
         )
 
 
-class Reshape(LLMOp, name="reshape", traits=[Pure]):
+class Reshape(LLMOp, name="reshape", traits=[ext.Pure]):
     """The same elements in another shape."""
 
-    x: Operand[Any]
-    result: Result[Any]
+    x: ext.Operand[Any]
+    result: ext.Result[Any]
 
     def check(self) -> None:
+        before, after = shape(self.x, least_rank=0), shape(self.result, least_rank=0)
         require(
             types.element_name(self.x.type) == types.element_name(self.result.type),
             f"element types of {self.x.type} and {self.result.type} differ",
         )
-        before, after = shape(self.x), shape(self.result)
         if before.count(None) == after.count(None) <= 1:
             known = [prod(size for size in sizes if size is not None) for sizes in (before, after)]
             require(known[0] == known[1], f"{self.x.type} and {self.result.type} hold different numbers of elements")

@@ -12,7 +12,7 @@ Builders raise ValueError, and every op that uses the type repeats the check wit
 # No `from __future__ import annotations`: ext.py reads the annotations of these classes as objects.
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llmir.ir.base import LLMType
 from llmir.ir.bindings import ir
@@ -76,9 +76,9 @@ class PagedKVCache(LLMType, name="paged_kv_cache"):
         sizes = _integers([kv_heads, head_size, block_size, max_length])
         return checked(cls.get(element(element_type), sizes, ir.StringAttr.get(layout)))
 
-    def replace(self, **changes: object) -> "PagedKVCache":
+    def replace(self, **changes: Any) -> "PagedKVCache":
         """The same type with some of the values of :meth:`build` changed."""
-        values = {
+        values: dict[str, Any] = {
             "element_type": self.element_type,
             "kv_heads": self.kv_heads,
             "head_size": self.head_size,
@@ -184,6 +184,8 @@ class ShardedTensor(LLMType, name="sharded_tensor"):
             return f"dimension, shards and index of a sharded tensor are i64, not {self}"
         if isinstance(self.tensor, ShardedTensor):
             return "a sharded tensor cannot be sharded again"
+        if not is_weight(self.tensor):
+            return f"a sharded tensor is cut from a tensor, not from {self.tensor}"
         inner = problem(self.tensor)
         if inner is not None:
             return inner
@@ -265,6 +267,11 @@ def problem(kind: ir.Type) -> str | None:
     if isinstance(kind, PagedKVCache | ShardedTensor | QuantizedTensor):
         return kind.problem()
     return None
+
+
+def is_weight(kind: ir.Type) -> bool:
+    """Whether a weight can have this type."""
+    return isinstance(kind, ir.RankedTensorType | ShardedTensor | QuantizedTensor)
 
 
 def checked(kind: _T) -> _T:
