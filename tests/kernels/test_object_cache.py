@@ -61,11 +61,11 @@ def test_failed_build_stores_nothing(cache):
     [
         (lambda data: data[:-1], "bytes instead of"),
         (lambda data: data + b"\0", "bytes instead of"),
-        (lambda data: data[:20], "not a kernel object"),
-        (lambda data: b"", "not a kernel object"),
-        (lambda data: b"\x7fELF" + data, "not a kernel object"),
+        (lambda data: data[:20], "not a cached object"),
+        (lambda data: b"", "not a cached object"),
+        (lambda data: b"\x7fELF" + data, "not a cached object"),
         (lambda data: data[:200] + bytes([data[200] ^ 1]) + data[201:], "corrupt"),
-        (lambda data: data[:12] + b"\0" * 32 + data[44:], "belongs to another kernel"),
+        (lambda data: data[:12] + b"\0" * 32 + data[44:], "belongs to another key"),
         (lambda data: data[:8] + b"\xff" + data[9:], "format"),
     ],
 )

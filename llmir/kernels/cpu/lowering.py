@@ -108,7 +108,11 @@ def lower(module: ir.Module) -> None:
 
 def compile_object(spec: KernelSpec) -> bytes:
     """The kernel as an x86-64 ELF object, compiled for this machine; raises KernelError where that fails."""
-    module = kernel_module(spec)
+    return object_code(kernel_module(spec), spec.symbol)
+
+
+def object_code(module: ir.Module, name: str) -> bytes:
+    """Lowers a level-two module in place and compiles it for this machine; ``name`` is for the error."""
     lower(module)
     engine = execution_engine.ExecutionEngine(module, opt_level=3, enable_object_dump=True)
     with tempfile.TemporaryDirectory(prefix="llmir-") as folder:
@@ -116,5 +120,5 @@ def compile_object(spec: KernelSpec) -> bytes:
         engine.dump_to_object_file(path)
         data = Path(path).read_bytes() if os.path.exists(path) else b""
     if not data:
-        raise KernelError(f"MLIR wrote no object for kernel {spec.symbol}; its messages above say why")
+        raise KernelError(f"MLIR wrote no object for kernel {name}; its messages above say why")
     return data

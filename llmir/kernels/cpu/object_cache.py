@@ -94,13 +94,14 @@ def cpu_description() -> str:
 
 
 class ObjectCache:
-    """The objects in one folder, which is made when the first one is stored.
+    """The objects in one folder, which is made when the first one is stored; ``suffix`` ends their file names.
 
     A folder that cannot be written to costs one warning: objects are then built and not kept.
     """
 
-    def __init__(self, folder: Path | str):
+    def __init__(self, folder: Path | str, suffix: str = ".o"):
         self.folder = Path(folder)
+        self.suffix = suffix
         self._warned = False
 
     def get_or_build(self, key: str, build: Callable[[], bytes]) -> bytes:
@@ -123,7 +124,7 @@ class ObjectCache:
             return data
 
     def _path(self, key: str) -> Path:
-        return self.folder / f"{key}.o"
+        return self.folder / f"{key}{self.suffix}"
 
     def _read(self, key: str, level: int = logging.WARNING) -> bytes | None:
         """The stored object; None if there is none that can be trusted, and why in the log at ``level``."""
@@ -133,11 +134,11 @@ class ObjectCache:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            logger.log(level, "The cached kernel %s cannot be read (%s) and is compiled again.", path, error.strerror)
+            logger.log(level, "The cached object %s cannot be read (%s) and is made again.", path, error.strerror)
             return None
         fault = _fault(key, entry)
         if fault is not None:
-            logger.log(level, "The cached kernel %s %s and is compiled again.", path, fault)
+            logger.log(level, "The cached object %s %s and is made again.", path, fault)
             return None
         return entry[_HEADER.size :]
 
@@ -166,7 +167,7 @@ class ObjectCache:
         if not self._warned:
             self._warned = True
             logger.warning(
-                "Compiled kernels cannot be kept in %s (%s): they are compiled anew each time. "
+                "Compiled kernels and measurements cannot be kept in %s (%s): they are made anew each time. "
                 "Free space there, or point LLMIR_CACHE at a folder that can be written to.",
                 self.folder,
                 getattr(error, "strerror", None) or error,
@@ -180,13 +181,13 @@ def _header(key: str, data: bytes) -> bytes:
 def _fault(key: str, entry: bytes) -> str | None:
     """What is wrong with an entry read from disk, as a verb phrase; None if nothing is."""
     if len(entry) < _HEADER.size or not entry.startswith(_MAGIC):
-        return "is not a kernel object of llmir"
+        return "is not a cached object of llmir"
     _, version, stored_key, size, checksum = _HEADER.unpack_from(entry)
     data = entry[_HEADER.size :]
     if version != _FORMAT:
         return f"has format {version} instead of {_FORMAT}"
     if stored_key != bytes.fromhex(key):
-        return "belongs to another kernel"
+        return "belongs to another key"
     if len(data) != size:
         return f"has {len(data)} bytes instead of {size}"
     if hashlib.sha256(data).digest() != checksum:

@@ -1,0 +1,68 @@
+"""Calibration: that it measures what it says, once a machine, and only its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from llmir.errors import KernelError
+from llmir.kernels.cpu import calibration
+from llmir.kernels.cpu.calibration import PIECES, calibrate
+from llmir.target import Target
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Measures on little memory, few times: these tests do not look at the speeds."""
+    pytest.importorskip("torch")  # brings the OpenMP runtime
+    monkeypatch.setattr(calibration, "_LEAST_MEMORY", 2 << 20)
+    monkeypatch.setattr(calibration, "_MEMORY_CACHES", 0)
+    monkeypatch.setattr(calibration, "_PRODUCT_ITERATIONS", 1000)
+    monkeypatch.setattr(calibration, "_FORK_JOIN_REPEATS", 3)
+
+
+def test_every_figure_is_measured(small):
+    target = calibrate(Target.detect())
+    assert target == Target.detect()
+    assert [piece for piece, _ in target.measured.piece_bandwidth] == list(PIECES)
+    assert "measured on this" in target.measured.origin
+
+
+def test_machine_is_measured_once(small, tmp_path, monkeypatch):
+    first = calibrate(Target.detect(), tmp_path)
+    monkeypatch.setattr(calibration, "_measure", lambda target: pytest.fail("measured again"))
+    assert calibrate(Target.detect(), tmp_path).measured == first.measured
+
+
+def test_other_configuration_is_measured_anew(small, tmp_path):
+    target = Target.detect()
+    calibrate(target, tmp_path)
+    calibrate(dataclasses.replace(target, cores=target.cores + 1), tmp_path)
+    assert len(list(tmp_path.glob("*.calibration.json"))) == 2
+
+
+def test_another_machine_cannot_be_measured_from_here():
+    other = dataclasses.replace(Target.detect(), features=("another",), isa="plain")
+    with pytest.raises(KernelError, match="cannot be measured from here"):
+        calibrate(other)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_read_kernel_reads_every_byte_once(small, threads, shuffled):
+    kernels = calibration._Kernels(dataclasses.replace(Target.detect(), cores=2))
+    words = kernels.memory.view(np.uint32)
+    words[:] = np.random.default_rng(0).integers(0, 2**32, words.size, np.uint32)
+    kernels.read(4096, shuffled)(threads)
+    lanes = kernels.results.view(np.uint32).reshape(2, -1)[:threads].sum(dtype=np.uint32)
+    assert lanes == words.sum(dtype=np.uint32)
+
+
+def test_without_an_openmp_runtime_the_remedy_is_named():
+    code = "from llmir.target import Target; import llmir.kernels.cpu.calibration as c; c.calibrate(Target.detect())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "import torch first" in result.stderr
