@@ -1,0 +1,3 @@
+from llmir.cli import main
+
+main()

