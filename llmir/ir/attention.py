@@ -13,7 +13,17 @@ from typing import Any
 from llmir.errors import UnsupportedLayerError
 from llmir.ir import types
 from llmir.ir.attributes import Selection, Weight, to_python
-from llmir.ir.base import InvalidIRError, LLMOp, known, optional_attribute, require, same_extent, same_shape, shape
+from llmir.ir.base import (
+    InvalidIRError,
+    LLMOp,
+    false_by_default,
+    known,
+    optional_attribute,
+    require,
+    same_extent,
+    same_shape,
+    shape,
+)
 from llmir.ir.bindings import ext, ir
 from llmir.ir.ops import check_weight
 from llmir.ir.signature import ELEMENT_BYTES, LANES, AttentionSignature, KernelSpec, StepPolicy
@@ -118,10 +128,10 @@ class PagedAttention(LLMOp, name="paged_attention", traits=[ext.Pure]):
     sequence_lengths: ext.Operand[Any]
     layer: ir.StringAttr
     scale: ir.FloatAttr
-    causal: ir.IntegerAttr
     window: ir.IntegerAttr
     soft_cap: ir.FloatAttr
     result: ext.Result[Any]
+    causal: ir.IntegerAttr = false_by_default()
     sinks = optional_attribute("sinks", Weight)
     alibi = optional_attribute("alibi", ir.ArrayAttr)
     selection = optional_attribute("selection", Selection)
@@ -143,11 +153,11 @@ class FusedAttention(LLMOp, name="fused_attention"):
     sequence_lengths: ext.Operand[Any]
     layer: ir.StringAttr
     scale: ir.FloatAttr
-    causal: ir.IntegerAttr
     window: ir.IntegerAttr
     soft_cap: ir.FloatAttr
     result: ext.Result[Any]
     new_cache: ext.Result[PagedKVCache]
+    causal: ir.IntegerAttr = false_by_default()
     sinks = optional_attribute("sinks", Weight)
     alibi = optional_attribute("alibi", ir.ArrayAttr)
     selection = optional_attribute("selection", Selection)
@@ -184,9 +194,9 @@ class LatentAttention(LLMOp, name="latent_attention"):
     layer: ir.StringAttr
     expand: Weight
     scale: ir.FloatAttr
-    causal: ir.IntegerAttr
     result: ext.Result[Any]
     new_cache: ext.Result[PagedKVCache]
+    causal: ir.IntegerAttr = false_by_default()
 
     def check(self) -> None:
         cache = check_cache(self.cache)

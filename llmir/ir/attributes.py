@@ -27,7 +27,7 @@ def to_attribute(value: Any) -> ir.Attribute:
     if isinstance(value, numbers.Integral):
         return ir.IntegerAttr.get(ir.IntegerType.get_signless(64), int(value))
     if isinstance(value, numbers.Real):
-        return ir.FloatAttr.get(ir.F64Type.get(), float(value))
+        return ir.FloatAttr.get(ir.F64Type.get(), float(value), loc=ir.Location.unknown())
     if isinstance(value, Mapping):
         return ir.DictAttr.get({key: to_attribute(item) for key, item in value.items()})
     if isinstance(value, Sequence):

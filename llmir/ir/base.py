@@ -65,13 +65,35 @@ class LLMOp(_Operation):
 
     @staticmethod
     def verify_invariants(op: Any) -> bool:
-        """MLIR's hook: false, with an error at the op's location, where ``check`` fails."""
+        """MLIR's hook: false, with an error at the op's location, where ``check`` fails.
+
+        It runs before the verifier made from the op's fields, so an op without the right fields passes here
+        and fails there.
+        """
+        if not has_its_fields(op.opview):
+            return True
         try:
             op.opview.check()
         except InvalidIRError as error:
             op.location.emit_error(f"'{op.name}' op {error}")
             return False
         return True
+
+
+def has_its_fields(op: Any) -> bool:
+    """Whether an op has the operands, results and attributes its class declares, each of the right kind."""
+    for field in type(op)._fields:
+        try:
+            value = getattr(op, field.name)
+        except (KeyError, IndexError, ValueError, TypeError):
+            return False
+        if value is None or field.constraint is Any:
+            continue
+        # A boolean is an i1 IntegerAttr to IRDL, but a class of its own in Python.
+        allowed = (field.constraint, ir.BoolAttr) if field.constraint is ir.IntegerAttr else field.constraint
+        if not isinstance(value if isinstance(field, ext.AttributeDef) else value.type, allowed):
+            return False
+    return True
 
 
 def optional_attribute(name: str, kind: type) -> property:
@@ -85,6 +107,11 @@ def optional_attribute(name: str, kind: type) -> property:
         return attribute
 
     return property(read)
+
+
+def false_by_default() -> Any:
+    """A required boolean attribute: ext.py takes a false BoolAttr for one not given, and asks for a default."""
+    return ext.attribute(default_factory=lambda: ir.BoolAttr.get(False))
 
 
 def shape(value: ir.Value, *, least_rank: int = 1) -> list[int | None]:

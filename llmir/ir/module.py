@@ -48,8 +48,11 @@ def new_module(info: ModelInfo) -> ir.Module:
 
 def model_info(module: Any) -> ModelInfo:
     """The attributes of a module; KeyError where it lacks one."""
-    attributes = operation(module).attributes
-    values = {name: to_python(attributes[f"llm.{name}"]) for name in ModelInfo.__dataclass_fields__}
+    attributes, values = operation(module).attributes, {}
+    for name in ModelInfo.__dataclass_fields__:
+        if f"llm.{name}" not in attributes:
+            raise KeyError(f"the module has no attribute llm.{name}")
+        values[name] = to_python(attributes[f"llm.{name}"])
     values["allowed_block_sizes"] = tuple(values["allowed_block_sizes"])
     return ModelInfo(**values)
 
@@ -139,7 +142,10 @@ def decoder_of(module: Any) -> func.FuncOp:
 
 
 def ops_of(module: Any, *kinds: type) -> list[Any]:
-    """All ops of the given classes, in program order: ``ops_of(module, PagedAttention)``."""
+    """All ops of the given classes, in program order: ``ops_of(module, PagedAttention)``.
+
+    Keep the module while the ops are in use: an op does not keep it alive, and reading one afterwards crashes.
+    """
     found: list[Any] = []
 
     def visit(op: ir.Operation) -> ir.WalkResult:

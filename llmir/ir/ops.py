@@ -12,7 +12,7 @@ from typing import Any
 
 from llmir.ir import types
 from llmir.ir.attributes import Weight
-from llmir.ir.base import LLMOp, optional_attribute, require, same_extent, same_shape, shape
+from llmir.ir.base import LLMOp, false_by_default, optional_attribute, require, same_extent, same_shape, shape
 from llmir.ir.bindings import ext, ir
 
 #: Activations that read the gate from the first half of their input and the value from the second.
@@ -193,9 +193,9 @@ class MoE(LLMOp, name="moe", traits=[ext.Pure]):
     gate_up: Weight
     down: Weight
     top_k: ir.IntegerAttr
-    renormalize: ir.IntegerAttr
     activation: ir.StringAttr
     result: ext.Result[Any]
+    renormalize: ir.IntegerAttr = false_by_default()
 
     def check(self) -> None:
         check_same_type(self.x, self.result, "x and result")

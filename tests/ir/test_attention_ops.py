@@ -1,0 +1,246 @@
+import pytest
+from small_models import LAYER, attention_module, cache_type, fused_module, kernel_spec, llama_layer, selection, weight
+
+from llmir.errors import UnsupportedLayerError
+from llmir.ir import build
+from llmir.ir.attention import (
+    AppendKV,
+    FusedAttention,
+    Kernel,
+    PagedAttention,
+    signature_of,
+    step_policy,
+)
+from llmir.ir.attention import kernel_spec as spec_of
+from llmir.ir.attributes import Selection, to_attribute
+from llmir.ir.bindings import ir, passmanager, rewrite
+from llmir.ir.module import ModelInfo, decoder, new_module, ops_of
+from llmir.ir.signature import AttentionSignature, KernelVariant, StepPolicy
+from llmir.ir.text import InvalidModuleError, parse, print_module, verify
+from llmir.ir.types import tensor
+
+
+def refused(module, message):
+    with pytest.raises(InvalidModuleError, match=message):
+        verify(module)
+
+
+def attention_of(module):
+    return ops_of(module, PagedAttention)[0]
+
+
+def test_signature_of_says_what_the_op_says():
+    module = attention_module(cache=cache_type(block_size=64, layout="pair"), window=4096, soft_cap=50.0)
+    assert signature_of(attention_of(module)) == AttentionSignature(
+        num_heads=9,
+        num_kv_heads=3,
+        head_size=64,
+        element_type="bf16",
+        block_size=64,
+        scale=0.125,
+        window=4096,
+        soft_cap=50.0,
+        layout="pair",
+    )
+
+
+def test_signature_keeps_the_scale_exactly_through_text():
+    scale = 80**-0.5
+    module = parse(print_module(attention_module(scale=scale)))
+    assert signature_of(attention_of(module)).scale == scale
+
+
+@pytest.mark.parametrize(
+    ("attributes", "cache", "reason"),
+    [
+        ({"causal": False}, {}, "only causal attention"),
+        ({"sinks": lambda: weight("sinks", 9)}, {}, "attention sinks"),
+        ({"alibi": [0.5] * 9}, {}, "ALiBi"),
+        ({}, {"element_type": "f8E4M3FN"}, "a KV cache of f8E4M3FN"),
+    ],
+)
+def test_signature_of_refuses_by_layer_and_reason(attributes, cache, reason):
+    attributes = {name: value() if callable(value) else value for name, value in attributes.items()}
+    module = attention_module(cache=cache_type(**cache), **attributes)
+    verify(module)
+    with pytest.raises(UnsupportedLayerError, match=reason) as raised:
+        signature_of(attention_of(module))
+    assert raised.value.layer == LAYER.format(0)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"scale": 0.0}, "scale must be positive, but is 0"),
+        ({"window": -1}, "window must be 0 \\(none\\) or a number of tokens, but is -1"),
+        ({"soft_cap": -2.0}, "soft_cap must be 0 \\(none\\) or positive, but is -2"),
+        ({"alibi": [0.5]}, "1 ALiBi slopes for 9 query heads"),
+    ],
+)
+def test_paged_attention_refuses(attributes, message):
+    refused(attention_module(**attributes), f"model.layers.0.self_attn.attn: 'llm.paged_attention' op {message}")
+
+
+def test_sinks_are_one_a_head():
+    refused(attention_module(sinks=weight("sinks", 3)), r"sinks 'sinks' has shape \[3\]")
+
+
+def test_query_heads_share_kv_heads_evenly():
+    text = print_module(attention_module()).replace("[3, 64, 128, 8192]", "[2, 64, 128, 8192]")
+    text = text.replace("tensor<?x3x64xbf16>", "tensor<?x2x64xbf16>")
+    with pytest.raises(InvalidModuleError, match=r"-:\d+:\d+: .*9 query heads do not share 2 KV heads evenly"):
+        parse(text)
+
+
+def test_keys_fit_the_cache():
+    text = print_module(attention_module()).replace("tensor<?x3x64xbf16>", "tensor<?x3x32xbf16>")
+    with pytest.raises(InvalidModuleError, match=r"'llm.append_kv' op key must be \[tokens, 3, 64\] to fit the cache"):
+        parse(text)
+
+
+def test_a_cache_s_invariants_are_verified_where_it_is_used():
+    text = print_module(attention_module()).replace("[3, 64, 128, 8192]", "[3, 64, 0, 8192]")
+    with pytest.raises(InvalidModuleError, match=r"-:\d+:\d+: .*block_size of a KV cache must be positive, not 0"):
+        parse(text)
+
+
+def test_append_needs_a_cache():
+    with pytest.raises(InvalidModuleError, match=r"expected base type 'llm.paged_kv_cache'"):
+        parse(
+            'func.func @f(%x: tensor<?x3x64xbf16>, %s: tensor<?xi64>) {\n  %0 = "llm.append_kv"(%x, %x, %x, %s) '
+            '{layer = "a"} : (tensor<?x3x64xbf16>, tensor<?x3x64xbf16>, tensor<?x3x64xbf16>, tensor<?xi64>) '
+            "-> tensor<?x3x64xbf16>\n  return\n}"
+        )
+
+
+def test_selection_s_chunks_divide_the_block():
+    module = attention_module(cache=cache_type(block_size=96), selection=selection())
+    refused(module, "key_chunk 64 of variant 'decode' does not divide the block size 96")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variants": []}, "a selection needs at least one variant"),
+        ({"isa": "sse2"}, "unknown instruction set 'sse2'"),
+        ({"variants": [KernelVariant("decode", 1, 3, 64, 4.5, 4, 1)]}, "tile sizes of variant 'decode'"),
+    ],
+)
+def test_selection_is_verified(change, message):
+    policy = StepPolicy(1, 512, 2)
+    values = {"isa": "plain", "variants": [KernelVariant("decode", 1, 3, 64, 4, 4, 1)], "policy": policy, **change}
+    refused(attention_module(selection=Selection.build(**values)), message)
+
+
+def test_selection_of_other_entries_is_refused():
+    module = attention_module(selection=selection())
+    spoilt = print_module(module).replace("row_tile = 3 : i64, ", "")
+    with pytest.raises(InvalidModuleError, match=r"selection cannot be read: .*row_tile"):
+        parse(spoilt)
+
+
+def test_kernel_carries_its_spec_and_policy():
+    spec = kernel_spec()
+    module = fused_module(kernel=spec.symbol, spec=spec)
+    kernel = ops_of(module, Kernel)[0]
+    assert kernel.sym_name.value == "attention_9x3x64_bf16_block128"
+    assert spec_of(kernel) == spec
+    assert step_policy(kernel) == StepPolicy(1, 512, 2)
+
+
+def test_fused_attention_with_its_kernel_is_valid():
+    verify(fused_module(kernel=kernel_spec().symbol, spec=kernel_spec()))
+
+
+def test_fused_attention_has_the_signature_of_its_parts():
+    module = fused_module()
+    assert signature_of(ops_of(module, FusedAttention)[0]) == kernel_spec().signature
+
+
+def test_a_kernel_that_is_not_there_is_named():
+    refused(fused_module(kernel="missing"), "model.layers.0.self_attn.attn: kernel @missing is not in the module")
+
+
+def test_a_kernel_of_another_signature_is_refused():
+    spec = kernel_spec(scale=0.25)
+    refused(fused_module(kernel=spec.symbol, spec=spec), "is made for another signature than layer")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layout": "logical"}, "needs a decided cache layout"),
+        ({"num_kv_heads": 2}, "9 query heads do not share 2 KV heads"),
+        ({"head_size": 0}, "head_size must be a positive integer, but is 0"),
+        ({"element_type": "i8"}, "a cache of 'i8' has no kernel"),
+    ],
+)
+def test_kernel_refuses(change, message):
+    refused(fused_module(spec=kernel_spec(**change)), message)
+
+
+def test_kernel_signature_of_other_entries_is_refused():
+    module = fused_module(spec=kernel_spec())
+    ops_of(module, Kernel)[0].attributes["signature"] = to_attribute({"num_heads": 9})
+    refused(module, "signature cannot be read: .*missing")
+
+
+def latent_module(**change):
+    values = {"heads": 4, "width": 48, "latent": 32, "rope": 16, "cache": 48, "expand": (4 * (32 + 24), 32), **change}
+    module = new_module(ModelInfo("vllm 0.32.0", "mla"))
+    with decoder(module) as d:
+        query = d.input("query", tensor([None, values["heads"], values["width"]], "bf16"))
+        latent = d.input("latent", tensor([None, values["latent"]], "bf16"))
+        rope_key = d.input("rope_key", tensor([None, values["rope"]], "bf16"))
+        cache = d.cache("attn", cache_type(kv_heads=1, head_size=values["cache"]))
+        step = (d.slots, d.block_table, d.query_start, d.sequence_lengths)
+        options = {"expand": weight("kv_b_proj", *values["expand"]), "scale": 0.1, "value_size": 24}
+        d.output(build.latent_attention(query, latent, rope_key, cache, *step, layer="attn", **options).result)
+    return module
+
+
+def test_latent_attention_is_valid():
+    verify(latent_module())
+
+
+def test_latent_attention_s_cache_holds_latent_and_rotary_key():
+    refused(latent_module(cache=64), "the cache must hold one head of 32 \\+ 16 elements")
+
+
+def test_latent_attention_s_expansion_fits():
+    refused(latent_module(expand=(10, 32)), "expand 'kv_b_proj' has shape")
+
+
+def test_latent_attention_needs_known_heads():
+    refused(latent_module(heads=None), "query's heads and size must be known")
+
+
+def test_append_is_never_removed():
+    module = llama_layer()
+    attention = attention_of(module)
+    attention.result.replace_all_uses_with(attention.query)
+    attention.operation.erase()
+    passmanager.PassManager.parse("builtin.module(canonicalize,cse)").run(module.operation)
+    assert len(ops_of(module, AppendKV)) == 1
+
+
+def test_an_op_can_be_replaced_by_a_pattern():
+    """The shape of every rewriting pass: PagedAttention and its append become one op."""
+
+    def fuse(op, rewriter):
+        append = op.cache.owner.opview
+        with rewriter.ip, op.location:
+            inputs = (op.query, append.key, append.value, append.cache, append.slots)
+            step = (op.block_table, op.query_start, op.sequence_lengths)
+            fused = build.fused_attention(*inputs, *step, layer=op.layer.value, scale=op.scale.value)
+        rewriter.replace_op(op, [fused.result])
+        rewriter.erase_op(append)
+
+    module = attention_module(layers=2)
+    patterns = rewrite.RewritePatternSet()
+    patterns.add(PagedAttention, fuse)
+    rewrite.walk_and_apply_patterns(module.operation, patterns.freeze())
+    verify(module)
+    assert len(ops_of(module, FusedAttention)) == 2
+    assert ops_of(module, PagedAttention, AppendKV) == []
+    assert ops_of(module, FusedAttention)[1].operation.location == ir.Location.name(LAYER.format(1))

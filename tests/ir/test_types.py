@@ -1,0 +1,186 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_models import cache_type
+
+from llmir.ir.attributes import Selection, Weight, to_attribute, to_python
+from llmir.ir.bindings import ir
+from llmir.ir.dialect import context
+from llmir.ir.signature import KernelVariant, StepPolicy
+from llmir.ir.types import (
+    CACHE_ELEMENT_NAMES,
+    PagedKVCache,
+    QuantizedTensor,
+    ShardedTensor,
+    element_name,
+    local_shape,
+    problem,
+    tensor,
+)
+
+
+def test_cache_prints_its_sizes_in_order():
+    assert str(cache_type()) == '!llm.paged_kv_cache<bf16, [3, 64, 128, 8192], "logical">'
+
+
+@given(
+    st.sampled_from(CACHE_ELEMENT_NAMES),
+    st.integers(1, 128),
+    st.integers(1, 256).map(lambda n: 2 * n),
+    st.integers(1, 64).map(lambda n: 16 * n),
+    st.integers(1, 1 << 20),
+    st.sampled_from(["logical", "row", "lane", "pair"]),
+)
+def test_cache_reads_back_from_text(element_type, kv_heads, head_size, block_size, max_length, layout):
+    values = {
+        "element_type": element_type,
+        "kv_heads": kv_heads,
+        "head_size": head_size,
+        "block_size": block_size,
+        "max_length": max_length,
+        "layout": layout,
+    }
+    built = PagedKVCache.build(**values)
+    read = ir.Type.parse(str(built))
+    assert read == built
+    assert {name: getattr(read, name) for name in values} == values
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kv_heads": 0}, "kv_heads of a KV cache must be positive, not 0"),
+        ({"head_size": -64}, "head_size of a KV cache must be positive"),
+        ({"block_size": 0}, "block_size of a KV cache must be positive"),
+        ({"max_length": 0}, "max_length of a KV cache must be positive"),
+        ({"element_type": "i32"}, "a KV cache holds bf16, f16, f32"),
+        ({"layout": "column"}, "unknown KV cache layout 'column'"),
+        ({"layout": "pair", "block_size": 24}, "layout 'pair' needs a block size divisible by 16, not 24"),
+        ({"layout": "lane", "block_size": 20}, "layout 'lane' needs a block size divisible by 8, not 20"),
+        ({"layout": "pair", "head_size": 65}, "layout 'pair' needs an even head size, not 65"),
+    ],
+)
+def test_cache_refuses(change, message):
+    with pytest.raises(ValueError, match=message):
+        cache_type(**change)
+
+
+def test_cache_replace_keeps_the_rest():
+    assert cache_type().replace(block_size=64, layout="pair") == cache_type(block_size=64, layout="pair")
+
+
+def test_unknown_element_type_is_named():
+    with pytest.raises(ValueError, match="unknown element type 'bfloat16'"):
+        tensor([None, 4], "bfloat16")
+
+
+def test_index_typed_sizes_are_a_problem():
+    read = ir.Type.parse('!llm.paged_kv_cache<bf16, [3 : index, 64, 128, 8192], "row">')
+    assert "i64" in problem(read)
+
+
+def test_sharded_tensor_has_the_shape_of_its_shard():
+    shard = ShardedTensor.build(tensor([1536, 576], "bf16"), dim=0, shards=2, index=1)
+    assert str(shard) == "!llm.sharded_tensor<tensor<1536x576xbf16>, 0 : i64, 2 : i64, 1 : i64>"
+    assert (shard.dim, shard.shards, shard.index) == (0, 2, 1)
+    assert local_shape(shard) == [768, 576]
+    assert element_name(shard) == "bf16"
+
+
+def test_sharded_tensor_without_integer_suffixes_parses_the_same():
+    shard = ShardedTensor.build(tensor([4, 8], "f32"), dim=1, shards=4, index=0)
+    assert ir.Type.parse("!llm.sharded_tensor<tensor<4x8xf32>, 1, 4, 0>") == shard
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dim": 2, "shards": 2, "index": 0}, "dimension 2 of tensor<9x64xbf16> does not exist"),
+        ({"dim": 0, "shards": 2, "index": 0}, "9 .* is not divisible by 2 shards"),
+        ({"dim": 0, "shards": 3, "index": 3}, "shard 3 of 3 does not exist"),
+        ({"dim": 0, "shards": 0, "index": 0}, "shard 0 of 0 does not exist"),
+    ],
+)
+def test_sharded_tensor_refuses(values, message):
+    with pytest.raises(ValueError, match=message):
+        ShardedTensor.build(tensor([9, 64], "bf16"), **values)
+
+
+def test_sharded_tensor_is_not_cut_twice():
+    once = ShardedTensor.build(tensor([8, 8], "f32"), dim=0, shards=2, index=0)
+    with pytest.raises(ValueError, match="cannot be sharded again"):
+        ShardedTensor.build(once, dim=0, shards=2, index=0)
+
+
+def test_quantized_tensor_can_be_sharded():
+    whole = QuantizedTensor.build(storage="i8", shape=[1536, 576], axis=1, group=64)
+    assert ShardedTensor.build(whole, dim=0, shards=3, index=0).shape == [512, 576]
+
+
+def test_quantized_tensor_reads_back_from_text():
+    built = QuantizedTensor.build(storage="i4", shape=[1536, 576], axis=1, group=64, symmetric=False)
+    assert str(built) == "!llm.quantized_tensor<i4, [1536, 576], false, 1 : i64, 64 : i64>"
+    read = ir.Type.parse(str(built))
+    assert (read.storage, read.shape, read.symmetric, read.axis, read.group) == ("i4", [1536, 576], False, 1, 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"storage": "f32"}, "a quantized tensor is stored as i4, i8"),
+        ({"axis": 2}, "axis 2 of shape .* does not exist"),
+        ({"group": 100}, "576 .* is not divisible by groups of 100"),
+        ({"group": 0}, "not divisible by groups of 0"),
+        ({"shape": [0, 576]}, "must be positive"),
+        ({"shape": []}, "must be positive"),
+    ],
+)
+def test_quantized_tensor_refuses(change, message):
+    values = {"storage": "i8", "shape": [1536, 576], "axis": 1, "group": 64}
+    with pytest.raises(ValueError, match=message):
+        QuantizedTensor.build(**{**values, **change})
+
+
+def test_types_of_two_contexts_read_alike():
+    """Type ids differ from context to context, and a second one must not break the first."""
+    here = cache_type()
+    with context():
+        assert cache_type().block_size == 128
+    assert ir.Type.parse(str(here)).block_size == 128
+
+
+def test_weight_carries_name_and_type():
+    weight = Weight.build("model.norm.weight", tensor([576], "bf16"))
+    assert str(weight) == '#llm.weight<"model.norm.weight", tensor<576xbf16>>'
+    read = ir.Attribute.parse(str(weight))
+    assert (read.name, read.shape, read.element_type) == ("model.norm.weight", [576], "bf16")
+
+
+def test_selection_carries_the_records():
+    variants = (KernelVariant("decode", 1, 3, 64, 4, 4, 1), KernelVariant("prefill", 32, 6, 128, 4, 4, 0))
+    policy = StepPolicy(decode_tokens=1, split_keys=512, items_per_thread=2)
+    built = Selection.build(isa="avx512_bf16", variants=variants, policy=policy)
+    read = ir.Attribute.parse(str(built))
+    assert (read.isa, read.variants, read.policy) == ("avx512_bf16", variants, policy)
+
+
+_plain = st.recursive(
+    st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+    | st.none(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("abcxyz_/ 0", min_size=1, max_size=6), inner, max_size=3)
+    ),
+)
+
+
+@given(_plain)
+def test_plain_values_survive_as_attributes(value):
+    assert to_python(ir.Attribute.parse(str(to_attribute(value)))) == value
+
+
+def test_other_values_have_no_attribute():
+    with pytest.raises(TypeError, match="object has no attribute"):
+        to_attribute(object())
