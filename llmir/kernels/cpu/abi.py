@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 from enum import IntEnum
 
+from llmir.ir.signature import LANES, KernelSpec, KernelVariant
+
 
 class Arguments(ctypes.Structure):
     """One call: append the new keys and values of a layer, then attend. All fields are eight bytes.
@@ -68,6 +70,17 @@ ITEM_FIELDS = len(Item)
 ITEM_BYTES = 4 * ITEM_FIELDS
 
 
-def state_floats(head_size: int, lanes: int) -> int:
-    """float32 values of one query row's running state: maximum and sum (a vector each), then the output."""
-    return 2 * lanes + head_size
+def state_bytes(spec: KernelSpec) -> int:
+    """Bytes of one query row's running state: maximum and sum (a float32 vector each), then the output."""
+    return 4 * (2 * LANES[spec.isa] + spec.signature.head_size)
+
+
+def padded_rows(spec: KernelSpec, variant: KernelVariant) -> int:
+    """Query rows of a full item, rounded up to whole row tiles."""
+    rows = variant.max_tokens * spec.signature.queries_per_kv
+    return -(-rows // variant.row_tile) * variant.row_tile
+
+
+def partial_bytes(spec: KernelSpec) -> int:
+    """Bytes of one slot of ``partials``: the states of the largest item of any variant."""
+    return max(padded_rows(spec, variant) for variant in spec.variants) * state_bytes(spec)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from llmir.ir.bindings import ir
 from llmir.ir.signature import AttentionSignature, KernelSpec, KernelVariant
 from llmir.kernels.cpu import builder as b
-from llmir.kernels.cpu.abi import ARGUMENT_OFFSET, Item, state_floats
+from llmir.kernels.cpu.abi import ARGUMENT_OFFSET, Item, padded_rows, partial_bytes, state_bytes
 from llmir.kernels.cpu.products import STEP_BYTES, Products
 
 LOG2_E = math.log2(math.e)
@@ -65,12 +65,12 @@ class AttentionEmitter:
         self.signature: AttentionSignature = spec.signature
         self.variant = variant
         s, p = self.signature, self.products
-        self.rows = variant.max_tokens * s.queries_per_kv
-        self.padded_rows = -(-self.rows // variant.row_tile) * variant.row_tile
+        self.padded_rows = padded_rows(spec, variant)
+        self.partial_bytes = partial_bytes(spec)
         self.head_steps = s.head_size // p.elements_per_step
         self.head_vectors = s.head_size // p.lanes
         self.query_bytes = self.head_steps * STEP_BYTES
-        self.state_bytes = 4 * state_floats(s.head_size, p.lanes)
+        self.state_bytes = state_bytes(spec)
         self.score_bytes = 4 * variant.key_chunk
         self.probability_bytes = variant.key_chunk // p.elements_per_step * STEP_BYTES
         self.vector_bytes = 4 * p.lanes
@@ -88,7 +88,7 @@ class AttentionEmitter:
         partial = item_field(item, Item.PARTIAL)
         whole = b.less(partial, 0)
         own_state = b.stack_array(self.padded_rows * self.state_bytes)
-        slot = b.offset(argument(arguments, "partials"), b.mul(partial, self.padded_rows * self.state_bytes))
+        slot = b.offset(argument(arguments, "partials"), b.mul(partial, self.partial_bytes))
         self.item, self.arguments = item, arguments
         self.state = b.select(whole, own_state, slot)
         self.queries = b.stack_array(self.padded_rows * self.query_bytes)
@@ -445,7 +445,7 @@ class AttentionEmitter:
         p = self.products
         type_ = p.f32_vector()
         scale = b.constant(self.exponent_scale, type_)
-        slot_bytes = self.padded_rows * self.state_bytes
+        slot_bytes = self.partial_bytes
         first_slot = b.mul(item_field(self.item, Item.FIRST_PARTIAL), slot_bytes)
         group = b.offset(argument(self.arguments, "partials"), first_slot)
         splits = item_field(self.item, Item.SPLITS)

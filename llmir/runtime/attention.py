@@ -1,0 +1,87 @@
+"""Runs a compiled attention kernel: one work list a step, one call a layer."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+
+from llmir.ir.signature import StepPolicy
+from llmir.kernels.cpu.abi import Arguments, partial_bytes
+from llmir.kernels.cpu.kernel import Kernel
+from llmir.runtime.schedule import Int32, Schedule, Scheduler
+
+
+class AttentionRunner:
+    """One kernel with the buffers its calls need; every layer of its signature shares it.
+
+    Not for concurrent use: the layers of a model run one after the other.
+    """
+
+    def __init__(self, kernel: Kernel, policy: StepPolicy):
+        self.spec = kernel.spec
+        self._scheduler = Scheduler(kernel.spec, policy)
+        self._call = kernel.function
+        self._arguments = Arguments(**kernel.openmp)
+        self._address = ctypes.addressof(self._arguments)
+        self._partial_bytes = partial_bytes(kernel.spec)
+        self._buffers: dict[str, np.ndarray] = {}
+        self._schedule: Schedule | None = None
+
+    def begin_step(
+        self, query_start: Int32, seq_lens: Int32, block_table: int, block_table_stride: int, threads: int
+    ) -> Schedule:
+        """Prepares the calls of one step and gives its work list.
+
+        ``query_start`` [requests + 1] and ``seq_lens`` [requests] as for Scheduler.schedule; ``block_table``:
+        address of int32 [requests, block_table_stride], which must stay as it is until the step is over.
+        """
+        schedule = self._scheduler.schedule(query_start, seq_lens, threads)
+        arguments = self._arguments
+        arguments.items = schedule.items.ctypes.data
+        arguments.item_count = len(schedule.items)
+        arguments.block_table = block_table
+        arguments.block_table_stride = block_table_stride
+        arguments.threads = threads
+        arguments.partials = self._buffer("partials", schedule.partial_slots * self._partial_bytes)
+        arguments.split_counters = self._buffer("split_counters", schedule.split_groups * 4)
+        self._schedule = schedule  # keeps the items alive
+        return schedule
+
+    def attend(
+        self,
+        query: tuple[int, int],
+        key: tuple[int, int],
+        value: tuple[int, int],
+        output: tuple[int, int],
+        cache: int,
+        slots: int,
+        append_tokens: int,
+    ) -> None:
+        """Appends a layer's new keys and values to its cache, then attends, for the step begun last.
+
+        Each tensor is its address and the elements from one token to the next; a token's heads are contiguous.
+        ``cache`` [blocks, KV heads, page] and ``slots`` int64 [append_tokens] are addresses. With
+        ``append_tokens`` 0 the cache is only read, and ``key``, ``value`` and ``slots`` are not looked at.
+        """
+        arguments = self._arguments
+        arguments.query, arguments.query_stride = query
+        arguments.key, arguments.key_stride = key
+        arguments.value, arguments.value_stride = value
+        arguments.output, arguments.output_stride = output
+        arguments.cache = cache
+        arguments.slots = slots
+        arguments.append_tokens = append_tokens
+        self._call(self._address)
+
+    def _buffer(self, name: str, size: int) -> int | None:
+        """Address of zeroed bytes, at least ``size``, aligned to a cache line; grown when a step needs more.
+
+        Kernels leave split counters at zero, and never read a partial state they have not written.
+        """
+        if not size:
+            return None
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) < size + 64:
+            buffer = self._buffers[name] = np.zeros(2 * size + 64, np.uint8)
+        return -(-buffer.ctypes.data // 64) * 64
