@@ -1,0 +1,72 @@
+"""What the parent hands to a worker process and gets back, as JSON files."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llmir.compare.measuring import RequestRecord
+from llmir.compare.quality import Answers, QualityTask
+
+
+@dataclass(frozen=True)
+class Job:
+    """One side, for one process."""
+
+    framework: str
+    model: str
+    arguments: dict[str, Any]
+    """Engine arguments, this side's own among them."""
+    runs: dict[str, int]
+    """Timed runs of each workload, by its name."""
+    seed: int
+    quality: QualityTask | None
+    started: float
+    """When the process was started, seconds of the machine's monotonic clock."""
+    result_path: str
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Job:
+        """The inverse of :meth:`to_json`."""
+        quality = QualityTask(**data["quality"]) if data["quality"] else None
+        return cls(**{**data, "quality": quality})
+
+
+@dataclass(frozen=True)
+class StartUp:
+    """Where the time from the start of the process to the first servable request went, in seconds."""
+
+    import_seconds: float
+    """Interpreter and framework imports."""
+    engine_seconds: float
+    """Plugins, model loading, compilation or its cache, cache allocation."""
+    total_seconds: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one process measured."""
+
+    start_up: StartUp
+    settings: dict[str, Any]
+    runs: dict[str, list[list[RequestRecord]]]
+    """For each workload the records of each timed run."""
+    answers: Answers | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Result:
+        """The inverse of :meth:`to_json`."""
+        runs = {
+            name: [[RequestRecord.from_json(record) for record in records] for records in repeats]
+            for name, repeats in data["runs"].items()
+        }
+        answers = Answers.from_json(data["answers"]) if data["answers"] else None
+        return cls(StartUp(**data["start_up"]), data["settings"], runs, answers)

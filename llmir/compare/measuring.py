@@ -1,0 +1,90 @@
+"""From the moments tokens arrived to the figures of a serving run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from llmir.errors import LlmirError
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """One request of a timed run; times are seconds on one monotonic clock."""
+
+    prompt_tokens: int
+    submitted: float
+    token_times: list[float]
+    """When each output token reached the client."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> RequestRecord:
+        """The inverse of :meth:`to_json`."""
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of a run, and whether less or more of it is better."""
+
+    name: str
+    unit: str
+    lower_is_better: bool
+
+    def speedup(self, baseline: float, llmir: float) -> float:
+        """How many times better llmir is; above 1 is better whichever way the metric points."""
+        return baseline / llmir if self.lower_is_better else llmir / baseline
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("time_per_output_token", "seconds", lower_is_better=True),
+    Metric("time_to_first_token", "seconds", lower_is_better=True),
+    Metric("output_tokens_per_second", "tokens per second", lower_is_better=False),
+    Metric("total_tokens_per_second", "tokens per second", lower_is_better=False),
+)
+
+
+def figures(records: Sequence[RequestRecord]) -> dict[str, float]:
+    """Every metric of :data:`METRICS` over one timed run, by name; rates are over the whole run.
+
+    Raises :class:`LlmirError` if a request got no token or the run has no steady decode.
+    """
+    if any(not record.token_times for record in records):
+        raise LlmirError("a request of the timed run got no output token, so the run cannot be measured")
+    seconds = max(r.token_times[-1] for r in records) - min(r.submitted for r in records)
+    output_tokens = sum(len(r.token_times) for r in records)
+    prompt_tokens = sum(r.prompt_tokens for r in records)
+    return {
+        "time_per_output_token": steady_time_per_output_token(records),
+        "time_to_first_token": median(r.token_times[0] - r.submitted for r in records),
+        "output_tokens_per_second": output_tokens / seconds,
+        "total_tokens_per_second": (prompt_tokens + output_tokens) / seconds,
+    }
+
+
+def steady_time_per_output_token(records: Sequence[RequestRecord]) -> float:
+    """Seconds per output token of a request while all requests decode and none prefills.
+
+    The window opens when the last request gets its first token and closes when the first request
+    finishes; a request's share of the window over the tokens it got in it, averaged over requests.
+    """
+    opens = max(record.token_times[0] for record in records)
+    closes = min(record.token_times[-1] for record in records)
+    tokens = sum(opens < time <= closes for record in records for time in record.token_times)
+    if closes <= opens or tokens == 0:
+        raise LlmirError(
+            "the run has no steady decode: the first request finished before the last one had its first token;"
+            " use a workload with more output tokens or fewer requests"
+        )
+    return (closes - opens) * len(records) / tokens
+
+
+def median_figures(runs: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The median of each metric over timed runs."""
+    return {metric.name: median(run[metric.name] for run in runs) for metric in METRICS}

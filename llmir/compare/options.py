@@ -1,0 +1,111 @@
+"""What to compare, checked before anything is started."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmir.compare.engine import FRAMEWORKS
+from llmir.compare.files import check_writable
+from llmir.compare.quality import QualityTask
+from llmir.compare.workloads import workload_named
+from llmir.errors import LlmirError
+
+DEFAULT_WORKLOADS = ("short", "chat", "long")
+#: Step in which the maximum model length is chosen, so that it does not depend on a workload's last token.
+_LENGTH_STEP = 1024
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """A comparison of one framework with and without llmir.
+
+    Raises :class:`LlmirError` for values that cannot work: no such workload or framework, no such
+    model folder, a model too short for a workload, a place that cannot be written to.
+    """
+
+    model: str
+    """Folder of a Hugging Face model, or its name on the hub."""
+    framework: str = "vllm"
+    workloads: tuple[str, ...] = DEFAULT_WORKLOADS
+    pairs: int = 3
+    """Pairs of processes, one of each side."""
+    repeats: int | None = None
+    """Timed runs of a workload in one process; None: as many as the workload says."""
+    quality: bool = True
+    seed: int = 0
+    kv_cache_bytes: int = 4 << 30
+    """Memory of the KV cache, the same on both sides."""
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    """More engine arguments, for both sides; they win over what is chosen here."""
+    llmir_engine: Mapping[str, Any] = field(default_factory=lambda: {"attention_backend": "LLMIR"})
+    """What the llmir side has on top: the flag."""
+    json_path: Path | None = None
+    chart_path: Path | None = None
+    """The suffix names the format, as matplotlib knows it: .png, .svg, .pdf."""
+    quality_task: QualityTask = field(default_factory=QualityTask)
+    timeout_seconds: float = 3600.0
+    """For one process; a framework that hangs must not hang the comparison."""
+
+    def __post_init__(self) -> None:
+        if self.framework not in FRAMEWORKS:
+            raise LlmirError(f"llmir cannot compare {self.framework!r}; it compares {', '.join(FRAMEWORKS)}")
+        if not self.workloads and not self.quality:
+            raise LlmirError("there is nothing to compare: name a workload or ask for quality")
+        if self.pairs < 1 or (self.repeats is not None and self.repeats < 1):
+            raise LlmirError("a comparison needs at least one pair and one repeat (three pairs for figures to trust)")
+        self._check_model()
+        for path in (self.json_path, self.chart_path):
+            if path is not None:
+                check_writable(path)
+
+    def runs(self) -> dict[str, int]:
+        """Timed runs of each workload in one process."""
+        return {name: self.repeats or workload_named(name).repeats for name in self.workloads}
+
+    def arguments(self, side: str) -> dict[str, Any]:
+        """Engine arguments of side ``"baseline"`` or ``"llmir"``."""
+        common = {
+            "kv_cache_memory_bytes": self.kv_cache_bytes,
+            "max_model_len": self._max_model_len(),
+            **self.engine,
+        }
+        return {**common, **self.llmir_engine} if side == "llmir" else common
+
+    def _max_model_len(self) -> int:
+        steps = -(-self._longest()[0] // _LENGTH_STEP) * _LENGTH_STEP
+        limit = self._model_limit()
+        return min(steps, limit) if limit else steps
+
+    def _longest(self) -> tuple[int, str]:
+        """Tokens of the longest request, and what asks for it."""
+        lengths = [(workload_named(name).longest(), f"workload {name}") for name in self.workloads]
+        if self.quality:
+            lengths.append((self.quality_task.longest(), "the quality check"))
+        return max(lengths)
+
+    def _check_model(self) -> None:
+        folder = Path(self.model)
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise LlmirError(f"{folder} is not a model folder: it has no config.json; name the folder of a model")
+        # A name like "org/model" may be on the hub, unless the first part is a folder here.
+        if not folder.is_dir() and (folder.is_absolute() or folder.parent.is_dir()):
+            raise LlmirError(f"there is no model {folder}; name a folder with a model, or a model on the hub")
+        needed, who = self._longest()
+        limit = self._model_limit()
+        if limit and needed > limit:
+            raise LlmirError(f"{who} needs {needed} tokens, {self.model} takes {limit}; choose other workloads")
+
+    def _model_limit(self) -> int | None:
+        """Longest sequence the model's configuration allows, where it is at hand and says so."""
+        path = Path(self.model, "config.json")
+        if not path.is_file():
+            return None
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise LlmirError(f"{path} cannot be read ({error}); fetch the model again") from error
+        return config.get("max_position_embeddings")

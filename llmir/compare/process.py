@@ -1,0 +1,138 @@
+"""One worker process: started, listened to, ended with everything it started."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from llmir.compare.files import write_json
+from llmir.compare.job import Job, Result
+from llmir.compare.options import CompareOptions
+from llmir.errors import LlmirError
+
+_TAIL_LINES = 25
+#: An exception as Python prints it, also behind the prefix of a framework's log line.
+_EXCEPTION = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception)): (\S.*)$")
+#: vLLM's own process only repeats that another one failed; the reason stands above.
+_NO_CAUSE = ("Engine core initialization failed", "WorkerProc initialization failed", "Executor failed")
+
+
+class SideFailedError(LlmirError):
+    """A side's process failed; the message ends with the tail of its log, which is kept."""
+
+
+def run_worker(
+    command: Sequence[str],
+    options: CompareOptions,
+    side: str,
+    with_quality: bool,
+    environment: Mapping[str, str],
+    stem: Path,
+    announce: Callable[[str], None],
+) -> Result:
+    """Run one side in a fresh process; its files are ``stem`` with a suffix.
+
+    ``announce`` gets the lines the process prints. Raises :class:`SideFailedError`.
+    """
+    job_path, result_path, log_path = (stem.with_suffix(suffix) for suffix in (".job", ".result", ".log"))
+    job = Job(
+        framework=options.framework,
+        model=options.model,
+        arguments=options.arguments(side),
+        runs=options.runs(),
+        seed=options.seed,
+        quality=options.quality_task if options.quality and with_quality else None,
+        started=time.monotonic(),
+        result_path=str(result_path),
+    )
+    write_json(job_path, job.to_json())
+    end = _run([*command, str(job_path)], environment, log_path, options.timeout_seconds, announce)
+    if end is None and not result_path.is_file():
+        end = "ended without a result"
+    if end is not None:
+        raise SideFailedError(_failure(side, end, log_path))
+    return Result.from_json(json.loads(result_path.read_text(encoding="utf-8")))
+
+
+def _run(
+    command: Sequence[str], environment: Mapping[str, str], log_path: Path, timeout: float, announce: Callable
+) -> str | None:
+    """Run to the end and return None if it ended well, else how it ended."""
+    timed_out = threading.Event()
+    with (
+        log_path.open("wb") as log,
+        subprocess.Popen(
+            command,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,  # a group of its own, so that it can be ended with its engine processes
+        ) as process,
+    ):
+
+        def stop() -> None:
+            timed_out.set()
+            _end_group(process.pid)
+
+        timer = threading.Timer(timeout, stop)
+        timer.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                announce(line.rstrip())
+            code = process.wait()
+        finally:
+            timer.cancel()
+            _end_group(process.pid)
+    if timed_out.is_set():
+        return f"did not finish within {timeout:.0f} s"
+    if code < 0:
+        memory = ", perhaps for lack of memory" if code == -signal.SIGKILL else ""
+        return f"was ended by {signal.Signals(-code).name}{memory}"
+    return f"ended with exit code {code}" if code else None
+
+
+def _end_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _failure(side: str, end: str, log_path: Path) -> str:
+    lines = log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+    cause = _cause(lines)
+    sentence = f"the {side} side of the comparison {end}{f': {cause}' if cause else ''}"
+    tail = "\n".join(lines[-_TAIL_LINES:])
+    return f"{sentence}\n{_keep(log_path, side)}; it ends:\n{tail}"
+
+
+def _cause(lines: Sequence[str]) -> str | None:
+    """The first of the last exceptions that says more than that something failed; llmir's own come first."""
+    found = [match for line in lines if (match := _EXCEPTION.search(line))]
+    telling = [match for match in found if not match[2].startswith(_NO_CAUSE)]
+    ours = [match for match in telling if match[1].startswith("llmir.")]
+    if ours:
+        return ours[-1][2]
+    return f"{telling[-1][1]}: {telling[-1][2]}" if telling else None
+
+
+def _keep(log_path: Path, side: str) -> str:
+    """Move the log out of the folder that is about to go, and say where it is."""
+    try:
+        handle, kept = tempfile.mkstemp(prefix=f"llmir-compare-{side}-", suffix=".log")
+        os.close(handle)
+        shutil.copyfile(log_path, kept)
+    except OSError as error:
+        return f"its log could not be kept ({error.strerror})"
+    return f"its log is {kept}"

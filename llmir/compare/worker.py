@@ -1,0 +1,79 @@
+"""One side of a comparison, in a process of its own: ``python -m llmir.compare.worker JOB``.
+
+Reads a :class:`Job`, starts the framework, runs the workloads and writes a :class:`Result`. Standard
+output carries one line for each thing done; whatever the framework prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from llmir.compare.engine import Engine, engine_type
+from llmir.compare.files import write_json
+from llmir.compare.job import Job, Result, StartUp
+from llmir.compare.measuring import RequestRecord
+from llmir.compare.quality import Answers, QualityTask, english_text, pieces
+from llmir.compare.workloads import Workload, equal_requests, workload_named
+
+#: Not measured: touches the code of prefill and decode, and more tokens than one step takes.
+_WARM_UP = Workload("warm-up", "16 requests, 288 tokens in, 8 out", 1, equal_requests(16, 288, 8))
+
+Announce = Callable[[str], None]
+
+
+def measure(job: Job, announce: Announce) -> Result:
+    """Start the job's framework and measure everything the job asks for."""
+    start = engine_type(job.framework)
+    imported = time.monotonic()
+    engine = start(job.model, job.arguments)
+    ready = time.monotonic()
+    start_up = StartUp(imported - job.started, ready - imported, ready - job.started)
+    announce(f"ready after {start_up.total_seconds:.0f} s")
+
+    vocabulary = engine.vocabulary()
+    engine.serve(_WARM_UP.requests(vocabulary, job.seed, 0))
+    runs = {
+        name: _timed_runs(engine, workload_named(name), repeats, vocabulary, job.seed, announce)
+        for name, repeats in job.runs.items()
+    }
+    answers = None
+    if job.quality is not None:
+        answers = _answer(engine, job.quality)
+        announce("quality done")
+    return Result(start_up, engine.settings(), runs, answers)
+
+
+def _timed_runs(
+    engine: Engine, workload: Workload, repeats: int, vocabulary: list[int], seed: int, announce: Announce
+) -> list[list[RequestRecord]]:
+    runs = [engine.serve(workload.requests(vocabulary, seed, repeat)) for repeat in range(repeats)]
+    announce(f"{workload.name} done")
+    return runs
+
+
+def _answer(engine: Engine, task: QualityTask) -> Answers:
+    text = engine.encode(english_text())
+    prompts = pieces(text, task.prompts, task.prompt_tokens)
+    engine.forget_prefixes()
+    cold = engine.continue_greedily(prompts, task.output_tokens)
+    cached = engine.continue_greedily(prompts, task.output_tokens)
+    return Answers(cold, cached, engine.score(pieces(text, task.windows, task.window_tokens)))
+
+
+def main() -> None:
+    """Entry point of the worker process; any error ends it with a traceback in its log."""
+    # The framework and its processes log to standard output: keep that stream for announcements alone.
+    announcements = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    job = Job.from_json(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    result = measure(job, lambda line: print(line, file=announcements))
+    write_json(Path(job.result_path), result.to_json())
+
+
+if __name__ == "__main__":
+    main()

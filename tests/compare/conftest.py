@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llmir.compare.options import CompareOptions
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model folder as far as a comparison looks into it before it starts anything."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 8192}))
+    return folder
+
+
+@pytest.fixture
+def options(model: Path) -> Callable[..., CompareOptions]:
+    def make(**fields: object) -> CompareOptions:
+        return CompareOptions(**{"model": str(model), "workloads": ("smoke",), "timeout_seconds": 60, **fields})
+
+    return make
+
+
+@pytest.fixture
+def starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where fake workers note that they were started."""
+    path = tmp_path / "starts"
+    monkeypatch.setenv("FAKE_STARTS", str(path))
+    return path
+
+
+@pytest.fixture
+def worker(starts: Path) -> tuple[str, ...]:
+    """The command of a process that stands in for a side."""
+    return (sys.executable, str(Path(__file__).with_name("fake_worker.py")))

@@ -1,0 +1,63 @@
+"""Stands in for a side's process: reads a job and writes what a framework of known speed would measure.
+
+The engine argument ``behaviour`` makes it misbehave. Every start is noted in the file ``FAKE_STARTS``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from llmir.compare.files import write_json
+from llmir.compare.job import Job, Result, StartUp
+from llmir.compare.measuring import RequestRecord
+from llmir.compare.quality import Answers, Continuation
+
+
+def records(step: float) -> list[RequestRecord]:
+    """Two requests that decode in lock step, one token each ``step`` seconds, from 1 s on."""
+    times = [1.0 + step * i for i in range(5)]
+    return [RequestRecord(10, 0.0, times), RequestRecord(10, 0.0, times)]
+
+
+def answers(logprob: float) -> Answers:
+    continuations = [Continuation([7, 8], [{7: logprob}, {8: logprob}], 128)]
+    return Answers(continuations, continuations, [[logprob] * 4])
+
+
+def main() -> None:
+    job = Job.from_json(json.loads(Path(sys.argv[1]).read_text()))
+    llmir = job.arguments.get("attention_backend") == "LLMIR"
+    with Path(os.environ["FAKE_STARTS"]).open("a") as starts:
+        side = "llmir" if llmir else "baseline"
+        print(side, job.quality is not None, os.environ.get("VLLM_CPU_OMP_THREADS_BIND"), file=starts)
+    match job.arguments.get("behaviour"):
+        case "raise":
+            print(
+                "(EngineCore) ERROR llmir.errors.UnsupportedLayerError: llmir cannot serve layer 'x'", file=sys.stderr
+            )
+            print("RuntimeError: Engine core initialization failed. See above.", file=sys.stderr)
+            sys.exit(3)
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "silent":
+            return
+        case "hang":
+            time.sleep(600)
+    print("ready after 0 s", flush=True)
+    step = 0.5 if llmir else 1.0
+    result = Result(
+        StartUp(1.0, 2.0 + llmir, 3.0 + llmir),
+        {"block_size": 128},
+        {name: [records(step)] * repeats for name, repeats in job.runs.items()},
+        answers(-1.0 - 0.1 * llmir) if job.quality else None,
+    )
+    write_json(Path(job.result_path), result.to_json())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llmir.compare.options import CompareOptions
+from llmir.errors import LlmirError
+
+Options = Callable[..., CompareOptions]
+
+
+def test_the_llmir_side_has_only_the_flag_on_top(options: Options):
+    made = options(engine={"enforce_eager": True})
+    assert made.arguments("llmir") == made.arguments("baseline") | {"attention_backend": "LLMIR"}
+
+
+def test_the_cache_memory_is_explicit_on_both_sides(options: Options):
+    assert options(kv_cache_bytes=1 << 20).arguments("baseline")["kv_cache_memory_bytes"] == 1 << 20
+
+
+def test_engine_arguments_of_the_user_win(options: Options):
+    assert options(engine={"max_model_len": 512}).arguments("baseline")["max_model_len"] == 512
+
+
+def test_the_model_length_covers_the_longest_request(options: Options):
+    assert options(workloads=("long",)).arguments("baseline")["max_model_len"] == 4096
+
+
+def test_repeats_come_from_the_workload_unless_given(options: Options):
+    assert options(workloads=("short", "chat")).runs() == {"short": 3, "chat": 1}
+    assert options(workloads=("short", "chat"), repeats=2).runs() == {"short": 2, "chat": 2}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"framework": "tgi"}, "cannot compare 'tgi'"),
+        ({"workloads": ("fast",)}, "no workload 'fast'"),
+        ({"workloads": (), "quality": False}, "nothing to compare"),
+        ({"pairs": 0}, "at least one pair"),
+        ({"repeats": 0}, "at least one pair and one repeat"),
+    ],
+)
+def test_what_cannot_work_is_refused(options: Options, fields: dict, message: str):
+    with pytest.raises(LlmirError, match=message):
+        options(**fields)
+
+
+def test_a_missing_model_is_refused(options: Options, tmp_path: Path):
+    with pytest.raises(LlmirError, match="there is no model"):
+        options(model=str(tmp_path / "nothing"))
+
+
+def test_a_folder_without_a_model_is_refused(options: Options, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LlmirError, match=r"no config\.json"):
+        options(model=str(tmp_path / "empty"))
+
+
+def test_a_hub_name_is_left_to_the_framework(options: Options):
+    assert options(model="HuggingFaceTB/SmolLM2-135M-Instruct").model
+
+
+def test_a_model_too_short_for_the_workload_is_refused(options: Options, model: Path):
+    (model / "config.json").write_text(json.dumps({"max_position_embeddings": 2048}))
+    with pytest.raises(LlmirError, match=r"workload long needs 3136 tokens, .* takes 2048"):
+        options(workloads=("short", "long"))
+
+
+def test_a_damaged_model_configuration_is_an_error(options: Options, model: Path):
+    (model / "config.json").write_text("{")
+    with pytest.raises(LlmirError, match="cannot be read"):
+        options()
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(options: Options, model: Path):
+    with pytest.raises(LlmirError, match="cannot write"):
+        options(json_path=model / "config.json" / "report.json")
