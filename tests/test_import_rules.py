@@ -1,0 +1,192 @@
+"""Who may import whom, held by reading every module of llmir."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import llmir
+
+ROOT = Path(llmir.__file__).parent
+
+#: What each room may import of llmir besides itself. A longer name goes before a shorter one.
+MAY_IMPORT = {
+    "llmir": (),
+    "llmir.errors": (),
+    "llmir.ir.signature": (),
+    "llmir.ir": ("llmir.errors", "llmir.ir.signature"),
+    "llmir.target": ("llmir.errors",),
+    "llmir.workload": ("llmir.errors",),
+    "llmir.plan": ("llmir.errors", "llmir.ir.signature"),
+    "llmir.passes": ("llmir.errors", "llmir.ir", "llmir.target", "llmir.workload"),
+    "llmir.kernels": ("llmir.errors", "llmir.ir", "llmir.target"),
+    "llmir.runtime": ("llmir.errors", "llmir.ir.signature", "llmir.kernels"),
+    "llmir.compiler": (
+        *("llmir", "llmir.errors", "llmir.ir", "llmir.target", "llmir.workload", "llmir.plan"),
+        *("llmir.passes", "llmir.kernels"),
+    ),
+    "llmir.frontends": (
+        *("llmir", "llmir.errors", "llmir.ir", "llmir.target", "llmir.workload", "llmir.plan"),
+        *("llmir.kernels", "llmir.runtime", "llmir.compiler"),
+    ),
+    "llmir.compare": ("llmir", "llmir.errors", "llmir.plan", "llmir.target", "llmir.compiler"),
+    "llmir.cli": (
+        *("llmir", "llmir.errors", "llmir.ir", "llmir.target", "llmir.workload", "llmir.plan"),
+        *("llmir.compiler", "llmir.compare", "llmir.frontends"),
+    ),
+}
+
+#: The only modules that may import these packages, function-level imports included.
+ONLY_IN = {
+    "torch_mlir": ("llmir.ir.bindings",),
+    "mlir": ("llmir.ir.bindings",),
+    "vllm": ("llmir.frontends.vllm", "llmir.compare.vllm_engine"),
+    "sglang": ("llmir.frontends.sglang", "llmir.compare.sglang_engine"),
+    "torch": ("llmir.frontends", "llmir.compare.vllm_engine", "llmir.compare.sglang_engine"),
+    "transformers": ("llmir.frontends", "llmir.compare.vllm_engine", "llmir.compare.sglang_engine"),
+}
+
+#: What a serving process imports: none of it may load the compiler's bindings or a framework.
+SERVING = (
+    "llmir",
+    "llmir.plan",
+    "llmir.ir.signature",
+    "llmir.kernels.reference",
+    "llmir.kernels.cpu.abi",
+    "llmir.kernels.cpu.kernel",
+    "llmir.kernels.cpu.loader",
+    "llmir.kernels.cpu.object_cache",
+    "llmir.runtime.attention",
+    "llmir.runtime.schedule",
+    "llmir.frontends.vllm.plugin",
+)
+
+
+def module_name(file: Path, root: Path = ROOT) -> str:
+    """Dotted name of a module file: ``llmir/ir/types.py`` is ``llmir.ir.types``."""
+    parts = [root.name, *file.relative_to(root).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(file): file for file in sorted(ROOT.rglob("*.py"))}
+
+
+def imports(source: str, name: str, *, is_package: bool = False) -> Iterator[str]:
+    """Every name a module imports, wherever in it the import stands; relative ones resolved."""
+    package = name if is_package else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *filter(None, [node.module])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif (
+            isinstance(node, ast.Call)
+            and node.args
+            and ast.unparse(node.func).endswith(("import_module", "__import__"))
+        ):
+            yield from dynamic(node.args[0])
+
+
+def _is_import_call(node: ast.Call) -> bool:
+    return ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__")
+
+
+def dynamic(argument: ast.expr) -> Iterator[str]:
+    """The constant head of what ``import_module`` is given; an f-string without one cannot be judged."""
+    head = argument.values[0] if isinstance(argument, ast.JoinedStr) and argument.values else argument
+    if isinstance(head, ast.Constant) and isinstance(head.value, str):
+        yield head.value.rstrip(".")
+
+
+def within(name: str, room: str) -> bool:
+    """Whether a dotted name is a room or lies in it."""
+    return name == room or name.startswith(f"{room}.")
+
+
+def room_of(name: str) -> str:
+    """The entry of MAY_IMPORT that a module of llmir belongs to."""
+    return max((room for room in MAY_IMPORT if within(name, room)), key=len)
+
+
+def is_allowed(importer: str, imported: str) -> bool:
+    """Whether the rules let one module of llmir import another (or a name in it)."""
+    home, target = room_of(importer), room_of(imported)
+    if home == target:
+        return not within(importer, "llmir.frontends") or importer.split(".")[2] == imported.split(".")[2]
+    return any(target == room or (room != "llmir" and within(target, room)) for room in MAY_IMPORT[home])
+
+
+def imports_of(name: str) -> set[str]:
+    """What a module of llmir imports."""
+    file = MODULES[name]
+    return set(imports(file.read_text(), name, is_package=file.name == "__init__.py"))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_imports_only_the_rooms_it_may(name):
+    inside = {imported for imported in imports_of(name) if within(imported, "llmir")}
+    assert [imported for imported in sorted(inside) if not is_allowed(name, imported)] == []
+
+
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_package_is_imported_only_where_it_belongs(package):
+    importers = {name for name in MODULES if any(within(imported, package) for imported in imports_of(name))}
+    assert {name for name in importers if not any(within(name, home) for home in ONLY_IN[package])} == set()
+
+
+@pytest.mark.parametrize("module", SERVING)
+def test_serving_loads_neither_bindings_nor_framework(module):
+    code = f"import sys, {module}; print(*(m for m in {[*ONLY_IN]} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("package", ["llmir.ir", "llmir.kernels", "llmir.kernels.cpu", "llmir.frontends"])
+def test_package_itself_imports_nothing(package):
+    assert imports_of(package) == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import llmir.plan as p, torch", {"llmir.plan", "torch"}),
+        ("from llmir.ir import build", {"llmir.ir.build"}),
+        ("from . import b", {"llmir.a.b"}),
+        ("from .b import c", {"llmir.a.b.c"}),
+        ("from ..ir import types", {"llmir.ir.types"}),
+        ("def f():\n    from torch import nn", {"torch.nn"}),
+        ("import importlib\nimportlib.import_module('torch.nn')", {"importlib", "torch.nn"}),
+        ("__import__(f'llmir.frontends.{x}.y')", {"llmir.frontends"}),
+    ],
+)
+def test_every_form_of_import_is_seen(source, expected):
+    assert set(imports(source, "llmir.a.m")) == expected
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported", "allowed"),
+    [
+        ("llmir.passes.tiles", "llmir.ir.signature.LANES", True),
+        ("llmir.passes.tiles", "llmir.kernels.cpu.builder", False),
+        ("llmir.plan", "llmir.ir.signature", True),
+        ("llmir.plan", "llmir.ir.types", False),
+        ("llmir.runtime.schedule", "llmir.plan", False),
+        ("llmir.ir.types", "llmir.plan", False),
+        ("llmir.compiler", "llmir.frontends.vllm", False),
+        ("llmir.frontends.sglang.backend", "llmir.frontends.vllm.backend", False),
+        ("llmir.frontends.vllm.backend", "llmir.frontends.vllm.plugin", True),
+        ("llmir.compare.worker", "llmir.frontends.vllm.plugin", False),
+        ("llmir.compiler", "llmir.__version__", True),
+    ],
+)
+def test_the_rules_say_what_they_mean(importer, imported, allowed):
+    assert is_allowed(importer, imported) is allowed
