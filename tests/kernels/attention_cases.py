@@ -1,0 +1,237 @@
+"""Random attention steps, run by a compiled kernel and by the reference.
+
+Everything a kernel must not read or write is NaN: blocks of nobody, slots not yet written, output columns
+between tokens.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from hypothesis import strategies as st
+
+from llmir.ir.signature import HEAD_SIZES, LANES, AttentionSignature, KernelSpec, KernelVariant, StepPolicy
+from llmir.kernels import reference
+from llmir.kernels.cpu.kernel import Kernel
+from llmir.kernels.cpu.object_cache import ObjectCache
+from llmir.runtime.attention import AttentionRunner
+from llmir.target import ISAS, Target
+
+#: The instruction sets whose kernels this machine can run.
+RUNNABLE_ISAS = ISAS[ISAS.index(Target.detect().isa) :]
+#: Largest error of one output row, relative to the row. bf16 and f16 round the output and the probabilities to
+#: 8 and 11 bits; float32 is as good as its exponential.
+ROW_ERROR = {"bf16": 8e-3, "f16": 1e-3, "f32": 1e-5}
+#: What float32 scores add to it: scores grow with the queries, and a weight's relative error is its score's
+#: absolute one.
+SCORE_ERROR = 2e-6
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step: of each request the tokens in the cache and the new ones."""
+
+    cached: tuple[int, ...]
+    new: tuple[int, ...]
+    threads: int = 1
+    appends: bool = True
+    """Whether the kernel appends the new tokens; else they are in the cache already."""
+    sharpness: float = 1.0
+    """Factor on the queries: 0 makes all weights equal, a large one leaves one key a row."""
+    seed: int = 0
+
+
+_OBJECTS = tempfile.TemporaryDirectory(prefix="llmir-tests-")
+
+
+@cache
+def loaded(spec: KernelSpec) -> Kernel:
+    return Kernel.load(spec, ObjectCache(_OBJECTS.name))
+
+
+def layout_of(element_type: str, isa: str) -> str:
+    return "pair" if (element_type, isa) == ("bf16", "avx512_bf16") else "lane"
+
+
+def spec_of(signature: AttentionSignature, isa: str, decode_tokens: int = 1, prefill_tokens: int = 16) -> KernelSpec:
+    """A spec with small tiles that any signature allows."""
+    lanes = LANES[isa]
+    return KernelSpec(
+        signature,
+        isa,
+        (
+            KernelVariant("decode", decode_tokens, 2, 32, 32 // lanes, 2, 1),
+            KernelVariant("prefill", prefill_tokens, 3, 32, 2, 4, 0),
+        ),
+    )
+
+
+@st.composite
+def variants(draw, name: str, max_tokens: int, block_size: int, lanes: int) -> KernelVariant:
+    chunk = draw(st.sampled_from([c for c in (16, 32, 64, 128) if block_size % c == 0]))
+    vectors = draw(st.sampled_from([v for v in (1, 2, 4) if chunk % (v * lanes) == 0]))
+    return KernelVariant(
+        name,
+        max_tokens=draw(st.integers(1, max_tokens)),
+        row_tile=draw(st.integers(1, 6)),
+        key_chunk=chunk,
+        key_vectors=vectors,
+        value_vectors=draw(st.integers(1, 4)),
+        prefetch=draw(st.integers(0, 2)),
+    )
+
+
+@st.composite
+def specs(draw) -> KernelSpec:
+    """Any kernel this machine can run."""
+    isa, element_type = draw(st.sampled_from(RUNNABLE_ISAS)), draw(st.sampled_from(["bf16", "f16", "f32"]))
+    kv_heads, head_size = draw(st.integers(1, 3)), draw(st.sampled_from(HEAD_SIZES))
+    signature = AttentionSignature(
+        num_heads=kv_heads * draw(st.integers(1, 8)),
+        num_kv_heads=kv_heads,
+        head_size=head_size,
+        element_type=element_type,
+        block_size=draw(st.sampled_from([32, 64, 128, 160])),
+        scale=head_size**-0.5 * draw(st.sampled_from([1.0, 0.5])),
+        window=draw(st.sampled_from([0, 0, 1, 7, 64, 100])),
+        soft_cap=draw(st.sampled_from([0.0, 0.0, 2.0, 30.0])),
+        layout=layout_of(element_type, isa),
+    )
+    tiles = [draw(variants(n, m, signature.block_size, LANES[isa])) for n, m in (("decode", 3), ("prefill", 40))]
+    return KernelSpec(signature, isa, tuple(tiles))
+
+
+@st.composite
+def batches(draw) -> Batch:
+    requests = draw(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 70)), min_size=1, max_size=4))
+    decodes = draw(st.lists(st.tuples(st.integers(0, 500), st.just(1)), max_size=3))
+    mixed = draw(st.permutations([*requests, *decodes]))
+    if not any(new for _, new in mixed):
+        mixed = [*mixed, (0, 1)]
+    return Batch(
+        tuple(cached for cached, _ in mixed),
+        tuple(new for _, new in mixed),
+        threads=draw(st.sampled_from([1, 2])),
+        appends=draw(st.booleans()),
+        sharpness=draw(st.sampled_from([0.0, 1.0, 20.0])),
+        seed=draw(st.integers(0, 2**32 - 1)),
+    )
+
+
+policies = st.builds(
+    StepPolicy,
+    decode_tokens=st.integers(1, 3),
+    split_keys=st.sampled_from([16, 64, 1000]),
+    items_per_thread=st.sampled_from([1, 4, 50]),
+)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy that begins on a cache line, as every framework's cache does."""
+    memory = np.empty(array.nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[:] = array
+    return copy
+
+
+class Inputs:
+    """The arrays of one batch: ``qkv`` holds queries, keys and values side by side, as a model's projection does."""
+
+    def __init__(self, signature: AttentionSignature, batch: Batch):
+        s, rng = signature, np.random.default_rng(batch.seed)
+        self.signature, self.batch = signature, batch
+        self.query_start = np.concatenate([[0], np.cumsum(batch.new)]).astype(np.int32)
+        self.seq_lens = np.array(batch.cached, np.int32) + np.array(batch.new, np.int32)
+        self.tokens, self.padding = int(self.query_start[-1]), int(rng.integers(0, 3))
+        self._place_blocks(rng)
+        self._fill_cache(rng)
+        heads, kv_heads = s.num_heads, s.num_kv_heads
+        self.qkv = self._encode(
+            rng.standard_normal((self.tokens + self.padding, heads + 2 * kv_heads + 1, s.head_size))
+        )
+        self.qkv[:, :heads] = self._encode(
+            batch.sharpness * rng.standard_normal((self.tokens + self.padding, heads, s.head_size))
+        )
+        self.query = self.qkv[:, :heads]
+        self.key, self.value = self.qkv[:, heads : heads + kv_heads], self.qkv[:, heads + kv_heads : -1]
+        self.output = self._encode(np.full((self.tokens + self.padding, heads + 1, s.head_size), np.nan))
+        self.expected_caches = [cache.copy() for cache in self.caches]
+        reference.append_kv(self.key, self.value, self.slots, *self.expected_caches)
+
+    def _encode(self, values: np.ndarray) -> np.ndarray:
+        return reference.encode(values.astype(np.float32), self.signature.element_type)
+
+    def _place_blocks(self, rng: np.random.Generator) -> None:
+        """A block table whose unused entries name block 0, which is nobody's; the slots of the new tokens."""
+        size = self.signature.block_size
+        needed = [-(-int(n) // size) for n in self.seq_lens]
+        self.num_blocks = sum(needed) + 3
+        free = iter(rng.permutation(np.arange(1, self.num_blocks)))
+        self.block_table = np.zeros((len(needed), max(needed) + 1), np.int32)
+        self.slots = np.full(self.tokens + self.padding, -1, np.int64)
+        for request, count in enumerate(needed):
+            self.block_table[request, :count] = [next(free) for _ in range(count)]
+            positions = np.arange(self.batch.cached[request], self.seq_lens[request])
+            blocks = self.block_table[request, positions // size].astype(np.int64)
+            rows = slice(self.query_start[request], self.query_start[request + 1])
+            self.slots[rows] = blocks * size + positions % size
+
+    def _fill_cache(self, rng: np.random.Generator) -> None:
+        """Cached tokens in their slots; blocks that the window has left behind are NaN like everything else."""
+        s = self.signature
+        shape = (self.num_blocks, s.num_kv_heads, s.block_size, s.head_size)
+        self.caches = [self._encode(np.full(shape, np.nan)) for _ in range(2)]
+        for request, cached in enumerate(self.batch.cached):
+            first = max(0, cached - s.window + 1) // s.block_size * s.block_size if s.window else 0
+            positions = np.arange(first, cached)
+            blocks = self.block_table[request, positions // s.block_size]
+            for logical in self.caches:
+                values = self._encode(rng.standard_normal((len(positions), s.num_kv_heads, s.head_size)))
+                logical[blocks, :, positions % s.block_size] = values
+
+
+def address(array: np.ndarray) -> tuple[int, int]:
+    """Address and elements from one token to the next."""
+    return array.ctypes.data, array.strides[0] // array.itemsize
+
+
+def check(spec: KernelSpec, batch: Batch, policy: StepPolicy) -> None:
+    """Run ``batch`` twice; outputs, the cache, and all that must stay untouched are as the reference says."""
+    s, inputs = spec.signature, Inputs(spec.signature, batch)
+    before = inputs.caches if batch.appends else inputs.expected_caches
+    pages = aligned(reference.pack_pages(*before, s, spec.isa))
+    runner = AttentionRunner(loaded(spec), policy)
+    outputs = [inputs.output.copy(), inputs.output.copy()]
+    table = inputs.block_table
+    runner.begin_step(inputs.query_start, inputs.seq_lens, *address(table), batch.threads)
+    for output in outputs:
+        runner.attend(
+            address(inputs.query),
+            address(inputs.key),
+            address(inputs.value),
+            address(output),
+            pages.ctypes.data,
+            inputs.slots.ctypes.data,
+            len(inputs.slots) if batch.appends else 0,
+        )
+    expected_pages = reference.pack_pages(*inputs.expected_caches, s, spec.isa)
+    assert pages.tobytes() == expected_pages.tobytes(), "cache"
+    assert outputs[0].tobytes() == outputs[1].tobytes(), "second call"
+    written = outputs[0][: inputs.tokens, : s.num_heads]
+    untouched = [outputs[0][:, s.num_heads :], outputs[0][inputs.tokens :]]
+    assert all(np.isnan(reference.decode(part)).all() for part in untouched), "untouched output"
+    exact = reference.attention(
+        inputs.query[: inputs.tokens], *inputs.expected_caches, table, inputs.seq_lens, inputs.query_start, s
+    )
+    assert row_error(written, exact) < ROW_ERROR[s.element_type] + SCORE_ERROR * batch.sharpness
+
+
+def row_error(output: np.ndarray, exact: np.ndarray) -> float:
+    """The largest relative error of one query head's output; infinite where an output is not a number."""
+    difference = np.linalg.norm(reference.decode(output) - exact, axis=-1)
+    error = difference / np.linalg.norm(exact, axis=-1)
+    return float(np.nan_to_num(error, nan=np.inf).max())

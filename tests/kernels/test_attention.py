@@ -1,0 +1,100 @@
+"""Compiled attention and append_kv against the float64 reference, on every instruction set this machine has."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+pytest.importorskip("torch", reason="torch brings the OpenMP runtime")
+pytest.importorskip("llmir.ir.bindings", reason="kernels are compiled here")
+
+from attention_cases import RUNNABLE_ISAS, Batch, batches, check, layout_of, policies, spec_of, specs
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llmir.errors import KernelError
+from llmir.ir.signature import HEAD_SIZES, AttentionSignature, StepPolicy
+from llmir.kernels.cpu.lowering import compile_object
+
+NO_SPLITS = StepPolicy(decode_tokens=1, split_keys=1 << 20, items_per_thread=1)
+SPLITS = StepPolicy(decode_tokens=1, split_keys=32, items_per_thread=100)
+KINDS = [(isa, element_type) for isa in RUNNABLE_ISAS for element_type in ("bf16", "f16", "f32")]
+
+
+def signature(isa=RUNNABLE_ISAS[0], element_type="bf16", head_size=64, num_heads=6, num_kv_heads=2, **more):
+    layout = layout_of(element_type, isa)
+    return AttentionSignature(
+        num_heads, num_kv_heads, head_size, element_type, 64, head_size**-0.5, layout=layout, **more
+    )
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(spec=specs(), steps=st.lists(batches(), min_size=2, max_size=4), policy=policies)
+def test_any_kernel_computes_any_step(spec, steps, policy):
+    for batch in steps:
+        check(spec, batch, policy)
+
+
+@pytest.mark.parametrize(("isa", "element_type"), KINDS)
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+def test_mixed_batch(isa, element_type, head_size):
+    spec = spec_of(signature(isa, element_type, head_size), isa)
+    check(spec, Batch(cached=(100, 0, 63, 7), new=(1, 70, 1, 33)), NO_SPLITS)
+
+
+@pytest.mark.parametrize(("isa", "element_type"), KINDS)
+def test_splits_are_merged(isa, element_type):
+    spec = spec_of(signature(isa, element_type), isa)
+    check(spec, Batch(cached=(700, 40), new=(1, 20), threads=2), SPLITS)
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (9, 3), (8, 1), (7, 7), (14, 2)])
+def test_grouped_queries(num_heads, num_kv_heads):
+    s = signature(num_heads=num_heads, num_kv_heads=num_kv_heads)
+    check(spec_of(s, RUNNABLE_ISAS[0]), Batch(cached=(90, 5), new=(1, 17)), NO_SPLITS)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE_ISAS)
+@pytest.mark.parametrize("window", [1, 2, 63, 64, 65, 1000])
+def test_window(isa, window):
+    s = signature(isa, "f32", window=window)
+    check(spec_of(s, isa), Batch(cached=(300, 64, 0), new=(1, 40, 10)), NO_SPLITS)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE_ISAS)
+@pytest.mark.parametrize("sharpness", [1.0, 100.0])
+def test_soft_cap(isa, sharpness):
+    s = signature(isa, "f32", soft_cap=5.0)
+    check(spec_of(s, isa), Batch(cached=(100,), new=(20,), sharpness=sharpness), NO_SPLITS)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE_ISAS)
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 32, 63, 64, 65, 127, 129])
+def test_lengths_around_vectors_chunks_and_blocks(isa, length):
+    check(spec_of(signature(isa), isa), Batch(cached=(length - 1,), new=(1,)), NO_SPLITS)
+    check(spec_of(signature(isa), isa), Batch(cached=(0,), new=(length,)), NO_SPLITS)
+
+
+def test_step_of_no_new_tokens_in_some_requests():
+    check(spec_of(signature(), RUNNABLE_ISAS[0]), Batch(cached=(50, 30, 9), new=(0, 1, 0)), NO_SPLITS)
+
+
+def test_many_threads_share_few_items():
+    check(spec_of(signature(), RUNNABLE_ISAS[0]), Batch(cached=(30,), new=(1,), threads=8), NO_SPLITS)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_heads": 7}, "7 query heads cannot share 2 KV heads"),
+        ({"head_size": 72}, "head size 72"),
+        ({"layout": "row"}, "layout"),
+        ({"scale": 0.0}, "scale"),
+        ({"block_size": 48}, "must divide the block size 48"),
+    ],
+)
+def test_what_cannot_be_generated_is_named(change, words):
+    s = dataclasses.replace(signature(), **change)
+    with pytest.raises(KernelError, match=words):
+        compile_object(spec_of(s, RUNNABLE_ISAS[0]))
