@@ -72,7 +72,7 @@ class Plan:
     target_fingerprint: str
     """Fingerprint of the machines that the kernels run on."""
     workload: dict[str, Any]
-    """The workload, as Workload.to_json writes it."""
+    """The workload, as Workload.summary writes it."""
     module_hash: str
     """sha256 of the module's text after all passes, remarks left out."""
     versions: dict[str, str]

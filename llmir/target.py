@@ -161,8 +161,15 @@ class Target:
 
     @property
     def figures(self) -> Measurements:
-        """The measured figures, or the published ones of the target's instruction set; ``origin`` says which."""
-        return self.measured or _PUBLISHED[self.isa]
+        """The measured figures, or published ones for this instruction set and number of cores.
+
+        ``origin`` says which.
+        """
+        if self.measured is not None:
+            return self.measured
+        socket = _PUBLISHED[self.isa]
+        together = min(socket.read_bandwidth_all, self.cores * socket.read_bandwidth)
+        return replace(socket, read_bandwidth_all=together, threads=self.cores)
 
     def cache_bytes(self, level: int) -> int:
         """Bytes of one cache of ``level``, 0 where the machine has none or does not tell."""

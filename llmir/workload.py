@@ -88,6 +88,20 @@ class Workload:
         expected = (block_size - 1) / 2
         return sum(min(request.shared_tokens, expected) for request in self.requests) / len(self.requests)
 
+    def summary(self) -> dict[str, Any]:
+        """What a reader of a plan wants to know of the workload: its name, source, and mean lengths in tokens."""
+        count = len(self.requests)
+        return {
+            "name": self.name,
+            "source": self.source,
+            "concurrency": self.concurrency,
+            "requests": count,
+            "mean_prompt_tokens": sum(request.prompt_tokens for request in self.requests) / count,
+            "mean_output_tokens": self.mean_output_tokens,
+            "mean_shared_tokens": sum(request.shared_tokens for request in self.requests) / count,
+            "longest_tokens": max(request.prompt_tokens + request.output_tokens for request in self.requests),
+        }
+
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON values; :meth:`from_json` reads it, and so does :meth:`load` from a file."""
         return asdict(self)

@@ -31,7 +31,7 @@ PLAN = Plan(
     decisions=(Decision("block-sizing", "all layers", "128", "least time", {"seconds": 1.5}, ({"block_size": 64},)),),
     target=Target.named("cpu:avx512_bf16").to_json(),
     target_fingerprint=Target.named("cpu:avx512_bf16").fingerprint,
-    workload=NAMED["chat"].to_json(),
+    workload=NAMED["chat"].summary(),
     module_hash="cd" * 32,
     versions={"llmir": "0.1.0"},
 )

@@ -1,0 +1,180 @@
+"""How many tokens a block of the KV cache holds: the size with the least time per decode step.
+
+Three costs pull in two directions. Large blocks are read faster, because a block of one KV head is one
+contiguous piece of memory. Small blocks waste less: fewer slots of a request's last block lie empty, and less of
+a shared prefix is computed again because a prefix cache keeps whole blocks alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llmir.errors import LlmirError, UnsupportedLayerError
+from llmir.ir.attention import PagedAttention, signature_of
+from llmir.ir.bindings import ir
+from llmir.ir.module import model_info, ops_of, retype_caches
+from llmir.ir.remarks import Remark, add_remark
+from llmir.ir.signature import ELEMENT_BYTES, LANES, AttentionSignature
+from llmir.passes.model_cost import ModelCost
+from llmir.target import Measurements, Target
+from llmir.workload import Workload
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """What one block size costs a decode step of the whole batch; seconds are of all threads together."""
+
+    block_size: int
+    piece_bytes: int
+    """Contiguous bytes of the smallest page."""
+    read_bandwidth: float
+    """Bytes a second at which the KV cache is read."""
+    read_seconds: float
+    padding_share: float
+    """Part of the allocated slots that hold no token."""
+    padding_bytes: float
+    """Bytes of those slots, all requests and layers."""
+    padding_seconds: float
+    recomputed_tokens: float
+    """Tokens of a shared prefix that a request computes again."""
+    recompute_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """What the block size is chosen by."""
+        return self.read_seconds + self.padding_seconds + self.recompute_seconds
+
+    def numbers(self) -> dict[str, Any]:
+        """The figures for a remark."""
+        return {
+            "block_size": self.block_size,
+            "piece_kb": self.piece_bytes / 1024,
+            "read_gb_per_s": self.read_bandwidth / 1e9,
+            "read_us": self.read_seconds * 1e6,
+            "padding_share": self.padding_share,
+            "padding_kb": self.padding_bytes / 1024,
+            "padding_us": self.padding_seconds * 1e6,
+            "recomputed_tokens": self.recomputed_tokens,
+            "recompute_us": self.recompute_seconds * 1e6,
+            "total_us": self.seconds * 1e6,
+        }
+
+
+def block_cost(
+    block_size: int,
+    layers: Sequence[AttentionSignature],
+    model: ModelCost,
+    workload: Workload,
+    figures: Measurements,
+) -> BlockCost:
+    """The cost of ``block_size`` tokens a block for a decode step of ``workload.concurrency`` requests.
+
+    Reading: each layer's tokens at the bandwidth of its page. Padding: a cache of a given size holds that much
+    fewer requests, so each request pays a larger part of the step's fixed cost, reading the weights; the cache
+    counts as full, since frameworks keep finished requests in it for their prefixes. Recomputing: the
+    expected (block_size - 1) / 2 tokens of a shared prefix, spread over the decode steps of a request.
+    """
+    batch = workload.concurrency
+    pages = [replace(layer, block_size=block_size).page_bytes for layer in layers]
+    read_bytes = read_seconds = padding_bytes = 0.0
+    padding = workload.mean_padding_tokens(block_size)
+    for layer, page in zip(layers, pages, strict=True):
+        layer_bytes = batch * workload.mean_decode_tokens(layer.window) * token_bytes(layer)
+        read_bytes += layer_bytes
+        read_seconds += layer_bytes / all_threads_bandwidth(page, figures)
+        padding_bytes += batch * padding * token_bytes(layer)
+    share = padding / (workload.mean_decode_tokens() + padding)
+    recomputed = workload.mean_recomputed_tokens(block_size)
+    starts_per_step = batch / workload.mean_output_tokens
+    return BlockCost(
+        block_size=block_size,
+        piece_bytes=min(pages),
+        read_bandwidth=read_bytes / read_seconds,
+        read_seconds=read_seconds,
+        padding_share=share,
+        padding_bytes=padding_bytes,
+        padding_seconds=model.weight_seconds(figures) * share / (1 - share),
+        recomputed_tokens=recomputed,
+        recompute_seconds=starts_per_step * recomputed * model.token_seconds(figures),
+    )
+
+
+def token_bytes(layer: AttentionSignature) -> int:
+    """Bytes of one token's keys and values in one layer."""
+    return 2 * layer.num_kv_heads * layer.head_size * ELEMENT_BYTES[layer.element_type]
+
+
+def all_threads_bandwidth(piece_bytes: int, figures: Measurements) -> float:
+    """Bytes a second of all threads reading pieces in random order: one thread's, as streaming scales."""
+    scaling = figures.read_bandwidth_all / figures.read_bandwidth
+    return min(figures.piece_rate(piece_bytes) * scaling, figures.read_bandwidth_all)
+
+
+def cheapest(costs: Sequence[BlockCost]) -> BlockCost:
+    """The block size of the least time; of equals the smallest, which shares prefixes best."""
+    return min(costs, key=lambda cost: (cost.seconds, cost.block_size))
+
+
+class BlockSizing:
+    """Gives every KV cache of the module the block size of the least time, unless the user has set one."""
+
+    name = "block-sizing"
+
+    def __init__(self, target: Target, workload: Workload):
+        self.target = target
+        self.workload = workload
+
+    def __call__(self, module: ir.Operation, _pass: Any = None) -> None:
+        info = model_info(module)
+        attention = ops_of(module, PagedAttention)
+        if not attention:
+            raise LlmirError(f"{info.model} has no attention over a paged KV cache: there is nothing to compile")
+        layers = [signature_of(op) for op in attention]
+        lanes = LANES[self.target.isa]
+        current = layers[0].block_size
+        if info.block_size_fixed and current % lanes:
+            reason = f"blocks of {current} tokens are no multiple of {lanes}, which the kernels need"
+            raise UnsupportedLayerError(attention[0].layer.value, reason)
+        candidates = [size for size in info.allowed_block_sizes if size % lanes == 0]
+        if info.block_size_fixed:
+            candidates = sorted({current, *candidates})
+        if not candidates:
+            allowed = ", ".join(map(str, info.allowed_block_sizes)) or "none"
+            raise LlmirError(
+                f"no block size that {info.framework} allows ({allowed}) is a multiple of {lanes} tokens, "
+                f"which the kernels need"
+            )
+        model = ModelCost.of(module)
+        costs = [block_cost(size, layers, model, self.workload, self.target.figures) for size in candidates]
+        best = cheapest(costs)
+        chosen = next(cost for cost in costs if cost.block_size == current) if info.block_size_fixed else best
+        retype_caches(module, lambda _layer, cache: cache.replace(block_size=chosen.block_size))
+        add_remark(module, self._remark(chosen, best, costs, fixed=info.block_size_fixed))
+
+    def _remark(self, chosen: BlockCost, best: BlockCost, costs: Sequence[BlockCost], *, fixed: bool) -> Remark:
+        why = "set by the user" if fixed else "least time"
+        reason = (
+            f"{why}: {chosen.seconds * 1e6:.0f} us per decode step of {self.workload.concurrency} requests, "
+            f"{chosen.read_seconds * 1e6:.0f} of them reading pieces of "
+            f"{chosen.piece_bytes / 1024:.0f} KB at {chosen.read_bandwidth / 1e9:.1f} GB/s, "
+            f"{chosen.padding_seconds * 1e6:.0f} for {chosen.padding_share:.1%} empty slots, "
+            f"{chosen.recompute_seconds * 1e6:.0f} for prefix tokens computed again"
+        )
+        if fixed and len(costs) > 1:
+            wish = "the same" if chosen is best else f"{best.block_size} tokens ({best.seconds * 1e6:.0f} us)"
+            reason += f"; llmir would have chosen {wish}"
+        return Remark(
+            pass_name=self.name,
+            subject="KV cache",
+            decision=f"{chosen.block_size} tokens a block",
+            reason=reason,
+            numbers={
+                **chosen.numbers(),
+                "workload": self.workload.name,
+                "concurrency": self.workload.concurrency,
+                "figures": self.target.figures.origin,
+            },
+            alternatives=[cost.numbers() for cost in costs if cost is not chosen],
+        )

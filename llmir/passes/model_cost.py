@@ -1,0 +1,60 @@
+"""What a step of the model costs besides attention: the weights it reads and the products it computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from llmir.ir.attributes import Weight
+from llmir.ir.module import ops_of
+from llmir.ir.ops import Linear, Logits, MoE
+from llmir.target import Measurements
+
+_BITS = {"f32": 32, "bf16": 16, "f16": 16, "i8": 8, "f8E4M3FN": 8, "f8E5M2": 8, "i4": 4}
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """The weights of one rank. Norms and the rows of an embedding are left out: thousands of times smaller."""
+
+    weight_bytes: float
+    """Bytes a step reads, however many tokens it has."""
+    token_flops: float
+    """Floating-point operations of the weights' products for one token."""
+    bf16: bool
+    """Whether the products are of bfloat16."""
+
+    @classmethod
+    def of(cls, module: Any) -> ModelCost:
+        """The cost of a module's linear layers, experts and logits."""
+        weight_bytes = token_flops = 0.0
+        types = set()
+        for op in ops_of(module, Linear, Logits, MoE):
+            weights = [op.gate_up, op.down] if isinstance(op, MoE) else [op.weight]
+            used = _share_of_experts(op) if isinstance(op, MoE) else 1.0
+            for weight in weights:
+                elements = prod(size or 0 for size in weight.shape)
+                weight_bytes += elements * _bits(weight) / 8
+                token_flops += 2 * elements * used
+                types.add(weight.element_type)
+        return cls(weight_bytes, token_flops, bool(types) and types <= {"bf16"})
+
+    def weight_seconds(self, figures: Measurements) -> float:
+        """Seconds to read the weights once, all threads together."""
+        return self.weight_bytes / figures.read_bandwidth_all
+
+    def token_seconds(self, figures: Measurements) -> float:
+        """Seconds to compute one token of a prefill, all threads together."""
+        rate = figures.bf16_rate if self.bf16 else figures.f32_rate
+        return self.token_flops / (rate * figures.threads)
+
+
+def _share_of_experts(op: MoE) -> float:
+    """The part of a rank's experts that one token goes through, on average."""
+    experts = op.router_logits.type.shape[-1]
+    return op.top_k.value / experts
+
+
+def _bits(weight: Weight) -> int:
+    return _BITS[weight.element_type]

@@ -1,0 +1,39 @@
+"""The passes in their order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmir.ir import text
+from llmir.ir.bindings import ir, passmanager
+from llmir.passes.attention_fusion import AttentionFusion
+from llmir.passes.block_sizing import BlockSizing
+from llmir.passes.kernel_outlining import KernelOutlining
+from llmir.passes.kernel_selection import KernelSelection
+from llmir.target import Target
+from llmir.workload import Workload
+
+
+def passes(target: Target, workload: Workload) -> list[Any]:
+    """Every pass, in the order they run: tile sizes need the block size, kernels need both and the fused ops."""
+    return [
+        BlockSizing(target, workload),
+        AttentionFusion(target),
+        KernelSelection(target),
+        KernelOutlining(),
+    ]
+
+
+def run(module: ir.Module, target: Target, workload: Workload) -> None:
+    """Run all passes on a module, in place; it is verified after each.
+
+    Raises UnsupportedLayerError for a layer without a kernel, InvalidModuleError where the module is invalid.
+    """
+    with module.context:
+        manager = passmanager.PassManager("builtin.module")
+        for each in passes(target, workload):
+            manager.add(each, name=each.name, argument=each.name)
+        try:
+            manager.run(module.operation)
+        except ir.MLIRError as error:
+            raise text.InvalidModuleError(f"a pass left the module invalid: {text.describe(error)}") from error

@@ -1,0 +1,96 @@
+"""Tile sizes of the attention kernel on a CPU: how many rows, keys and outputs stay in registers."""
+
+from __future__ import annotations
+
+import math
+
+from llmir.ir.signature import LANES, AttentionSignature, CacheLayout, KernelVariant
+
+#: Vector registers of an instruction set.
+REGISTERS = {"avx512_bf16": 32, "avx512": 32, "plain": 16}
+#: Registers that may hold sums: the others hold operands and what the compiler needs for addresses and masks.
+ACCUMULATORS = {"avx512_bf16": 24, "avx512": 24, "plain": 12}
+#: Rows in registers: with 6 x 4 sums a product loads 10 operands for 24 results, and 204-219 of 236 GFLOP/s were
+#: measured on Zen 4; taller tiles spill.
+MOST_ROWS = 6
+MOST_VECTORS = 4
+#: Keys between two softmax steps of decode: long enough to hide the step, short enough to prefetch the next chunk.
+DECODE_KEYS = 64
+#: Keys between two softmax steps of prefill, where a chunk is read again by every row tile from the L1 cache.
+PREFILL_KEYS = 128
+#: Query rows of a prefill item: each key and value read serves this many rows.
+PREFILL_ROWS = 96
+#: Chunks that decode prefetches ahead: 6 GB/s became 15 on Zen 4, a second chunk added nothing.
+DECODE_PREFETCH = 1
+
+
+def layout(isa: str, element_type: str) -> CacheLayout:
+    """Arrangement of a page: pairs where the machine multiplies bf16 pairs, else one key a lane."""
+    return "pair" if (isa, element_type) == ("avx512_bf16", "bf16") else "lane"
+
+
+def registers(rows: int, vectors: int) -> int:
+    """Registers a tile needs: its sums, one vector of operands a column, one broadcast."""
+    return rows * vectors + vectors + 1
+
+
+def fits(isa: str, rows: int, vectors: int) -> bool:
+    """Whether a tile stays in registers."""
+    return registers(rows, vectors) <= REGISTERS[isa] and rows * vectors <= ACCUMULATORS[isa]
+
+
+def loads_per_product(rows: int, vectors: int) -> float:
+    """Operands loaded for each vector product of a tile: less is better."""
+    return (rows + vectors) / (rows * vectors)
+
+
+def balanced(total: int, most: int) -> int:
+    """``total`` in equal tiles of at most ``most``: 8 rows are 4 + 4, not 6 + 2, which would pad to 6 + 6."""
+    return math.ceil(total / math.ceil(total / most))
+
+
+def key_chunk(block_size: int, lanes: int, most: int) -> int:
+    """Keys between two softmax steps: the most whole vectors up to ``most`` that divide a block."""
+    return max(keys for keys in range(lanes, most + 1, lanes) if block_size % keys == 0)
+
+
+def key_vectors(isa: str, rows: int, keys: int) -> int:
+    """Vectors of scores a row keeps: the most that divide a chunk and fit."""
+    vectors = keys // LANES[isa]
+    return max(v for v in range(1, MOST_VECTORS + 1) if vectors % v == 0 and (v == 1 or fits(isa, rows, v)))
+
+
+def value_vectors(isa: str, rows: int, head_size: int, most: int) -> int:
+    """Vectors of output a row keeps: the head in equal parts, each at most ``most`` and fitting."""
+    fitting = max(v for v in range(1, most + 1) if v == 1 or fits(isa, rows, v))
+    return balanced(head_size // LANES[isa], fitting)
+
+
+def decode_variant(signature: AttentionSignature, isa: str) -> KernelVariant:
+    """One token a request: all query heads of a KV head against each key that is loaded."""
+    rows = balanced(signature.queries_per_kv, MOST_ROWS)
+    keys = key_chunk(signature.block_size, LANES[isa], DECODE_KEYS)
+    head_vectors = signature.head_size // LANES[isa]
+    return KernelVariant(
+        name="decode",
+        max_tokens=1,
+        row_tile=rows,
+        key_chunk=keys,
+        key_vectors=key_vectors(isa, rows, keys),
+        value_vectors=value_vectors(isa, rows, signature.head_size, head_vectors),
+        prefetch=DECODE_PREFETCH,
+    )
+
+
+def prefill_variant(signature: AttentionSignature, isa: str) -> KernelVariant:
+    """Many tokens a request: a register tile of a matrix product."""
+    keys = key_chunk(signature.block_size, LANES[isa], PREFILL_KEYS)
+    return KernelVariant(
+        name="prefill",
+        max_tokens=max(1, PREFILL_ROWS // signature.queries_per_kv),
+        row_tile=MOST_ROWS,
+        key_chunk=keys,
+        key_vectors=key_vectors(isa, MOST_ROWS, keys),
+        value_vectors=value_vectors(isa, MOST_ROWS, signature.head_size, MOST_VECTORS),
+        prefetch=0,
+    )

@@ -1,0 +1,196 @@
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pass_modules import ops, run
+
+from llmir.errors import LlmirError, UnsupportedLayerError
+from llmir.ir.module import caches_of
+from llmir.ir.remarks import remarks
+from llmir.ir.signature import AttentionSignature
+from llmir.passes.block_sizing import BlockSizing, all_threads_bandwidth, block_cost, cheapest
+from llmir.passes.model_cost import ModelCost
+from llmir.target import Measurements, Target
+from llmir.workload import NAMED, Request, Workload
+
+#: Pieces of any size are read at one speed.
+FLAT = Measurements(
+    read_bandwidth=10e9,
+    read_bandwidth_all=20e9,
+    piece_bandwidth=((1024, 10e9), (1 << 20, 10e9)),
+    bf16_rate=1e11,
+    f32_rate=5e10,
+    fork_join_seconds=1e-5,
+    threads=2,
+    origin="made up: flat",
+)
+#: Large pieces are read much faster.
+STEEP = replace(FLAT, piece_bandwidth=((1024, 0.1e9), (1 << 20, 10e9)), origin="made up: steep")
+HOST = Target.named("cpu:avx512_bf16")
+SIGNATURE = AttentionSignature(9, 3, 64, "bf16", 128, 0.125)
+MODEL = ModelCost(weight_bytes=270e6, token_flops=270e6, bf16=True)
+
+figures = st.builds(
+    lambda found, one, scaling: Measurements(
+        read_bandwidth=one,
+        read_bandwidth_all=one * scaling,
+        piece_bandwidth=tuple((size, size / (found + size / one)) for size in (4096, 16384, 65536, 262144)),
+        bf16_rate=1e11,
+        f32_rate=5e10,
+        fork_join_seconds=1e-5,
+        threads=2,
+        origin="drawn",
+    ),
+    st.floats(1e-8, 1e-5),
+    st.floats(1e9, 1e11),
+    st.floats(1, 8),
+)
+requests = st.builds(
+    lambda p, o, s: Request(p, o, min(p, s)), st.integers(1, 5000), st.integers(1, 300), st.integers(0, 5000)
+)
+workloads = st.builds(
+    lambda r, c: Workload("drawn", tuple(r), c, "drawn"), st.lists(requests, min_size=1, max_size=6), st.integers(1, 64)
+)
+sizes = st.sampled_from([16, 32, 64, 128, 256, 512])
+
+
+def shared(tokens: int) -> Workload:
+    """Requests that share a prefix of so many tokens, of a length that fills every block."""
+    return Workload("shared", (Request(4095, 1, tokens),) * 4, 4, "a test")
+
+
+def cost(size: int, workload: Workload = NAMED["chat"], speed: Measurements = FLAT):
+    return block_cost(size, [SIGNATURE] * 30, MODEL, workload, speed)
+
+
+def test_the_pass_sets_the_block_size_of_every_cache(parse):
+    module = parse(windows=(0, 512))
+    assert ops(module)[0].startswith('%0 = "llm.append_kv"')
+    assert {str(cache) for cache in caches_of(module).values()} == {
+        '!llm.paged_kv_cache<bf16, [3, 64, 128, 8192], "logical">'
+    }
+    run(module, BlockSizing(HOST.with_measurements(FLAT), NAMED["mixed"]))
+    assert {str(cache) for cache in caches_of(module).values()} == {
+        '!llm.paged_kv_cache<bf16, [3, 64, 32, 8192], "logical">'
+    }
+    assert "128, 8192" not in str(module)
+
+
+def test_where_large_pieces_read_faster_blocks_are_large(parse):
+    module = run(parse(vocabulary=64), BlockSizing(HOST.with_measurements(STEEP), NAMED["long"]))
+    assert caches_of(module)["layers.0"].block_size == 128
+
+
+def test_the_remark_holds_the_numbers_of_every_size(parse):
+    (remark,) = remarks(run(parse(), BlockSizing(HOST.with_measurements(FLAT), NAMED["mixed"])))
+    assert remark.decision == "32 tokens a block"
+    assert remark.reason.startswith("least time: ") and "reading pieces of 8 KB at 20.0 GB/s" in remark.reason
+    assert remark.numbers["figures"] == "made up: flat" and remark.numbers["workload"] == "mixed"
+    assert {a["block_size"] for a in remark.alternatives} == {64, 128}
+    assert all(a["total_us"] > remark.numbers["total_us"] for a in remark.alternatives)
+    for row in (remark.numbers, *remark.alternatives):
+        assert row["total_us"] == pytest.approx(row["read_us"] + row["padding_us"] + row["recompute_us"])
+
+
+def test_the_users_block_size_stays_and_the_remark_says_what_was_better(parse):
+    module = run(parse(fixed=True, block_size=128), BlockSizing(HOST.with_measurements(FLAT), NAMED["mixed"]))
+    assert caches_of(module)["layers.0"].block_size == 128
+    (remark,) = remarks(module)
+    assert remark.reason.startswith("set by the user") and "llmir would have chosen 32 tokens" in remark.reason
+
+
+def test_a_users_block_size_that_is_best_is_said_to_be(parse):
+    module = run(parse(fixed=True, block_size=32), BlockSizing(HOST.with_measurements(FLAT), NAMED["mixed"]))
+    assert remarks(module)[0].reason.endswith("llmir would have chosen the same")
+
+
+def test_nothing_is_claimed_where_there_was_no_choice(parse):
+    module = run(parse(fixed=True, block_size=128, allowed=(128,)), BlockSizing(HOST, NAMED["chat"]))
+    assert "llmir would" not in remarks(module)[0].reason
+
+
+def test_a_users_block_size_that_no_kernel_can_read_names_the_layer(parse):
+    with pytest.raises(UnsupportedLayerError, match=r"layers\.0.*blocks of 24 tokens are no multiple of 16"):
+        run(parse(fixed=True, block_size=24), BlockSizing(HOST, NAMED["chat"]))
+
+
+def test_sizes_that_no_kernel_can_read_are_left_out(parse):
+    module = run(parse(allowed=(8, 24, 48)), BlockSizing(HOST, NAMED["short"]))
+    assert caches_of(module)["layers.0"].block_size == 48
+
+
+def test_no_size_left_is_an_error_that_names_the_allowed_ones(parse):
+    with pytest.raises(LlmirError, match=r"vllm 0\.32\.0 allows \(8, 24\) is a multiple of 16"):
+        run(parse(allowed=(8, 24)), BlockSizing(HOST, NAMED["chat"]))
+
+
+def test_a_model_without_attention_is_an_error(parse):
+    nothing = '%out{n} = "llm.elementwise"(%q) {{function = "silu"}} : (!q) -> !q'
+    with pytest.raises(LlmirError, match="tiny has no attention over a paged KV cache"):
+        run(parse(layer=nothing), BlockSizing(HOST, NAMED["chat"]))
+
+
+@given(sizes, workloads, figures)
+def test_costs_are_finite_and_their_parts_sane(size, workload, speed):
+    found = cost(size, workload, speed)
+    assert 0 < found.seconds < float("inf")
+    assert 0 <= found.padding_share < 1
+    assert found.padding_bytes <= workload.concurrency * (size - 1) * 30 * 2 * 3 * 64 * 2
+    assert 0 < found.read_bandwidth <= speed.read_bandwidth_all * (1 + 1e-9)
+    assert 0 <= found.recomputed_tokens <= (size - 1) / 2
+
+
+@given(workloads, figures)
+def test_doubling_a_block_never_reads_slower_and_never_recomputes_less(workload, speed):
+    found = [cost(size, workload, speed) for size in (16, 32, 64, 128, 256, 512)]
+    for small, large in pairwise(found):
+        assert large.read_seconds <= small.read_seconds * (1 + 1e-9)
+        assert large.recomputed_tokens >= small.recomputed_tokens
+        assert large.padding_share >= small.padding_share * (1 - 1e-9)
+
+
+@given(workloads, figures)
+def test_the_chosen_size_is_the_least_of_all(workload, speed):
+    found = [cost(size, workload, speed) for size in (32, 64, 128)]
+    assert cheapest(found).seconds == min(each.seconds for each in found)
+
+
+def test_equal_costs_give_the_smallest_block():
+    found = [
+        replace(cost(size), read_seconds=1.0, padding_seconds=0.0, recompute_seconds=0.0) for size in (128, 32, 64)
+    ]
+    assert cheapest(found).block_size == 32
+
+
+def test_a_flat_machine_makes_padding_decide():
+    assert cheapest([cost(size, NAMED["mixed"]) for size in (32, 64, 128)]).block_size == 32
+
+
+def test_a_shared_prefix_is_charged_by_the_computing_of_half_a_block():
+    found = cost(128, shared(2048))
+    starts_per_step = 4 / 1
+    token_seconds = 270e6 / (1e11 * 2)
+    assert found.recompute_seconds == pytest.approx(starts_per_step * 63.5 * token_seconds)
+
+
+def test_sharing_prefixes_makes_blocks_smaller():
+    alone = cheapest([cost(size, shared(0), STEEP) for size in (32, 64, 128)])
+    together = cheapest([cost(size, shared(2048), STEEP) for size in (32, 64, 128)])
+    assert (alone.block_size, together.block_size) == (128, 64)
+
+
+def test_a_window_bounds_what_is_read():
+    windowed = replace(SIGNATURE, window=256)
+    full, part = (block_cost(64, [layer], MODEL, NAMED["long"], FLAT) for layer in (SIGNATURE, windowed))
+    assert part.read_seconds == pytest.approx(full.read_seconds * 256 / NAMED["long"].mean_decode_tokens())
+
+
+def test_no_more_is_read_than_all_threads_can_stream():
+    assert all_threads_bandwidth(1 << 22, replace(FLAT, piece_bandwidth=((1024, 30e9),))) == 20e9
+
+
+def test_the_models_cost_counts_the_weights_it_reads(parse):
+    found = ModelCost.of(parse(vocabulary=1000))
+    assert (found.weight_bytes, found.token_flops, found.bf16) == (2 * 576 * 1000, 2 * 576 * 1000, True)

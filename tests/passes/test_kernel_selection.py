@@ -1,0 +1,149 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pass_modules import ops, run
+
+from llmir.errors import UnsupportedLayerError
+from llmir.ir.attention import FusedAttention
+from llmir.ir.module import caches_of, ops_of
+from llmir.ir.remarks import remarks
+from llmir.ir.signature import ELEMENT_BYTES, HEAD_SIZES, LANES, AttentionSignature, KernelSpec, KernelVariant
+from llmir.kernels.cpu import lowering
+from llmir.passes import tiles
+from llmir.passes.attention_fusion import AttentionFusion
+from llmir.passes.kernel_selection import SPLIT_OVERHEAD, KernelSelection, split_seconds, step_policy
+from llmir.target import ISAS, Target
+
+BEST = Target.named("cpu:avx512_bf16")
+
+isas = st.sampled_from(ISAS)
+signatures = st.builds(
+    lambda kv, group, size, element, blocks: AttentionSignature(kv * group, kv, size, element, 16 * blocks, 0.125),
+    st.integers(1, 16),
+    st.integers(1, 64),
+    st.sampled_from(HEAD_SIZES),
+    st.sampled_from(sorted(ELEMENT_BYTES)),
+    st.integers(1, 40),
+)
+
+
+def select(module, target=BEST):
+    return run(module, AttentionFusion(target), KernelSelection(target))
+
+
+def selected(module):
+    return [op.selection for op in ops_of(module, FusedAttention)]
+
+
+def test_the_pass_sets_layout_variants_and_conditions(parse):
+    module = run(parse(), AttentionFusion(BEST))
+    assert '"logical"' in str(module) and "selection" not in ops(module)[0]
+    run(module, KernelSelection(BEST))
+    assert str(caches_of(module)["layers.0"]) == '!llm.paged_kv_cache<bf16, [3, 64, 128, 8192], "pair">'
+    assert '"logical"' not in str(module)
+    assert (
+        'selection = #llm.selection<"avx512_bf16", [{key_chunk = 64 : i64, key_vectors = 4 : i64, '
+        'max_tokens = 1 : i64, name = "decode", prefetch = 1 : i64, row_tile = 3 : i64, value_vectors = 4 : i64}, '
+        '{key_chunk = 128 : i64, key_vectors = 4 : i64, max_tokens = 32 : i64, name = "prefill", prefetch = 0 : i64, '
+        "row_tile = 6 : i64, value_vectors = 4 : i64}]"
+    ) in ops(module)[0]
+
+
+@pytest.mark.parametrize(
+    ("isa", "element", "layout"),
+    [
+        ("avx512_bf16", "bf16", "pair"),
+        ("avx512_bf16", "f16", "lane"),
+        ("avx512_bf16", "f32", "lane"),
+        ("avx512", "bf16", "lane"),
+        ("plain", "bf16", "lane"),
+    ],
+)
+def test_pairs_are_for_machines_that_multiply_them(parse, isa, element, layout):
+    module = select(parse(element=element), Target.named(f"cpu:{isa}"))
+    assert caches_of(module)["layers.0"].layout == layout
+
+
+def test_layers_of_one_signature_get_one_selection_and_one_remark(parse):
+    module = select(parse(windows=(0, 512, 0)))
+    first, windowed, third = selected(module)
+    assert first == third == windowed  # a window changes the code, not the tiles
+    subjects = [r.subject for r in remarks(module) if r.pass_name == "kernel-selection"]
+    assert subjects == ["2 layers (layers.0 to layers.2)", "layers.1"]
+
+
+def test_the_remark_holds_registers_times_and_other_tiles(parse):
+    remark = remarks(select(parse()))[-1]
+    assert remark.numbers["prefill_registers"] == 29 and remark.numbers["registers"] == 32
+    assert remark.numbers["decode_read_ns_per_key"] > remark.numbers["decode_multiply_ns_per_key"] > 0
+    assert "256" not in remark.subject and f"parts of {remark.numbers['split_keys']} keys" in remark.reason
+    assert all(a["loads_per_product"] > remark.numbers["prefill_loads_per_product"] for a in remark.alternatives)
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"head_size": 72}, "its head size is 72, and there are kernels for 64, 80, 96, 128, 256"),
+        ({"causal": False}, "only causal attention has a kernel"),
+        ({"more": ", alibi = [" + ", ".join(["0.5 : f64"] * 9) + "]"}, "ALiBi has no kernel"),
+        ({"more": ', sinks = #llm.weight<"sinks", tensor<9xbf16>>'}, "attention sinks have no kernel"),
+        ({"element": "f8E4M3FN"}, "a KV cache of f8E4M3FN has no kernel"),
+        ({"block_size": 24}, "blocks of 24 tokens are no multiple of 16, which the kernels need"),
+    ],
+)
+def test_what_has_no_kernel_is_refused_by_layer(parse, facts, reason):
+    with pytest.raises(UnsupportedLayerError) as error:
+        select(parse(**facts))
+    assert (error.value.layer, error.value.reason) == ("layers.0", reason)
+
+
+@given(signatures, isas)
+def test_every_selection_can_be_generated(signature, isa):
+    spec = spec_of(signature, isa)
+    lowering.check(spec)
+    for variant in spec.variants:
+        assert tiles.fits(isa, variant.row_tile, max(variant.key_vectors, variant.value_vectors))
+
+
+def spec_of(signature, isa):
+    signature = replace(signature, layout=tiles.layout(isa, signature.element_type))
+    return KernelSpec(signature, isa, (tiles.decode_variant(signature, isa), tiles.prefill_variant(signature, isa)))
+
+
+@given(st.integers(1, 1000), st.integers(1, 64))
+def test_balanced_tiles_cover_all_and_differ_little(total, most):
+    size = tiles.balanced(total, most)
+    count = -(-total // most)
+    assert 1 <= size <= most and -(-total // size) == count and size * count - total < count
+
+
+@given(signatures, isas)
+def test_prefill_items_hold_at_least_one_token_and_not_many_more_rows_than_meant(signature, isa):
+    tokens = tiles.prefill_variant(signature, isa).max_tokens
+    assert tokens >= 1 and (tokens == 1 or tokens * signature.queries_per_kv <= tiles.PREFILL_ROWS)
+
+
+@given(signatures, isas)
+def test_splits_are_whole_chunks_whose_own_cost_is_small(signature, isa):
+    figures = Target.named(f"cpu:{isa}").figures
+    decode = tiles.decode_variant(signature, isa)
+    keys = step_policy(signature, isa, decode, figures).split_keys
+    read = keys * 2 * signature.head_size * ELEMENT_BYTES[signature.element_type] / figures.read_bandwidth
+    assert keys % decode.key_chunk == 0 and keys > 0
+    assert split_seconds(signature, isa, figures) <= SPLIT_OVERHEAD * read * (1 + 1e-9)
+
+
+def test_the_tiles_of_smollm2_and_llama():
+    smollm2 = AttentionSignature(9, 3, 64, "bf16", 128, 0.125)
+    llama = AttentionSignature(32, 8, 128, "bf16", 128, 0.125)
+    assert tiles.decode_variant(smollm2, "avx512_bf16") == KernelVariant("decode", 1, 3, 64, 4, 4, 1)
+    assert tiles.prefill_variant(smollm2, "avx512_bf16") == KernelVariant("prefill", 32, 6, 128, 4, 4, 0)
+    assert tiles.decode_variant(llama, "avx512_bf16") == KernelVariant("decode", 1, 4, 64, 4, 4, 1)
+    assert tiles.prefill_variant(llama, "plain") == KernelVariant("prefill", 24, 6, 128, 2, 2, 0)
+
+
+def test_chunks_of_an_odd_block_divide_it():
+    assert tiles.key_chunk(96, 16, 64) == 48
+    assert tiles.key_chunk(16, LANES["avx512"], 128) == 16

@@ -1,0 +1,212 @@
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmir import compiler
+from llmir.compiler import Options
+from llmir.errors import LlmirError
+from llmir.ir import text
+from llmir.ir.bindings import NAME, VERSION, ir
+from llmir.ir.dialect import context
+from llmir.kernels.cpu.object_cache import object_key
+from llmir.plan import Plan
+from llmir.target import Measurements, Target, TargetError
+from llmir.workload import NAMED
+
+sys.path.insert(0, str(Path(__file__).parent / "passes"))
+from pass_modules import module_text
+
+HOST = Target.detect()
+#: A target that no machine is.
+ELSEWHERE = replace(Target.named("cpu:avx512_bf16"), machine="elsewhere")
+MEASURED = Measurements(
+    read_bandwidth=10e9,
+    read_bandwidth_all=20e9,
+    piece_bandwidth=((1024, 1e9), (1 << 20, 10e9)),
+    bf16_rate=1e11,
+    f32_rate=5e10,
+    fork_join_seconds=1e-5,
+    threads=2,
+    origin="made up",
+)
+
+
+@pytest.fixture
+def module():
+    with context() as ctx, ir.Location.unknown():
+        yield text.parse(module_text(windows=(0, 512, 0)), ctx)
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    return Options(calibrate=False, cache=tmp_path_factory.mktemp("cache"))
+
+
+def compiled(module, target=HOST, options=None, **changes):
+    return compiler.compile(module, target, NAMED["chat"], replace(options or Options(calibrate=False), **changes))
+
+
+def test_the_plan_holds_model_machine_and_kernels(module, options):
+    plan = compiled(module, options=options)
+    assert (plan.framework, plan.framework_version, plan.model, plan.rank, plan.world_size) == (
+        "vllm",
+        "0.32.0",
+        "tiny",
+        0,
+        1,
+    )
+    assert plan.target_fingerprint == HOST.fingerprint and plan.workload["name"] == "chat"
+    assert plan.versions[NAME] == VERSION
+    assert [kernel.layers for kernel in plan.kernels] == [("layers.0", "layers.2"), ("layers.1",)]
+    assert all(kernel.spec.signature.block_size == plan.block_size for kernel in plan.kernels)
+
+
+def test_every_pass_leaves_a_decision_with_numbers_and_alternatives(module, options):
+    plan = compiled(module, options=options, build_kernels=False)
+    by_pass = {decision.pass_name: decision for decision in plan.decisions}
+    assert list(by_pass) == [
+        "block-sizing",
+        "attention-fusion",
+        "kernel-selection",
+        "kernel-outlining",
+        "kernel-building",
+    ]
+    assert all(decision.numbers and decision.reason for decision in plan.decisions)
+    assert all(by_pass[name].alternatives for name in list(by_pass)[:4])
+
+
+def test_the_plan_survives_json(module, options):
+    plan = compiled(module, options=options, build_kernels=False)
+    assert Plan.loads(plan.dumps()) == replace(plan, target=json.loads(json.dumps(plan.target)))
+
+
+def test_kernels_are_elf_objects_in_the_cache(module, options):
+    plan = compiled(module, options=options)
+    assert [kernel.object_key for kernel in plan.kernels] == [object_key(kernel.spec) for kernel in plan.kernels]
+
+    def not_again() -> bytes:
+        raise AssertionError("the object should be in the cache")
+
+    for kernel in plan.kernels:
+        assert compiler.object_cache(options.cache).get_or_build(kernel.object_key, not_again)[:4] == b"\x7fELF"
+
+
+def test_a_plan_for_a_machine_without_the_instructions_is_made_and_says_that_nothing_is_built(module, tmp_path):
+    plan = compiled(module, ELSEWHERE, cache=tmp_path)
+    assert [kernel.object_key for kernel in plan.kernels] == [None, None]
+    assert plan.target_fingerprint == ELSEWHERE.fingerprint
+    last = plan.decisions[-1]
+    assert (last.pass_name, last.decision) == ("kernel-building", "not built")
+    assert f"this machine is {HOST.isa}" in last.reason
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lesser_named_target_is_built_for_this_machine(module, options):
+    plan = compiled(module, Target.named("cpu:plain"), options)
+    if HOST.machine != "x86_64":
+        pytest.skip("named targets are x86-64")
+    assert {kernel.spec.isa for kernel in plan.kernels} == {"plain"}
+    assert plan.target_fingerprint == HOST.fingerprint and all(kernel.object_key for kernel in plan.kernels)
+
+
+def test_measured_figures_are_the_ones_in_the_remarks(module, options):
+    plan = compiled(module, HOST.with_measurements(MEASURED), options, build_kernels=False)
+    assert {d.numbers["figures"] for d in plan.decisions if "figures" in d.numbers} == {"made up"}
+    assert Target.from_json(plan.target).measured == MEASURED
+
+
+def test_only_this_machine_is_measured(module, options, monkeypatch):
+    measured = []
+
+    def calibrated(target, _options):
+        measured.append(target)
+        return target.with_measurements(MEASURED)
+
+    monkeypatch.setattr(compiler, "calibrated", calibrated)
+    compiled(module, ELSEWHERE, options, calibrate=True)
+    assert measured == []
+
+
+def test_this_machine_is_measured_unless_it_was(module, options, monkeypatch):
+    monkeypatch.setattr(compiler, "calibrated", lambda target, _options: target.with_measurements(MEASURED))
+    plan = compiled(module, HOST, options, calibrate=True, build_kernels=False)
+    assert Target.from_json(plan.target).measured == MEASURED
+
+
+def test_progress_is_told(module, options):
+    steps: list[str] = []
+    compiled(module, options=options, progress=steps.append)
+    assert steps[0] == "deciding block size and kernels" and len(steps) == 3
+
+
+def test_other_measurements_that_change_no_decision_do_not_change_the_hash(options):
+    hashes = set()
+    for origin in ("one", "two"):
+        with context() as ctx, ir.Location.unknown():
+            target = HOST.with_measurements(replace(MEASURED, origin=origin))
+            hashes.add(compiled(text.parse(module_text(), ctx), target, options, build_kernels=False).module_hash)
+    assert len(hashes) == 1
+
+
+def test_the_hash_sees_the_model(options):
+    hashes = set()
+    for heads in (9, 6):
+        with context() as ctx, ir.Location.unknown():
+            hashes.add(
+                compiled(text.parse(module_text(heads=heads), ctx), options=options, build_kernels=False).module_hash
+            )
+    assert len(hashes) == 2
+
+
+def test_caches_of_different_types_are_an_error(options):
+    mixed = module_text(windows=(0, 0)).replace(
+        "!cache1 = !llm.paged_kv_cache<bf16,", "!cache1 = !llm.paged_kv_cache<f32,"
+    )
+    with (
+        context() as ctx,
+        ir.Location.unknown(),
+        pytest.raises(LlmirError, match="one block size, layout and element type"),
+    ):
+        compiled(text.parse(mixed, ctx), options=options, build_kernels=False)
+
+
+def test_emitted_llm_parses_again(module, options):
+    compiled(module, options=options, build_kernels=False)
+    emitted = compiler.emit_llm(module)
+    assert text.print_module(text.parse(emitted, module.context)) == emitted
+    assert "llm.kernel" in emitted
+
+
+def test_emitted_llvm_holds_every_kernel_for_any_target(module, options):
+    plan = compiled(module, ELSEWHERE, options)
+    emitted = compiler.emit_llvm(plan)
+    assert emitted.count("\n// -----\n") == 1
+    for kernel in plan.kernels:
+        assert f"llvm.func @{kernel.spec.symbol}(" in emitted
+
+
+def test_emitted_objects_are_elf(module, options):
+    plan = compiled(module, options=options, build_kernels=False)
+    objects = compiler.emit_objects(plan, options)
+    assert set(objects) == {kernel.symbol for kernel in plan.kernels}
+    assert all(data[:4] == b"\x7fELF" for data in objects.values())
+
+
+def test_objects_for_another_machine_cannot_be_emitted(module, options):
+    plan = compiled(module, ELSEWHERE, options)
+    with pytest.raises(TargetError, match="cannot compile objects for cpu:avx512_bf16"):
+        compiler.emit_objects(plan, options)
+
+
+def test_the_cache_folder_is_the_users(monkeypatch, tmp_path):
+    monkeypatch.delenv("LLMIR_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert compiler.cache_folder() == tmp_path / "llmir"
+
+
+def test_the_cache_folder_can_be_chosen(monkeypatch, tmp_path):
+    monkeypatch.setenv("LLMIR_CACHE", str(tmp_path))
+    assert compiler.cache_folder() == tmp_path
