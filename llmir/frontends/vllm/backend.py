@@ -67,7 +67,7 @@ class LlmirAttentionBackend(AttentionBackend):
     def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
         """The block size the kernels were compiled for."""
         config = get_current_vllm_config_or_none()
-        if config is None or PLAN_KEY not in (config.additional_config or {}):
+        if config is None:
             return [MultipleOf(32)]  # asked outside of any configuration: what vLLM's own CPU backend says
         return [plan_of(config).block_size]
 
@@ -261,9 +261,8 @@ class LlmirAttentionImpl(AttentionImpl["LlmirMetadata"]):
         s = self._runner.spec.signature
         expected = (s.num_kv_heads, s.block_size, 2 * s.head_size)
         if tuple(kv_cache.shape[1:]) != expected or not kv_cache.is_contiguous():
-            raise UnsupportedLayerError(
-                "all", f"vLLM's KV cache is {tuple(kv_cache.shape)}, strides {kv_cache.stride()}, not pages of {expected}"
-            )
+            found = f"{tuple(kv_cache.shape)} with strides {kv_cache.stride()}"
+            raise UnsupportedLayerError("all", f"vLLM's KV cache is {found}, not an array of pages of {expected}")
         self._cache = kv_cache
 
 

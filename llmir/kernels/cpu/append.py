@@ -10,7 +10,7 @@ from __future__ import annotations
 from llmir.ir.bindings import ir
 from llmir.ir.signature import KernelSpec
 from llmir.kernels.cpu import builder as b
-from llmir.kernels.cpu.attention import argument, count_argument
+from llmir.kernels.cpu.fields import argument, count_argument
 from llmir.kernels.cpu.products import Products
 
 _UNROLL = 8
@@ -88,8 +88,10 @@ class AppendEmitter:
         """Sixteen 16-bit values into the even (``half`` 0) or odd lanes at ``target``."""
         lanes = 2 * self.products.lanes
         both_halves = b.interleave(raw, raw)
-        odd = b.equal(b.rem(b.lane_numbers(lanes), b.constant(2, b.vector_of(lanes, b.integer(32)))),
-                      b.splat(b.narrow(half), lanes))
+        odd = b.equal(
+            b.rem(b.lane_numbers(lanes), b.constant(2, b.vector_of(lanes, b.integer(32)))),
+            b.splat(b.narrow(half), lanes),
+        )
         b.store_lanes(both_halves, target, odd, alignment=2)
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from llmir.ir.bindings import arith, ir, llvm, math, scf, vector
 
-Value = ir.Value
-Integer = Value | int
+Value: TypeAlias = ir.Value
+Integer: TypeAlias = Value | int
 
 _DYNAMIC_INDEX = -(2**31)  # llvm.getelementptr's mark for "this index is an operand"
 _FAST = arith.FastMathFlags.nnan | arith.FastMathFlags.ninf | arith.FastMathFlags.nsz

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from llmir.errors import KernelError
@@ -12,7 +13,8 @@ from llmir.ir.signature import HEAD_SIZES, LANES, KernelSpec
 from llmir.kernels.cpu import builder as b
 from llmir.kernels.cpu.abi import ARGUMENT_OFFSET, ITEM_BYTES, Item
 from llmir.kernels.cpu.append import AppendEmitter
-from llmir.kernels.cpu.attention import AttentionEmitter, argument, count_argument, item_field
+from llmir.kernels.cpu.attention import AttentionEmitter
+from llmir.kernels.cpu.fields import argument, count_argument, item_field
 from llmir.kernels.cpu.products import Products
 
 #: From vector, scf, arith, math and x86 ops to the LLVM dialect.
@@ -92,7 +94,7 @@ def _thread(spec: KernelSpec, arguments: ir.Value) -> None:
             kind = item_field(item, Item.VARIANT)
             for index, variant in enumerate(spec.variants):
                 name = f"{spec.symbol}_{variant.name}"
-                b.when(b.equal(kind, index), lambda name=name: b.call(name, arguments, item))
+                b.when(b.equal(kind, index), partial(b.call, name, arguments, item))
 
         b.when(left, run)
         return left

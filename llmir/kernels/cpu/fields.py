@@ -1,0 +1,30 @@
+"""Emits reads of what the host handed over: fields of the argument record, columns of a work item."""
+
+from __future__ import annotations
+
+from llmir.ir.bindings import ir
+from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature
+from llmir.kernels.cpu import builder as b
+from llmir.kernels.cpu.abi import ARGUMENT_OFFSET, Item
+
+
+def argument(arguments: ir.Value, name: str) -> ir.Value:
+    """A field of the argument record that holds an address."""
+    return b.load(b.offset(arguments, ARGUMENT_OFFSET[name]), b.pointer())
+
+
+def count_argument(arguments: ir.Value, name: str) -> ir.Value:
+    """A field of the argument record that holds a number, i64."""
+    return b.load(b.offset(arguments, ARGUMENT_OFFSET[name]), b.integer(64))
+
+
+def item_field(item: ir.Value, field: Item) -> ir.Value:
+    """A column of a work item, as i64."""
+    return b.widen(b.load(b.offset(item, 4 * field), b.integer(32)))
+
+
+def first_row(arguments: ir.Value, item: ir.Value, signature: AttentionSignature, name: str) -> ir.Value:
+    """Address of an item's first row in ``query`` or ``output``."""
+    token = b.mul(item_field(item, Item.TOKEN), count_argument(arguments, f"{name}_stride"))
+    head = b.mul(item_field(item, Item.KV_HEAD), signature.queries_per_kv * signature.head_size)
+    return b.offset(argument(arguments, name), b.mul(b.add(token, head), ELEMENT_BYTES[signature.element_type]))

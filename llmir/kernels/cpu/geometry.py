@@ -1,0 +1,91 @@
+"""Sizes and strides that the parts of one attention variant share, in bytes where they say so."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from llmir.ir.signature import KernelSpec, KernelVariant
+from llmir.kernels.cpu import abi
+from llmir.kernels.cpu.products import STEP_BYTES, Products
+
+LOG2_E = math.log2(math.e)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One variant of one kernel, measured out."""
+
+    spec: KernelSpec
+    variant: KernelVariant
+
+    @property
+    def products(self) -> Products:
+        """The arithmetic of the kernel's element type and instruction set."""
+        return Products.of(self.spec)
+
+    @property
+    def padded_rows(self) -> int:
+        """Rows of a full item in whole row tiles."""
+        return abi.padded_rows(self.spec, self.variant)
+
+    @property
+    def state_bytes(self) -> int:
+        """A row's running maximum, sum and output."""
+        return abi.state_bytes(self.spec)
+
+    @property
+    def partial_bytes(self) -> int:
+        """A slot of partial states."""
+        return abi.partial_bytes(self.spec)
+
+    @property
+    def vector_bytes(self) -> int:
+        """A vector of float32."""
+        return 4 * self.products.lanes
+
+    @property
+    def head_steps(self) -> int:
+        """Reduction steps of a query-key product."""
+        return self.spec.signature.head_size // self.products.elements_per_step
+
+    @property
+    def head_vectors(self) -> int:
+        """Vectors of a row's output."""
+        return self.spec.signature.head_size // self.products.lanes
+
+    @property
+    def query_bytes(self) -> int:
+        """A query row in scratch."""
+        return self.head_steps * STEP_BYTES
+
+    @property
+    def score_bytes(self) -> int:
+        """A row's scores of one chunk."""
+        return 4 * self.variant.key_chunk
+
+    @property
+    def probability_bytes(self) -> int:
+        """A row's probabilities of one chunk."""
+        return self.variant.key_chunk // self.products.elements_per_step * STEP_BYTES
+
+    @property
+    def key_group_bytes(self) -> int:
+        """A vector's worth of keys, all their elements."""
+        return self.head_steps * self.products.step_vector_bytes
+
+    @property
+    def value_line_bytes(self) -> int:
+        """One step's values, all their elements."""
+        return self.head_vectors * self.products.step_vector_bytes
+
+    @property
+    def values_offset(self) -> int:
+        """From a chunk's keys to its values."""
+        return self.spec.signature.page_bytes // 2
+
+    @property
+    def exponent_scale(self) -> float:
+        """Turns a score into an exponent of two."""
+        s = self.spec.signature
+        return LOG2_E if s.soft_cap else s.scale * LOG2_E
