@@ -79,7 +79,7 @@ def plan_file(plan, tmp_path):
 
 def is_one_sentence(text):
     """One line of prose for the user, without a traceback."""
-    return text.startswith("llmir: ") and text.count("\n") == 1 and "Traceback" not in text
+    return text.startswith("error: ") and text.count("\n") == 1 and "Traceback" not in text
 
 
 def test_help_loads_neither_mlir_nor_torch_nor_a_framework():
@@ -101,14 +101,14 @@ def test_an_error_for_the_user_is_one_sentence_and_a_failure(run, monkeypatch):
 
     monkeypatch.setattr(Plan, "read", fail)
     code, out, err = run("explain", "plan.json")
-    assert (code, out, err) == (1, "", "llmir: this went wrong: do that\n")
+    assert (code, out, err) == (1, "", "error: this went wrong: do that\n")
 
 
 class TestExplain:
     def test_shows_decision_reason_numbers_and_alternatives(self, run, plan_file):
         code, out, _ = run("explain", plan_file)
         assert code == 0
-        for text in ("KV block size: 128 tokens", "least bytes read", "read bandwidth: 28,500,000,000", "0.001235"):
+        for text in ("KV block size: 128 tokens", "least bytes read", "28,500,000,000", "0.00123"):
             assert text in out
 
     def test_names_kernels_with_their_layers(self, run, plan_file):

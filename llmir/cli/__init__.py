@@ -26,5 +26,5 @@ def main() -> None:
     try:
         app()
     except LlmirError as error:
-        print(f"llmir: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)

@@ -68,7 +68,8 @@ def compile_model(
         module = importlib.import_module(f"llmir.frontends.{framework}.offline").import_model(model)
         from llmir import compiler
 
-        plan = compiler.compile(module, machine, requests, compiler.Options(progress=status.update))
+        options = compiler.Options(build_kernels=emit in (None, Stage.object), progress=status.update)
+        plan = compiler.compile(module, machine, requests, options)
         if emit is None:
             deliver(plan.dumps(), output)
         elif emit is Stage.llm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,8 @@ from llmir.plan import Decision, Plan
 from llmir.target import Target
 
 INDENT = (0, 0, 0, 2)
+#: Columns where there is no terminal to ask.
+PIPED_WIDTH = 120
 
 
 def explain(
@@ -22,7 +25,7 @@ def explain(
 ) -> None:
     """Say what a plan decided and why: each decision, its alternatives, its numbers."""
     contents = Plan.read(plan)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
     console.print(_summary(contents))
     for decision in contents.decisions:
         _print_decision(console, decision)
@@ -61,16 +64,29 @@ def _print_decision(console: Console, decision: Decision) -> None:
         f"\n[bold]{escape(decision.subject)}: {escape(decision.decision)}[/] [dim]({escape(decision.pass_name)})[/]"
     )
     console.print(Padding(escape(decision.reason), INDENT))
-    for name, value in decision.numbers.items():
-        console.print(Padding(f"{escape(_words(name))}: {escape(_text(value))}", INDENT))
+    console.print(Padding(_numbers(decision.numbers), INDENT))
     if decision.alternatives:
         console.print(Padding(_alternatives(decision.alternatives), (1, 0, 0, 2)))
+
+
+def _numbers(numbers: dict[str, Any]) -> Table:
+    """What a decision rests on, a figure a line; empty figures say nothing."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in numbers.items():
+        if _text(value):
+            table.add_row(f"[dim]{escape(_words(name))}", escape(_text(value)))
+    return table
 
 
 def _alternatives(alternatives: tuple[dict[str, Any], ...]) -> Table:
     """The alternatives as rows; columns are their fields, in the order they first appear."""
     names = list(dict.fromkeys(name for alternative in alternatives for name in alternative))
-    table = Table(*map(_words, names), box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in names:
+        cells = [_text(alternative[name]) for alternative in alternatives if name in alternative]
+        # On a narrow terminal figures and words stay whole; headings give way.
+        longest = max(max(map(len, cell.split()), default=0) for cell in cells)
+        table.add_column(_words(name), min_width=longest, overflow="fold")
     for alternative in alternatives:
         table.add_row(*(escape(_text(alternative[name])) if name in alternative else "" for name in names))
     return table
@@ -81,9 +97,9 @@ def _words(name: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """A number to four digits, anything else as it is; lists and dictionaries item by item."""
+    """A number to three digits, anything else as it is; lists and dictionaries item by item."""
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+        return f"{value:.3g}" if abs(value) < 1e3 else f"{value:,.0f}"
     if isinstance(value, dict):
         return ", ".join(f"{_words(str(name))} {_text(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):
