@@ -16,7 +16,8 @@ compare: $(VENV)/.llmir-installed $(MODEL)
 	$(VENV)/bin/llmir compare vllm --model $(MODEL) --json results/compare-vllm.json --chart results/compare-vllm.png
 
 test: $(VENV)/.llmir-installed $(MODEL)
-	$(VENV)/bin/python -m pytest tests integration_tests
+	$(VENV)/bin/python -m pytest tests
+	$(VENV)/bin/python -m pytest integration_tests
 
 lint: $(VENV)/.llmir-installed
 	$(VENV)/bin/ruff check .
