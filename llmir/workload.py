@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,16 @@ class Workload:
             first, last = request.prompt_tokens + 1, request.prompt_tokens + request.output_tokens
             total += _sum_to(last, window) - _sum_to(first - 1, window)
         return total / self.decode_steps
+
+    def mean_prefill_keys(self, window: int = 0) -> float:
+        """Keys that a request's prompt attends to, summed over its tokens; averaged over all requests.
+
+        Shared tokens are left out: a prefix cache holds their keys after the first request.
+        """
+        pairs = sum(
+            _sum_to(request.prompt_tokens, window) - _sum_to(request.shared_tokens, window) for request in self.requests
+        )
+        return pairs / len(self.requests)
 
     def mean_padding_tokens(self, block_size: int) -> float:
         """Slots of a request's last block that hold no token, averaged over all decode steps."""
@@ -207,10 +217,12 @@ NAMED: dict[str, Workload] = {
     )
 }
 
-#: Where nothing is known of the requests: all the named ones together.
+#: Where nothing is known of the requests: all the named ones, and ``chat`` once more as later turns of a
+#: conversation, since frameworks keep a prefix cache because requests do share prefixes.
 DEFAULT = Workload(
     "default",
-    tuple(request for workload in NAMED.values() for request in workload.requests),
+    tuple(request for workload in NAMED.values() for request in workload.requests)
+    + tuple(replace(request, shared_tokens=request.prompt_tokens // 2) for request in NAMED["chat"].requests),
     DEFAULT_CONCURRENCY,
-    f"{', '.join(NAMED)} together: nothing is known of the requests",
+    f"{', '.join(NAMED)}, and chat with half of each prompt shared: nothing is known of the requests",
 )

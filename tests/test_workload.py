@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from math import ceil
 
 import pytest
@@ -53,9 +54,20 @@ def test_names_mean_the_shapes_that_compare_runs(name):
     assert [(r.prompt_tokens, r.output_tokens) for r in NAMED[name].requests] == shapes
 
 
-def test_nothing_said_is_all_named_workloads_together():
+@given(requests, st.integers(0, 600))
+def test_prefill_keys_leave_the_shared_prefix_out(request, window):
+    alone = Workload("test", (request,), 1, "a test").mean_prefill_keys(window)
+    shared = replace(request, shared_tokens=request.prompt_tokens // 2)
+    rest = range(shared.shared_tokens + 1, shared.prompt_tokens + 1)
+    seen = [min(token, window) if window else token for token in rest]
+    assert Workload("test", (shared,), 1, "a test").mean_prefill_keys(window) == sum(seen) <= alone
+
+
+def test_nothing_said_is_all_named_workloads_and_shared_prompts():
     assert Workload.load() is DEFAULT
-    assert len(DEFAULT.requests) == sum(len(workload.requests) for workload in NAMED.values())
+    named = [request for workload in NAMED.values() for request in workload.requests]
+    assert list(DEFAULT.requests[: len(named)]) == named
+    assert {request.shared_tokens for request in DEFAULT.requests[len(named) :]} == {512}
 
 
 def test_a_name_loads_that_workload():

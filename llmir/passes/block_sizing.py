@@ -1,14 +1,14 @@
 """How many tokens a block of the KV cache holds: the size with the least time per decode step.
 
-Three costs pull in two directions. Large blocks are read faster, because a block of one KV head is one
-contiguous piece of memory. Small blocks waste less: fewer slots of a request's last block lie empty, and less of
-a shared prefix is computed again because a prefix cache keeps whole blocks alone.
+Costs pull in two directions. Small blocks waste less: fewer slots of a request's last block lie empty, and less
+of a shared prefix is computed again because a prefix cache keeps whole blocks alone. Blocks smaller than a
+chunk of keys (see tiles.py) are read in smaller contiguous pieces, and take more softmax steps in prefill.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from llmir.errors import LlmirError, UnsupportedLayerError
@@ -17,6 +17,7 @@ from llmir.ir.bindings import ir
 from llmir.ir.module import model_info, ops_of, retype_caches
 from llmir.ir.remarks import Remark, add_remark
 from llmir.ir.signature import ELEMENT_BYTES, LANES, AttentionSignature
+from llmir.passes import tiles
 from llmir.passes.model_cost import ModelCost
 from llmir.target import Measurements, Target
 from llmir.workload import Workload
@@ -28,10 +29,12 @@ class BlockCost:
 
     block_size: int
     piece_bytes: int
-    """Contiguous bytes of the smallest page."""
+    """Contiguous bytes that decode reads at a time, in the layer where they are fewest."""
     read_bandwidth: float
     """Bytes a second at which the KV cache is read."""
     read_seconds: float
+    prefill_seconds: float
+    """Attention of the prompts that begin in a step."""
     padding_share: float
     """Part of the allocated slots that hold no token."""
     padding_bytes: float
@@ -44,7 +47,7 @@ class BlockCost:
     @property
     def seconds(self) -> float:
         """What the block size is chosen by."""
-        return self.read_seconds + self.padding_seconds + self.recompute_seconds
+        return self.read_seconds + self.prefill_seconds + self.padding_seconds + self.recompute_seconds
 
     def numbers(self) -> dict[str, Any]:
         """The figures for a remark."""
@@ -53,6 +56,7 @@ class BlockCost:
             "piece_kb": self.piece_bytes / 1024,
             "read_gb_per_s": self.read_bandwidth / 1e9,
             "read_us": self.read_seconds * 1e6,
+            "prefill_us": self.prefill_seconds * 1e6,
             "padding_share": self.padding_share,
             "padding_kb": self.padding_bytes / 1024,
             "padding_us": self.padding_seconds * 1e6,
@@ -67,38 +71,57 @@ def block_cost(
     layers: Sequence[AttentionSignature],
     model: ModelCost,
     workload: Workload,
-    figures: Measurements,
+    target: Target,
 ) -> BlockCost:
     """The cost of ``block_size`` tokens a block for a decode step of ``workload.concurrency`` requests.
 
-    Reading: each layer's tokens at the bandwidth of its page. Padding: a cache of a given size holds that much
-    fewer requests, so each request pays a larger part of the step's fixed cost, reading the weights; the cache
-    counts as full, since frameworks keep finished requests in it for their prefixes. Recomputing: the
-    expected (block_size - 1) / 2 tokens of a shared prefix, spread over the decode steps of a request.
+    Reading: each layer's tokens at the bandwidth of the piece its kernel reads. Prefill: the products of a prompt,
+    and a softmax step a chunk. Padding: a cache of a given size holds that much fewer requests, so each request
+    pays a larger part of the step's fixed cost, reading the weights; the cache counts as full, since frameworks
+    keep finished requests in it for their prefixes. Recomputing: the expected (block_size - 1) / 2 tokens of a
+    shared prefix. What happens once a request is spread over its decode steps.
     """
-    batch = workload.concurrency
-    pages = [replace(layer, block_size=block_size).page_bytes for layer in layers]
-    read_bytes = read_seconds = padding_bytes = 0.0
+    figures, batch = target.figures, workload.concurrency
+    starts_per_step = batch / workload.mean_output_tokens
     padding = workload.mean_padding_tokens(block_size)
-    for layer, page in zip(layers, pages, strict=True):
+    pieces = [piece_bytes(layer, block_size, target.isa) for layer in layers]
+    read_bytes = read_seconds = prefill_seconds = padding_bytes = 0.0
+    for layer, piece in zip(layers, pieces, strict=True):
         layer_bytes = batch * workload.mean_decode_tokens(layer.window) * token_bytes(layer)
         read_bytes += layer_bytes
-        read_seconds += layer_bytes / all_threads_bandwidth(page, figures)
+        read_seconds += layer_bytes / all_threads_bandwidth(piece, figures)
+        keys = starts_per_step * workload.mean_prefill_keys(layer.window)
+        prefill_seconds += keys * prefill_seconds_per_key(layer, block_size, target)
         padding_bytes += batch * padding * token_bytes(layer)
     share = padding / (workload.mean_decode_tokens() + padding)
     recomputed = workload.mean_recomputed_tokens(block_size)
-    starts_per_step = batch / workload.mean_output_tokens
     return BlockCost(
         block_size=block_size,
-        piece_bytes=min(pages),
+        piece_bytes=min(pieces),
         read_bandwidth=read_bytes / read_seconds,
         read_seconds=read_seconds,
+        prefill_seconds=prefill_seconds,
         padding_share=share,
         padding_bytes=padding_bytes,
         padding_seconds=model.weight_seconds(figures) * share / (1 - share),
         recomputed_tokens=recomputed,
         recompute_seconds=starts_per_step * recomputed * model.token_seconds(figures),
     )
+
+
+def piece_bytes(layer: AttentionSignature, block_size: int, isa: str) -> int:
+    """Contiguous bytes decode reads at a time: a chunk's keys, and then as many of its values."""
+    keys = tiles.key_chunk(block_size, LANES[isa], tiles.DECODE_KEYS)
+    return keys * layer.head_size * ELEMENT_BYTES[layer.element_type]
+
+
+def prefill_seconds_per_key(layer: AttentionSignature, block_size: int, target: Target) -> float:
+    """Seconds that one prompt token spends on one key, all threads together."""
+    chunk = tiles.key_chunk(block_size, LANES[target.isa], tiles.PREFILL_KEYS)
+    flops = 4 * layer.num_heads * layer.head_size
+    pairs = tiles.layout(target.isa, layer.element_type) == "pair"
+    rate = target.figures.bf16_rate if pairs else target.figures.f32_rate
+    return flops * (1 + tiles.SOFTMAX_KEYS / chunk) / (rate * target.figures.threads)
 
 
 def token_bytes(layer: AttentionSignature) -> int:
@@ -147,7 +170,7 @@ class BlockSizing:
                 f"which the kernels need"
             )
         model = ModelCost.of(module)
-        costs = [block_cost(size, layers, model, self.workload, self.target.figures) for size in candidates]
+        costs = [block_cost(size, layers, model, self.workload, self.target) for size in candidates]
         best = cheapest(costs)
         chosen = next(cost for cost in costs if cost.block_size == current) if info.block_size_fixed else best
         retype_caches(module, lambda _layer, cache: cache.replace(block_size=chosen.block_size))
@@ -159,6 +182,7 @@ class BlockSizing:
             f"{why}: {chosen.seconds * 1e6:.0f} us per decode step of {self.workload.concurrency} requests, "
             f"{chosen.read_seconds * 1e6:.0f} of them reading pieces of "
             f"{chosen.piece_bytes / 1024:.0f} KB at {chosen.read_bandwidth / 1e9:.1f} GB/s, "
+            f"{chosen.prefill_seconds * 1e6:.0f} on the prompts that begin, "
             f"{chosen.padding_seconds * 1e6:.0f} for {chosen.padding_share:.1%} empty slots, "
             f"{chosen.recompute_seconds * 1e6:.0f} for prefix tokens computed again"
         )

@@ -18,6 +18,9 @@ MOST_VECTORS = 4
 DECODE_KEYS = 64
 #: Keys between two softmax steps of prefill, where a chunk is read again by every row tile from the L1 cache.
 PREFILL_KEYS = 128
+#: A softmax step costs as much as the products of so many keys: prefill on Zen 5 ran at 294, 330, 341 and 355
+#: GFLOP/s with chunks of 32, 64, 128 and 256 keys.
+SOFTMAX_KEYS = 8
 #: Query rows of a prefill item: each key and value read serves this many rows.
 PREFILL_ROWS = 96
 #: Chunks that decode prefetches ahead: 6 GB/s became 15 on Zen 4, a second chunk added nothing.

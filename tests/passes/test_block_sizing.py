@@ -10,24 +10,26 @@ from llmir.errors import LlmirError, UnsupportedLayerError
 from llmir.ir.module import caches_of
 from llmir.ir.remarks import remarks
 from llmir.ir.signature import AttentionSignature
-from llmir.passes.block_sizing import BlockSizing, all_threads_bandwidth, block_cost, cheapest
+from llmir.passes.block_sizing import BlockSizing, all_threads_bandwidth, block_cost, cheapest, piece_bytes
 from llmir.passes.model_cost import ModelCost
 from llmir.target import Measurements, Target
 from llmir.workload import NAMED, Request, Workload
 
-#: Pieces of any size are read at one speed.
+#: Pieces of any size are read at one speed, and products cost nothing.
 FLAT = Measurements(
     read_bandwidth=10e9,
     read_bandwidth_all=20e9,
     piece_bandwidth=((1024, 10e9), (1 << 20, 10e9)),
-    bf16_rate=1e11,
-    f32_rate=5e10,
+    bf16_rate=1e18,
+    f32_rate=1e18,
     fork_join_seconds=1e-5,
     threads=2,
     origin="made up: flat",
 )
 #: Large pieces are read much faster.
 STEEP = replace(FLAT, piece_bandwidth=((1024, 0.1e9), (1 << 20, 10e9)), origin="made up: steep")
+#: Products take their time.
+SLOW = replace(FLAT, bf16_rate=1e11, f32_rate=5e10, origin="made up: slow")
 HOST = Target.named("cpu:avx512_bf16")
 SIGNATURE = AttentionSignature(9, 3, 64, "bf16", 128, 0.125)
 MODEL = ModelCost(weight_bytes=270e6, token_flops=270e6, bf16=True)
@@ -62,7 +64,7 @@ def shared(tokens: int) -> Workload:
 
 
 def cost(size: int, workload: Workload = NAMED["chat"], speed: Measurements = FLAT):
-    return block_cost(size, [SIGNATURE] * 30, MODEL, workload, speed)
+    return block_cost(size, [SIGNATURE] * 30, MODEL, workload, HOST.with_measurements(speed))
 
 
 def test_the_pass_sets_the_block_size_of_every_cache(parse):
@@ -78,20 +80,22 @@ def test_the_pass_sets_the_block_size_of_every_cache(parse):
     assert "128, 8192" not in str(module)
 
 
-def test_where_large_pieces_read_faster_blocks_are_large(parse):
+def test_where_larger_pieces_read_faster_a_block_holds_a_whole_chunk(parse):
     module = run(parse(vocabulary=64), BlockSizing(HOST.with_measurements(STEEP), NAMED["long"]))
-    assert caches_of(module)["layers.0"].block_size == 128
+    assert caches_of(module)["layers.0"].block_size == 64
 
 
 def test_the_remark_holds_the_numbers_of_every_size(parse):
     (remark,) = remarks(run(parse(), BlockSizing(HOST.with_measurements(FLAT), NAMED["mixed"])))
     assert remark.decision == "32 tokens a block"
-    assert remark.reason.startswith("least time: ") and "reading pieces of 8 KB at 20.0 GB/s" in remark.reason
+    assert remark.reason.startswith("least time: ") and "reading pieces of 4 KB at 20.0 GB/s" in remark.reason
     assert remark.numbers["figures"] == "made up: flat" and remark.numbers["workload"] == "mixed"
     assert {a["block_size"] for a in remark.alternatives} == {64, 128}
     assert all(a["total_us"] > remark.numbers["total_us"] for a in remark.alternatives)
     for row in (remark.numbers, *remark.alternatives):
-        assert row["total_us"] == pytest.approx(row["read_us"] + row["padding_us"] + row["recompute_us"])
+        assert row["total_us"] == pytest.approx(
+            sum(row[f"{part}_us"] for part in ("read", "prefill", "padding", "recompute"))
+        )
 
 
 def test_the_users_block_size_stays_and_the_remark_says_what_was_better(parse):
@@ -153,14 +157,12 @@ def test_doubling_a_block_never_reads_slower_and_never_recomputes_less(workload,
 
 @given(workloads, figures)
 def test_the_chosen_size_is_the_least_of_all(workload, speed):
-    found = [cost(size, workload, speed) for size in (32, 64, 128)]
+    found = [cost(size, workload, speed) for size in (32, 48, 64, 128)]
     assert cheapest(found).seconds == min(each.seconds for each in found)
 
 
 def test_equal_costs_give_the_smallest_block():
-    found = [
-        replace(cost(size), read_seconds=1.0, padding_seconds=0.0, recompute_seconds=0.0) for size in (128, 32, 64)
-    ]
+    found = [replace(cost(32), block_size=size) for size in (128, 32, 64)]
     assert cheapest(found).block_size == 32
 
 
@@ -169,22 +171,41 @@ def test_a_flat_machine_makes_padding_decide():
 
 
 def test_a_shared_prefix_is_charged_by_the_computing_of_half_a_block():
-    found = cost(128, shared(2048))
+    found = cost(128, shared(2048), SLOW)
     starts_per_step = 4 / 1
     token_seconds = 270e6 / (1e11 * 2)
     assert found.recompute_seconds == pytest.approx(starts_per_step * 63.5 * token_seconds)
 
 
 def test_sharing_prefixes_makes_blocks_smaller():
-    alone = cheapest([cost(size, shared(0), STEEP) for size in (32, 64, 128)])
-    together = cheapest([cost(size, shared(2048), STEEP) for size in (32, 64, 128)])
-    assert (alone.block_size, together.block_size) == (128, 64)
+    alone = cheapest([cost(size, shared(0), SLOW) for size in (32, 64, 128)])
+    together = cheapest([cost(size, shared(4095), SLOW) for size in (32, 64, 128)])
+    assert (alone.block_size, together.block_size) == (128, 32)
 
 
 def test_a_window_bounds_what_is_read():
     windowed = replace(SIGNATURE, window=256)
-    full, part = (block_cost(64, [layer], MODEL, NAMED["long"], FLAT) for layer in (SIGNATURE, windowed))
+    full, part = (
+        block_cost(64, [layer], MODEL, NAMED["long"], HOST.with_measurements(FLAT)) for layer in (SIGNATURE, windowed)
+    )
     assert part.read_seconds == pytest.approx(full.read_seconds * 256 / NAMED["long"].mean_decode_tokens())
+
+
+def test_larger_chunks_take_fewer_softmax_steps_in_prefill():
+    found = [cost(size, NAMED["long"], SLOW).prefill_seconds for size in (16, 32, 64, 128, 256)]
+    products = found[0] / (1 + 8 / 16)
+    assert found == pytest.approx([products * (1 + 8 / chunk) for chunk in (16, 32, 64, 128, 128)])
+
+
+def test_prefill_counts_the_products_of_queries_with_keys_and_of_probabilities_with_values():
+    workload = Workload("test", (Request(1000, 10),), 1, "a test")
+    found = block_cost(128, [SIGNATURE], MODEL, workload, HOST.with_measurements(SLOW))
+    flops = 2 * 2 * 9 * 64 * (1000 * 1001 / 2)
+    assert found.prefill_seconds == pytest.approx(flops / 10 * (1 + 8 / 128) / (2 * 1e11))
+
+
+def test_decode_reads_a_chunks_keys_at_a_time():
+    assert [piece_bytes(SIGNATURE, size, "avx512_bf16") for size in (32, 64, 128)] == [4096, 8192, 8192]
 
 
 def test_no_more_is_read_than_all_threads_can_stream():
