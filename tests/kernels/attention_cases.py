@@ -199,8 +199,11 @@ def address(array: np.ndarray) -> tuple[int, int]:
     return array.ctypes.data, array.strides[0] // array.itemsize
 
 
-def check(spec: KernelSpec, batch: Batch, policy: StepPolicy) -> None:
-    """Run ``batch`` twice; outputs, the cache, and all that must stay untouched are as the reference says."""
+def check(spec: KernelSpec, batch: Batch, policy: StepPolicy) -> float:
+    """Run ``batch`` twice; outputs, the cache, and all that must stay untouched are as the reference says.
+
+    Returns the relative error over all outputs.
+    """
     s, inputs = spec.signature, Inputs(spec.signature, batch)
     before = inputs.caches if batch.appends else inputs.expected_caches
     pages = aligned(reference.pack_pages(*before, s, spec.isa))
@@ -228,6 +231,7 @@ def check(spec: KernelSpec, batch: Batch, policy: StepPolicy) -> None:
         inputs.query[: inputs.tokens], *inputs.expected_caches, table, inputs.seq_lens, inputs.query_start, s
     )
     assert row_error(written, exact) < ROW_ERROR[s.element_type] + SCORE_ERROR * batch.sharpness
+    return reference.relative_error(written, exact)
 
 
 def row_error(output: np.ndarray, exact: np.ndarray) -> float:

@@ -49,6 +49,13 @@ def test_splits_are_merged(isa, element_type):
     check(spec, Batch(cached=(700, 40), new=(1, 20), threads=2), SPLITS)
 
 
+@pytest.mark.parametrize(("isa", "element_type"), KINDS)
+def test_error_does_not_grow_with_the_cache(isa, element_type):
+    spec = spec_of(signature(isa, element_type), isa)
+    error = check(spec, Batch(cached=(8191, 8000), new=(1, 1)), NO_SPLITS)
+    assert error < {"bf16": 2.6e-3, "f16": 4e-4, "f32": 3e-6}[element_type]
+
+
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (9, 3), (8, 1), (7, 7), (14, 2)])
 def test_grouped_queries(num_heads, num_kv_heads):
     s = signature(num_heads=num_heads, num_kv_heads=num_kv_heads)

@@ -13,12 +13,14 @@ from llmir.ir.bindings import ir, x86
 from llmir.ir.signature import ELEMENT_BYTES, LANES, KernelSpec
 from llmir.kernels.cpu import builder as b
 
-#: 2**f on [-1/2, 1/2], highest power first: Lawson fits to the relative error, at worst 7.5e-5, 2.7e-6 and
-#: 1.6e-7. Probabilities are rounded to 2e-3 (bf16) or 2.4e-4 (f16) afterwards, so a short polynomial is enough.
+#: 2**f on [-1/2, 1/2], highest power first: Lawson fits to the relative error, at worst 1.0e-4, 2.8e-6 and
+#: 1.1e-7. Probabilities are rounded to 2e-3 (bf16) or 2.4e-4 (f16) afterwards, so a short polynomial is enough.
+#: 2**0 is exactly 1: a chunk that does not raise the maximum must leave the sums before it as they are, or the
+#: oldest of many chunks loses weight.
 EXP2_COEFFICIENTS = {
-    "bf16": (0.0551716685, 0.242611125, 0.693260968, 0.999928057),
-    "f16": (0.00957010221, 0.0559178628, 0.240247443, 0.693121791, 0.999999285),
-    "f32": (0.00132764725, 0.00967554189, 0.0555071309, 0.240221202, 0.693146944, 1.00000012),
+    "bf16": (0.0550089329, 0.242210969, 0.693282902, 1.0),
+    "f16": (0.00958285294, 0.0559064262, 0.240240991, 0.693124175, 1.0),
+    "f32": (0.00132647273, 0.00967151299, 0.0555073358, 0.240222424, 0.693147004, 1.0),
 }
 #: Below this power of two a float32 is zero anyway; keeps the exponent arithmetic in range.
 _LEAST_EXPONENT = -126.0
