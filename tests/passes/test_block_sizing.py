@@ -82,7 +82,7 @@ def test_the_pass_sets_the_block_size_of_every_cache(parse):
 
 def test_where_larger_pieces_read_faster_a_block_holds_a_whole_chunk(parse):
     module = run(parse(vocabulary=64), BlockSizing(HOST.with_measurements(STEEP), NAMED["long"]))
-    assert caches_of(module)["layers.0"].block_size == 64
+    assert caches_of(module)["layers.0"].block_size == 128
 
 
 def test_the_remark_holds_the_numbers_of_every_size(parse):
@@ -205,7 +205,7 @@ def test_prefill_counts_the_products_of_queries_with_keys_and_of_probabilities_w
 
 
 def test_decode_reads_a_chunks_keys_at_a_time():
-    assert [piece_bytes(SIGNATURE, size, "avx512_bf16") for size in (32, 64, 128)] == [4096, 8192, 8192]
+    assert [piece_bytes(SIGNATURE, size, "avx512_bf16") for size in (32, 64, 128)] == [4096, 8192, 16384]
 
 
 def test_no_more_is_read_than_all_threads_can_stream():
