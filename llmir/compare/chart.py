@@ -11,25 +11,32 @@ from llmir.compare.measuring import METRICS, Metric
 from llmir.compare.report import amount, framework_name
 from llmir.errors import LlmirError
 
+FORMATS = (".png", ".svg", ".pdf")
+
 _BAR_WIDTH = 0.38
 _BASELINE_COLOUR, _LLMIR_COLOUR = "#9aa5b1", "#1f6feb"
+
+
+def check_format(path: Path) -> None:
+    """Raise :class:`LlmirError` if the suffix of ``path`` names no format of a chart."""
+    if path.suffix not in FORMATS:
+        raise LlmirError(f"cannot draw {path}: its suffix names no picture format; choose from {', '.join(FORMATS)}")
 
 
 def draw_chart(comparison: Comparison, path: Path) -> None:
     """Draw the rows into a picture at ``path``, whole or not at all.
 
-    Raises :class:`LlmirError` for a file format matplotlib does not know.
+    Raises :class:`LlmirError` for a format not in :data:`FORMATS`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only charts need it
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # slow to import, and only charts need it
 
+    check_format(path)
     figure = Figure(figsize=(10, 7), layout="constrained")
-    formats = FigureCanvasAgg(figure).get_supported_filetypes()
-    if path.suffix.removeprefix(".") not in formats:
-        raise LlmirError(f"cannot draw a {path.suffix or 'nameless'} chart; name a .png, .svg or .pdf file")
     name = framework_name(comparison)
-    for metric, axes in zip(METRICS, figure.subplots(2, 2).flat, strict=True):
+    panels = list(figure.subplots(2, 2).flat)
+    for metric, axes in zip(METRICS, panels, strict=True):
         _panel(axes, metric, [row for row in comparison.rows if row.metric == metric.name], name)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(f"{name} with and without llmir, {comparison.environment['model']}")
     write_whole(path, lambda partial: figure.savefig(partial, dpi=150))
 
@@ -37,7 +44,7 @@ def draw_chart(comparison: Comparison, path: Path) -> None:
 def _panel(axes: Any, metric: Metric, rows: list[Row], name: str) -> None:
     for i, row in enumerate(rows):
         axes.bar(i - _BAR_WIDTH / 2, row.baseline, _BAR_WIDTH, color=_BASELINE_COLOUR, label=name if i == 0 else None)
-        axes.bar(i + _BAR_WIDTH / 2, row.llmir, _BAR_WIDTH, color=_LLMIR_COLOUR, label="llmir" if i == 0 else None)
+        axes.bar(i + _BAR_WIDTH / 2, row.llmir, _BAR_WIDTH, color=_LLMIR_COLOUR, label="with llmir" if i == 0 else None)
         top = max(row.baseline, row.llmir)
         axes.annotate(
             f"{row.speedup:.2f}x\n{amount(row, row.baseline)} | {amount(row, row.llmir)}",
@@ -47,10 +54,9 @@ def _panel(axes: Any, metric: Metric, rows: list[Row], name: str) -> None:
             ha="center",
             fontsize=8,
         )
+    unit = "seconds; " if metric.unit == "seconds" else ""  # the other names carry theirs
     better = "less is better" if metric.lower_is_better else "more is better"
-    axes.set_title(f"{metric.name.replace('_', ' ')} ({metric.unit}; {better})", fontsize=10)
+    axes.set_title(f"{metric.name.replace('_', ' ')} ({unit}{better})", fontsize=10)
     axes.set_xticks(range(len(rows)), [row.workload for row in rows])
     axes.margins(y=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    if rows:
-        axes.legend(fontsize=8, frameon=False)

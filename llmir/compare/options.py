@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmir.compare.chart import check_format
 from llmir.compare.engine import FRAMEWORKS
 from llmir.compare.files import check_writable
 from llmir.compare.quality import QualityTask
@@ -45,7 +46,7 @@ class CompareOptions:
     """What the llmir side has on top: the flag."""
     json_path: Path | None = None
     chart_path: Path | None = None
-    """The suffix names the format, as matplotlib knows it: .png, .svg, .pdf."""
+    """The suffix names the format: .png, .svg or .pdf."""
     quality_task: QualityTask = field(default_factory=QualityTask)
     timeout_seconds: float = 3600.0
     """For one process; a framework that hangs must not hang the comparison."""
@@ -58,6 +59,8 @@ class CompareOptions:
         if self.pairs < 1 or (self.repeats is not None and self.repeats < 1):
             raise LlmirError("a comparison needs at least one pair and one repeat (three pairs for figures to trust)")
         self._check_model()
+        if self.chart_path is not None:
+            check_format(self.chart_path)
         for path in (self.json_path, self.chart_path):
             if path is not None:
                 check_writable(path)

@@ -78,7 +78,7 @@ def run(
     tell(ProgressEvent(total, total, "all runs done"))
 
     facts |= _conditions(options, results, loads)
-    comparison = compare_results(options.framework, tuple(options.workloads), results, facts)
+    comparison = compare_results(options.framework, tuple(options.runs()), results, facts)
     if options.json_path is not None:
         write_json(options.json_path, comparison.to_json())
     if options.chart_path is not None:

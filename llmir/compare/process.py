@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llmir.compare.files import write_json
@@ -74,7 +74,7 @@ def _run(
         subprocess.Popen(
             command,
             env=dict(environment),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # never written to; the worker sees it close when this process is gone
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -118,13 +118,23 @@ def _failure(side: str, end: str, log_path: Path) -> str:
 
 
 def _cause(lines: Sequence[str]) -> str | None:
-    """The first of the last exceptions that says more than that something failed; llmir's own come first."""
-    found = [match for line in lines if (match := _EXCEPTION.search(line))]
-    telling = [match for match in found if not match[2].startswith(_NO_CAUSE)]
-    ours = [match for match in telling if match[1].startswith("llmir.")]
-    if ours:
-        return ours[-1][2]
-    return f"{telling[-1][1]}: {telling[-1][2]}" if telling else None
+    """The last exception that says more than that something failed; llmir's own come first."""
+    found = [(i, match) for i, line in enumerate(lines) if (match := _EXCEPTION.search(line))]
+    telling = [(i, match) for i, match in found if not match[2].startswith(_NO_CAUSE)]
+    ours = [(i, match) for i, match in telling if match[1].startswith("llmir.")]
+    if not telling:
+        return None
+    i, match = (ours or telling)[-1]
+    message = " ".join([match[2], *_continued(lines[i + 1 :])])
+    return message if ours else f"{match[1]}: {message}"
+
+
+def _continued(lines: Sequence[str]) -> Iterator[str]:
+    """The indented lines an exception's message goes on with, as validation errors do."""
+    for line in lines:
+        if not line.startswith("  ") or line.lstrip().startswith("For further information"):
+            return
+        yield line.strip()
 
 
 def _keep(log_path: Path, side: str) -> str:

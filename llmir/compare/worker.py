@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -65,11 +67,19 @@ def _answer(engine: Engine, task: QualityTask) -> Answers:
     return Answers(cold, cached, engine.score(pieces(text, task.windows, task.window_tokens)))
 
 
+def _end_with_parent() -> None:
+    """End this process group when standard input closes: nobody is left to wait for the result."""
+    while os.read(0, 1):
+        pass
+    os.killpg(0, signal.SIGKILL)
+
+
 def main() -> None:
     """Entry point of the worker process; any error ends it with a traceback in its log."""
     # The framework and its processes log to standard output: keep that stream for announcements alone.
     announcements = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     job = Job.from_json(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     result = measure(job, lambda line: print(line, file=announcements))
     write_json(Path(job.result_path), result.to_json())

@@ -66,7 +66,7 @@ _MIXED_SHAPES = [(prompt, output) for output in (64, 96) for prompt in (2048, 64
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
     for workload in (
-        Workload("short", "16 requests, 128 tokens in, 64 out", 3, equal_requests(16, 128, 64)),
+        Workload("short", "16 requests, 128 tokens in, 64 out", 2, equal_requests(16, 128, 64)),
         Workload("chat", "16 requests, 1024 tokens in, 128 out", 1, equal_requests(16, 1024, 128)),
         Workload("long", "16 requests, 3072 tokens in, 64 out", 1, equal_requests(16, 3072, 64)),
         Workload("mixed", "16 requests, 64 to 3072 tokens in, 64 or 96 out", 1, ragged_requests(_MIXED_SHAPES)),

@@ -42,6 +42,12 @@ def main() -> None:
             )
             print("RuntimeError: Engine core initialization failed. See above.", file=sys.stderr)
             sys.exit(3)
+        case "refuse":
+            print(
+                "pydantic.ValidationError: 1 validation error for ModelConfig\n  Value error, too long", file=sys.stderr
+            )
+            print("    For further information visit https://errors.pydantic.dev", file=sys.stderr)
+            sys.exit(1)
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
         case "silent":

@@ -118,6 +118,11 @@ def test_a_side_that_vanishes_is_an_error(options: Options, worker: Sequence[str
     assert message in failure(options(engine={"behaviour": behaviour}), worker)
 
 
+def test_a_validation_error_is_given_whole(options: Options, worker: Sequence[str]):
+    first = failure(options(engine={"behaviour": "refuse"}), worker).splitlines()[0]
+    assert first.endswith("pydantic.ValidationError: 1 validation error for ModelConfig Value error, too long")
+
+
 def test_a_side_that_hangs_is_ended(options: Options, worker: Sequence[str]):
     assert "did not finish within 3 s" in failure(options(engine={"behaviour": "hang"}, timeout_seconds=3), worker)
 

@@ -50,5 +50,5 @@ def test_a_chart_is_drawn(comparison: Comparison, tmp_path: Path, suffix: str):
 
 
 def test_an_unknown_chart_format_is_an_error(comparison: Comparison, tmp_path: Path):
-    with pytest.raises(LlmirError, match=r"name a \.png"):
+    with pytest.raises(LlmirError, match=r"choose from \.png, \.svg"):
         draw_chart(comparison, tmp_path / "chart.doc")

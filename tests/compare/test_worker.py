@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -85,3 +88,11 @@ def test_start_up_counts_from_the_start_of_the_process(engine: FakeEngine):
 def test_an_unknown_framework_is_an_error():
     with pytest.raises(LlmirError, match="cannot compare 'tgi'"):
         worker.engine_type("tgi")
+
+
+def test_a_worker_does_not_outlive_its_parent():
+    watch = "from llmir.compare.worker import _end_with_parent; _end_with_parent()"
+    with subprocess.Popen([sys.executable, "-c", watch], stdin=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(timeout=60) == -signal.SIGKILL

@@ -30,8 +30,8 @@ def test_the_model_length_covers_the_longest_request(options: Options):
 
 
 def test_repeats_come_from_the_workload_unless_given(options: Options):
-    assert options(workloads=("short", "chat")).runs() == {"short": 3, "chat": 1}
-    assert options(workloads=("short", "chat"), repeats=2).runs() == {"short": 2, "chat": 2}
+    assert options(workloads=("short", "chat")).runs() == {"short": 2, "chat": 1}
+    assert options(workloads=("short", "chat"), repeats=3).runs() == {"short": 3, "chat": 3}
 
 
 @pytest.mark.parametrize(
@@ -79,3 +79,8 @@ def test_a_damaged_model_configuration_is_an_error(options: Options, model: Path
 def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(options: Options, model: Path):
     with pytest.raises(LlmirError, match="cannot write"):
         options(json_path=model / "config.json" / "report.json")
+
+
+def test_an_unknown_chart_format_is_refused_before_anything_runs(options: Options, tmp_path: Path):
+    with pytest.raises(LlmirError, match="no picture format"):
+        options(chart_path=tmp_path / "chart.doc")
