@@ -113,14 +113,19 @@ class _Kernels:
         self.results = np.zeros(_OPERAND_BYTES * target.cores, np.uint8)
 
     def read(self, piece_bytes: int, shuffled: bool = False) -> Callable[[int], float]:
-        """A function of the number of threads that reads the memory piece by piece: bytes a second."""
+        """A function of the number of threads that reads the memory piece by piece: bytes a second.
+
+        Pieces in shuffled order are read the way the attention kernel reads a cache: while one is read, the
+        lines of the next are asked for.
+        """
         offsets = np.arange(0, self.memory.nbytes - piece_bytes + 1, piece_bytes, np.int64)
         if shuffled:
             np.random.default_rng(0).shuffle(offsets)
         work = self._work(items=len(offsets), offsets=offsets.ctypes.data, piece_bytes=piece_bytes)
 
         def rate(threads: int) -> float:
-            return len(offsets) * piece_bytes / min(self._seconds("read", work, threads) for _ in range(_REPEATS))
+            kernel = "read_ahead" if shuffled else "read"
+            return len(offsets) * piece_bytes / min(self._seconds(kernel, work, threads) for _ in range(_REPEATS))
 
         return rate
 
@@ -155,14 +160,15 @@ def _compile(isa: str) -> bytes:
     """Object code of the measuring kernels; the generators and MLIR are imported only to measure."""
     from llmir.ir.bindings import ir
     from llmir.kernels.cpu import builder as b
+    from llmir.kernels.cpu.chunk import CACHE_LINE, NEAR_CACHE
     from llmir.kernels.cpu.lowering import object_code
     from llmir.kernels.cpu.products import Products
 
     def field(work: ir.Value, name: str, type_: ir.Type) -> ir.Value:
         return b.load(b.offset(work, getattr(_Work, name).offset), type_)
 
-    def read(work: ir.Value) -> None:
-        """Takes pieces until none is left and adds up their integers."""
+    def read(work: ir.Value, ahead: bool) -> None:
+        """Takes pieces until none is left and adds up their integers; ``ahead``: prefetches the piece after each."""
         i64 = b.integer(64)
         vector = b.vector_of(LANES[isa], b.integer(32))
         vector_bytes = 4 * LANES[isa]
@@ -179,13 +185,19 @@ def _compile(isa: str) -> bytes:
             return left
 
         def read_piece(number: ir.Value) -> None:
-            piece = b.offset(memory, b.load(b.offset(offsets, b.mul(number, 8)), i64))
+            def piece_at(place: ir.Value) -> ir.Value:
+                return b.offset(memory, b.load(b.offset(offsets, b.mul(place, 8)), i64))
+
+            piece = piece_at(number)
+            next_piece = piece_at(b.minimum(b.add(number, 1), b.sub(items, 1)))
 
             def add_vectors(at: ir.Value, *sums: ir.Value) -> list[ir.Value]:
                 added = list(sums)
                 address = b.offset(piece, at)
                 for v in range(_VECTORS_PER_ITERATION):
                     loaded = b.load(b.offset(address, v * vector_bytes), vector)
+                    if ahead and v * vector_bytes % CACHE_LINE == 0:
+                        b.prefetch(b.offset(next_piece, b.add(at, v * vector_bytes)), NEAR_CACHE)
                     added[v % _SUMS] = b.add(added[v % _SUMS], loaded)
                 return added
 
@@ -219,7 +231,8 @@ def _compile(isa: str) -> bytes:
     with ir.Context(), ir.Location.unknown():
         module = ir.Module.create()
         b.function(module, "nothing", [b.pointer()], lambda work: None)
-        b.function(module, "read", [b.pointer()], read)
+        b.function(module, "read", [b.pointer()], lambda work: read(work, ahead=False))
+        b.function(module, "read_ahead", [b.pointer()], lambda work: read(work, ahead=True))
         for element_type in ("bf16", "f32") if isa == "avx512_bf16" else ("f32",):
             products = Products(element_type, isa)
             b.function(module, f"product_{element_type}", [b.pointer()], lambda work, p=products: product(work, p))

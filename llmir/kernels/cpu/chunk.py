@@ -24,8 +24,8 @@ from llmir.kernels.cpu.products import STEP_BYTES
 NOTHING_SEEN = -1.0e30
 MASKED = -2.0e30
 _STEPS_PER_ITERATION = 8  # reduction steps unrolled in a product's inner loop
-_NEAR_CACHE = 2  # prefetch into the second-level cache: chunks are larger than the first
-_CACHE_LINE = 64  # bytes
+NEAR_CACHE = 2  # prefetch into the second-level cache: chunks are larger than the first
+CACHE_LINE = 64  # bytes
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class ChunkEmitter:
         """Asks for the cache lines that hold these places of the chunk ahead."""
         if self.variant.prefetch:
             for place in places:
-                if place % _CACHE_LINE == 0:
-                    b.prefetch(b.offset(base, place), _NEAR_CACHE)
+                if place % CACHE_LINE == 0:
+                    b.prefetch(b.offset(base, place), NEAR_CACHE)
 
     def _each_score(self, row: int | ir.Value, change) -> None:
         """``S[row] = change(S[row], first key of the vector)``, vector by vector."""
