@@ -128,3 +128,6 @@ ARITHMETIC: dict[Any, Arithmetic] = {
     aten.relu: _activation("relu"),
     aten.gelu: _activation("gelu"),
 }
+
+#: Operations that take nothing but the shape and dtype of a tensor.
+SHAPE_ONLY = frozenset({aten.empty_like, aten.new_empty})

@@ -30,8 +30,8 @@ def import_model(model: str) -> Any:
     return import_module(config)
 
 
-def configure(model: str) -> VllmConfig:
-    """vLLM's configuration of ``model`` with vLLM's defaults; raises ModelError."""
+def configure(model: str, **engine_args: Any) -> VllmConfig:
+    """vLLM's configuration of ``model``, with ``engine_args`` over vLLM's defaults; raises ModelError."""
     _check_folder(model)
     # vLLM logs to stdout, where a command's result goes; both are read when vLLM is imported.
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
@@ -41,7 +41,7 @@ def configure(model: str) -> VllmConfig:
     except ImportError as error:
         raise LlmirError(f"vLLM cannot be imported ({error}): `llmir check` says what to install") from error
     try:
-        return EngineArgs(model=model, load_format="dummy").create_engine_config()
+        return EngineArgs(model=model, **{"load_format": "dummy", **engine_args}).create_engine_config()
     except (OSError, ValueError) as error:
         raise ModelError(
             f"vLLM cannot configure model {model!r} ({_reason(error)}): check the name, or give the folder that "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -38,7 +39,8 @@ def plan_key(vllm_config: VllmConfig, options: Options, target: Target) -> str:
     facts = {
         "model": [model.model, model.architectures, architecture, dtype_name(model.dtype), model.quantization],
         "max_model_len": model.max_model_len,
-        "cache": [cache.cache_dtype, cache.user_specified_block_size, allowed_block_sizes(vllm_config)],
+        "cache": [cache.cache_dtype, cache.block_size if cache.user_specified_block_size else None],
+        "block_sizes": allowed_block_sizes(vllm_config),
         "ranks": [parallel.tensor_parallel_size, parallel.enable_expert_parallel],
         "options": [options.workload, _file_digest(options.workload), options.target],
         "target": [target.fingerprint, target.isa, target.model, target.cores, [str(c) for c in target.caches]],
@@ -58,9 +60,8 @@ def get_or_make(key: str, make: Callable[[], Plan], logger: logging.Logger) -> P
     from llmir.compiler import cache_folder
 
     path = cache_folder() / "plans" / f"{key}.json"
-    plan = _read(path, logger)
-    if plan is not None:
-        return plan
+    with contextlib.suppress(PlanError):
+        return _read(path, logger)  # the usual start takes no lock
     started = time.monotonic()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,9 +71,11 @@ def get_or_make(key: str, make: Callable[[], Plan], logger: logging.Logger) -> P
         logger.warning("llmir: cannot keep plans in %s (%s); compiling without the cache", path.parent, error)
         return make()
     try:
-        plan = _read(path, logger)  # another process may have made it meanwhile
-        if plan is not None:
-            return plan
+        if path.exists():  # spoilt, or made by another process meanwhile
+            try:
+                return _read(path, logger)
+            except PlanError as error:
+                logger.warning("llmir: the kept plan is of no use (%s); compiling again", error)
         plan = make()
         try:
             plan.write(path)
@@ -85,14 +88,8 @@ def get_or_make(key: str, make: Callable[[], Plan], logger: logging.Logger) -> P
         lock.release()
 
 
-def _read(path: Path, logger: logging.Logger) -> Plan | None:
-    if not path.exists():
-        return None
-    try:
-        plan = Plan.read(path)
-    except PlanError as error:
-        logger.warning("llmir: the kept plan is of no use (%s); compiling again", error)
-        return None
+def _read(path: Path, logger: logging.Logger) -> Plan:
+    plan = Plan.read(path)
     logger.info("llmir: plan %s (llmir explain prints it)", path)
     return plan
 

@@ -49,6 +49,9 @@ def prepare(vllm_config: VllmConfig) -> None:
     carried = additional.get(PLAN_KEY)
     plan = plan_for(vllm_config, options) if carried is None else Plan.from_json(carried)
 
+    for decision in plan.decisions:
+        if decision.subject == "KV cache":
+            logger.info("llmir: %s (%s)", decision.decision, decision.reason)
     cache = vllm_config.cache_config
     if cache.user_specified_block_size and cache.block_size != plan.block_size:
         raise PlanError(
@@ -132,7 +135,7 @@ def _plan_in_child(vllm_config: VllmConfig, options: Options) -> Plan:
         ) from error
     if isinstance(outcome, LlmirError):
         raise outcome
-    return Plan.from_json(outcome)
+    return Plan.loads(outcome)
 
 
 def _child() -> None:
@@ -151,7 +154,7 @@ def _child() -> None:
             Workload.load(options.workload or None),
             progress=lambda step: logger.info("llmir: %s", step),
         )
-        outcome = plan.to_json()
+        outcome = plan.dumps()
     except LlmirError as error:
         outcome = error
     except Exception as error:

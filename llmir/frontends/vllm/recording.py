@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmir.errors import UnsupportedLayerError
-from llmir.frontends.vllm.arithmetic import ARITHMETIC
+from llmir.frontends.vllm.arithmetic import ARITHMETIC, SHAPE_ONLY
 from llmir.ir.attributes import Weight
 from llmir.ir.bindings import ir
 from llmir.ir.module import Decoder
@@ -122,6 +122,8 @@ class Recorder(TorchDispatchMode):
         tensors = [argument for argument in args if isinstance(argument, torch.Tensor)]
         if not any(map(self.knows, tensors)):
             return result  # not on the way from the inputs to the outputs
+        if func.overloadpacket in SHAPE_ONLY:
+            return result  # whoever reads what is not filled in by a layer is refused
         operation = ARITHMETIC.get(func.overloadpacket)
         if operation is None:
             raise UnsupportedLayerError(self.path, f"it computes {func}, which llmir's IR does not have")

@@ -126,15 +126,14 @@ def check_attention(path: str, layer: Any) -> None:
 
 
 def allowed_block_sizes(vllm_config: VllmConfig) -> list[int]:
-    """Block sizes in tokens that vLLM and this configuration leave to choose from; one if the user chose."""
+    """Block sizes in tokens that vLLM's kernels and this configuration would accept, the user's own included."""
     cache = vllm_config.cache_config
-    if cache.user_specified_block_size:
-        return [cache.block_size]
+    own = {cache.block_size} if cache.user_specified_block_size else set()
     unit = cache.prefix_match_unit
     if unit is not None and unit % BLOCK_SIZE_STEP == 0:
-        return [unit]  # with one group of layers, vLLM matches prefixes by whole blocks
+        return sorted({unit} | own)  # with one group of layers, vLLM matches prefixes by whole blocks
     longest = max(BLOCK_SIZES[0], vllm_config.model_config.max_model_len)
-    return [size for size in BLOCK_SIZES if size <= longest]
+    return sorted({size for size in BLOCK_SIZES if size <= longest} | own)
 
 
 def model_facts(vllm_config: VllmConfig) -> dict[str, Any]:

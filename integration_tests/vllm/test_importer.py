@@ -1,0 +1,148 @@
+"""From vLLM's model classes to llm IR."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from tiny_models import LAYERS, WriteModel
+
+from llmir.errors import UnsupportedLayerError
+from llmir.frontends.vllm.importer import import_module
+from llmir.frontends.vllm.offline import configure
+from llmir.ir import ops
+from llmir.ir.attention import PagedAttention, signature_of
+from llmir.ir.bindings import ir
+from llmir.ir.module import caches_of, decoder_of, model_info, ops_of
+from llmir.ir.signature import AttentionSignature
+from llmir.ir.text import parse, print_module
+
+
+def load(folder: str, rank: int = 0, **engine_args: Any) -> ir.Module:
+    return import_module(configure(folder, skip_tokenizer_init=True, max_model_len=256, **engine_args), rank)
+
+
+def counts(module: ir.Module) -> Counter[str]:
+    block = decoder_of(module).entry_block
+    return Counter(op.operation.name.removeprefix("llm.") for op in block.operations)
+
+
+def signatures(module: ir.Module) -> list[AttentionSignature]:
+    return [signature_of(op) for op in ops_of(module, PagedAttention)]
+
+
+def test_each_layer_is_one_op(write_model: WriteModel) -> None:
+    found = counts(load(write_model("llama")))
+    expected = {
+        "embedding": 1,
+        "rms_norm": 2 * LAYERS + 1,
+        "linear": 4 * LAYERS,
+        "rope": LAYERS,
+        "append_kv": LAYERS,
+        "paged_attention": LAYERS,
+        "activation": LAYERS,
+        "logits": 1,
+    }
+    assert {name: found[name] for name in expected} == expected
+    assert set(found) == {*expected, "slice", "reshape", "func.return"}
+
+
+def test_attention_carries_its_signature(write_model: WriteModel) -> None:
+    module = load(write_model("llama"))
+    assert signatures(module) == [AttentionSignature(4, 2, 64, "bf16", 128, scale=64**-0.5)] * LAYERS
+
+
+def test_the_data_flow_is_the_models_own(write_model: WriteModel) -> None:
+    module = load(write_model("llama"))
+    embedding, (first, second, *_) = ops_of(module, ops.Embedding)[0], ops_of(module, ops.RMSNorm)
+    assert first.x == embedding.result
+    assert second.residual == embedding.result
+    assert second.x.owner.attributes["weight"].name == "model.layers.0.self_attn.o_proj.weight"
+
+
+def test_the_module_says_what_it_is_of(write_model: WriteModel) -> None:
+    folder = write_model("llama")
+    info = model_info(load(folder, block_size=96))
+    assert info.framework.startswith("vllm ")
+    assert (info.model, info.block_size_fixed) == (folder, True)
+    assert info.allowed_block_sizes == (32, 64, 96, 128, 256), "up to the longest sequence, and the user's own"
+
+
+def test_importing_twice_gives_the_same_text(write_model: WriteModel) -> None:
+    config = configure(write_model("llama"), skip_tokenizer_init=True)
+    text = print_module(import_module(config))
+    assert print_module(import_module(config)) == text == print_module(parse(text))
+
+
+def test_importing_leaves_the_configuration_alone(write_model: WriteModel) -> None:
+    config = configure(write_model("llama"), skip_tokenizer_init=True)
+    before = str(config)
+    import_module(config)
+    assert str(config) == before
+    assert not config.compilation_config.static_forward_context
+
+
+def test_cache_type_follows_the_models_dtype(write_model: WriteModel) -> None:
+    module = load(write_model("llama"), dtype="float32")
+    assert {cache.element_type for cache in caches_of(module).values()} == {"f32"}
+
+
+def test_a_rank_has_its_share(write_model: WriteModel) -> None:
+    module = load(write_model("llama"), rank=1, tensor_parallel_size=2)
+    assert {(s.num_heads, s.num_kv_heads) for s in signatures(module)} == {(2, 1)}
+    weight = ops_of(module, ops.Linear)[0].weight
+    assert (weight.type.dim, weight.type.shards, weight.type.index) == (0, 2, 1)
+    assert counts(module)["all_reduce"] == 2 * LAYERS + 1
+
+
+def test_qwen2_has_biases(write_model: WriteModel) -> None:
+    biased = [op.weight.name for op in ops_of(load(write_model("qwen2")), ops.Linear) if op.bias is not None]
+    assert biased == [f"model.layers.{i}.self_attn.qkv_proj.weight" for i in range(LAYERS)]
+
+
+def test_qwen3_normalizes_queries_and_keys_by_head(write_model: WriteModel) -> None:
+    module = load(write_model("qwen3"))
+    assert counts(module)["rms_norm"] == 4 * LAYERS + 1
+    assert {s.head_size for s in signatures(module)} == {128}
+
+
+def test_mistral_attends_to_a_window(write_model: WriteModel) -> None:
+    assert [s.window for s in signatures(load(write_model("mistral")))] == [128] * LAYERS
+
+
+def test_gemma2_caps_scores_and_alternates_windows(write_model: WriteModel) -> None:
+    module = load(write_model("gemma2"))
+    assert [(s.window, s.soft_cap) for s in signatures(module)] == [(128, 50.0), (0, 50.0)]
+    assert ops_of(module, ops.Logits)[0].soft_cap.value == 30.0
+    assert ops_of(module, ops.RMSNorm)[0].weight_offset.value == 1.0
+
+
+@pytest.mark.parametrize("family", ["phi3", "gpt2"])
+def test_other_models_of_known_layers_come_free(write_model: WriteModel, family: str) -> None:
+    assert counts(load(write_model(family)))["paged_attention"] == LAYERS
+
+
+def test_the_real_model(smollm2: str) -> None:
+    assert {(s.num_heads, s.num_kv_heads, s.head_size) for s in signatures(load(smollm2))} == {(9, 3, 64)}
+    assert len(caches_of(load(smollm2))) == 30
+
+
+@pytest.mark.parametrize(
+    ("family", "layer", "reason"),
+    [
+        ("opt", "model.decoder.embed_positions", "OPTLearnedPositionalEmbedding"),
+        ("mamba", "backbone.layers.0.mixer", "MambaMixer"),
+        ("gpt_oss", "model.layers.0.attn.attn", "attention sinks"),
+        ("bloom", "transformer.h.0.self_attention", "ALiBi"),
+    ],
+)
+def test_what_llmir_does_not_know_is_refused_by_name(
+    write_model: WriteModel, family: str, layer: str, reason: str
+) -> None:
+    with pytest.raises(UnsupportedLayerError, match=reason) as refusal:
+        load(write_model(family))
+    assert refusal.value.layer == layer
+
+
+def test_a_head_size_without_a_kernel_is_refused(write_model: WriteModel) -> None:
+    with pytest.raises(UnsupportedLayerError, match="head size 32"):
+        load(write_model("llama", head_dim=32))

@@ -1,0 +1,262 @@
+"""Plans in vLLM's configuration: made in a child process, kept on disk, the same at every start."""
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from tiny_models import LAYERS, WriteModel
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+
+from llmir.errors import LlmirError, PlanError, UnsupportedLayerError
+from llmir.frontends.vllm import plan_cache, planning, plugin
+from llmir.frontends.vllm.options import Options
+from llmir.plan import Plan
+from llmir.target import Target
+
+logger = logging.getLogger("llmir.test")
+
+
+def engine_config(folder: str, **engine_args: Any) -> VllmConfig:
+    plugin.register()
+    arguments = {"skip_tokenizer_init": True, "max_model_len": 256, **engine_args}
+    return EngineArgs(model=folder, **arguments).create_engine_config()
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """A plan of the tiny Llama with blocks of 64 tokens, compiled in this process."""
+    import json
+
+    from tiny_models import FAMILIES
+
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **FAMILIES["llama"]}))
+    config = engine_config(str(folder), block_size=64)
+    made = planning.compile_model(config, calibrate=False, cache=tmp_path_factory.mktemp("cache"))
+    return Plan.loads(made.dumps())  # as it comes from a child or a file: lists where it had tuples
+
+
+def no_child(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("a child process was started")
+
+
+def test_a_child_makes_the_plan_and_the_next_start_reads_it(
+    write_model: WriteModel, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model("llama")
+    first = engine_config(folder, attention_backend="LLMIR")
+    made = Plan.from_json(first.additional_config[planning.PLAN_KEY])
+    assert first.cache_config.block_size == made.block_size
+    assert [layer for kernel in made.kernels for layer in kernel.layers] == [
+        f"model.layers.{i}.self_attn.attn" for i in range(LAYERS)
+    ]
+    monkeypatch.setattr(planning.subprocess, "run", no_child)
+    second = engine_config(folder, attention_backend="CUSTOM")
+    assert second.additional_config == first.additional_config
+    third = engine_config(folder, attention_backend="LLMIR")
+    assert third.compute_hash() == first.compute_hash()
+
+
+def test_an_error_of_the_child_is_the_same_error_here(write_model: WriteModel, cache: Path) -> None:
+    with pytest.raises(UnsupportedLayerError, match="OPTLearnedPositionalEmbedding") as refusal:
+        engine_config(write_model("opt"), attention_backend="LLMIR")
+    assert refusal.value.layer == "model.decoder.embed_positions"
+
+
+def test_a_child_that_dies_is_an_error(write_model: WriteModel, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning.sys, "executable", "/bin/false")
+    with pytest.raises(planning.PlanningError, match="status 1"):
+        engine_config(write_model("llama"), attention_backend="LLMIR")
+
+
+@pytest.fixture
+def made(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> list[Options]:
+    """Lets the child process answer with ``plan`` at once; the list has an entry for each time it is asked."""
+    asked: list[Options] = []
+
+    def child(vllm_config: VllmConfig, options: Options) -> Plan:
+        asked.append(options)
+        return plan
+
+    monkeypatch.setattr(planning, "_plan_in_child", child)
+    return asked
+
+
+def test_the_users_block_size_wins(write_model: WriteModel, cache: Path, made: list[Options], plan: Plan) -> None:
+    assert engine_config(write_model("llama"), attention_backend="LLMIR", block_size=64).cache_config.block_size == 64
+    [decision] = [d for d in plan.decisions if d.subject == "KV cache"]
+    assert "llmir would have chosen" in decision.reason
+    assert decision.alternatives
+    with pytest.raises(PlanError, match="64 tokens, and --block-size says 128"):
+        engine_config(write_model("llama"), attention_backend="LLMIR", block_size=128)
+
+
+def test_the_plan_sets_the_block_size(write_model: WriteModel, cache: Path, made: list[Options]) -> None:
+    assert engine_config(write_model("llama"), attention_backend="LLMIR").cache_config.block_size == 64
+
+
+def test_a_plan_in_the_configuration_is_kept(write_model: WriteModel, cache: Path, made: list[Options]) -> None:
+    config = engine_config(write_model("llama"), attention_backend="LLMIR")
+    config.__post_init__()  # as an engine process does after its handshake
+    assert len(made) == 1
+    assert config.cache_config.block_size == 64
+
+
+def test_the_users_additional_config_is_not_written_to(
+    write_model: WriteModel, cache: Path, made: list[Options]
+) -> None:
+    mine = {"llmir": {"workload": "chat"}}
+    engine_config(write_model("llama"), attention_backend="LLMIR", additional_config=mine)
+    assert mine == {"llmir": {"workload": "chat"}}
+    assert made == [Options(workload="chat")]
+
+
+def test_measurements_do_not_reach_vllms_compile_cache(
+    write_model: WriteModel, cache: Path, made: list[Options], plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model("llama")
+    first = engine_config(folder, attention_backend="LLMIR")
+    otherwise = replace(plan, decisions=(), target={**plan.target, "measured": {"read_bandwidth": 1.0}})
+    monkeypatch.setattr(planning, "_plan_in_child", lambda *_: otherwise)
+    monkeypatch.setenv("LLMIR_CACHE", str(cache / "another"))
+    assert engine_config(folder, attention_backend="LLMIR").compute_hash() == first.compute_hash()
+
+
+def test_a_plan_file_is_served_as_it_is(write_model: WriteModel, cache: Path, plan: Plan, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    folder = write_model("llama")
+    replace(plan, model=folder).write(file)
+    asked = {"llmir": {"plan": str(file)}}
+    config = engine_config(folder, attention_backend="LLMIR", additional_config=asked)
+    assert config.additional_config[planning.PLAN_KEY]["block_size"] == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model": "another"}, "made for model 'another'"),
+        ({"world_size": 2}, "made for tensor-parallel size 2"),
+        ({"framework_version": "0.1"}, "made for framework 'vllm 0.1'"),
+        ({"target_fingerprint": "x86_64-avx512-0"}, "made for a machine x86_64-avx512-0"),
+    ],
+)
+def test_a_plan_file_for_something_else_is_refused(
+    write_model: WriteModel, plan: Plan, tmp_path: Path, change: dict, reason: str
+) -> None:
+    file = tmp_path / "plan.json"
+    folder = write_model("llama")
+    replace(plan, **{"model": folder, **change}).write(file)
+    asked = {"llmir": {"plan": str(file)}}
+    with pytest.raises(PlanError, match=reason):
+        engine_config(folder, attention_backend="LLMIR", additional_config=asked)
+
+
+@pytest.mark.parametrize("content", [None, "", "{", '{"format": 99}', "[]"])
+def test_an_unreadable_plan_file_is_refused(write_model: WriteModel, tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "plan.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(PlanError):
+        engine_config(write_model("llama"), attention_backend="LLMIR", additional_config={"llmir": {"plan": str(file)}})
+
+
+def test_a_target_this_machine_cannot_run_is_refused(
+    write_model: WriteModel, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Target, "runs_on", lambda self, host: False)
+    with pytest.raises(LlmirError, match="cannot run kernels for target 'cpu:avx512'"):
+        engine_config(
+            write_model("llama"), attention_backend="LLMIR", additional_config={"llmir": {"target": "cpu:avx512"}}
+        )
+
+
+# ---- the plan cache by itself
+
+
+def test_everything_that_decides_a_plan_is_in_its_key(write_model: WriteModel, tmp_path: Path) -> None:
+    folder, target = write_model("llama"), Target.detect()
+    workload = tmp_path / "workload.json"
+    workload.write_text("[]")
+
+    def key(target: Target = target, options: Options | None = None, **engine_args: Any) -> str:
+        return plan_cache.plan_key(engine_config(folder, **engine_args), options or Options(), target)
+
+    keys = [
+        key(),
+        key(dtype="float32"),
+        key(block_size=64),
+        key(max_model_len=512),
+        key(tensor_parallel_size=2),
+        key(hf_overrides={"rope_theta": 5.0}),
+        key(options=Options(workload="chat")),
+        key(options=Options(workload=str(workload))),
+        key(target=Target.named("cpu:plain")),
+    ]
+    workload.write_text("[ ]")
+    keys.append(key(options=Options(workload=str(workload))))
+    assert len(set(keys)) == len(keys)
+    assert key() == key(max_num_seqs=7) == keys[0]
+
+
+def test_a_kept_plan_is_not_made_again(cache: Path, plan: Plan) -> None:
+    assert plan_cache.get_or_make("key", lambda: plan, logger) == plan
+    assert plan_cache.get_or_make("key", no_child, logger) == plan
+
+
+@pytest.mark.parametrize("content", ["", '{"format": 1', '{"format": 99}', "\x00\x01"])
+def test_a_spoilt_plan_is_made_again(cache: Path, plan: Plan, content: str, caplog: pytest.LogCaptureFixture) -> None:
+    plan_cache.get_or_make("key", lambda: plan, logger)
+    (cache / "plans" / "key.json").write_text(content)
+    assert plan_cache.get_or_make("key", lambda: plan, logger) == plan
+    assert "of no use" in caplog.text
+    assert plan_cache.get_or_make("key", no_child, logger) == plan
+
+
+def test_a_cache_folder_that_cannot_be_written_costs_a_warning(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LLMIR_CACHE", str(tmp_path / "file" / "below"))
+    assert plan_cache.get_or_make("key", lambda: plan, logger) == plan
+    assert "without the cache" in caplog.text
+
+
+def test_a_full_disk_costs_a_warning(
+    cache: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert plan_cache.get_or_make("key", lambda: plan, logger) == plan
+    assert "No space left on device" in caplog.text
+    assert [p.name for p in (cache / "plans").iterdir() if p.suffix != ".lock"] == []
+
+
+def test_two_starts_at_once_make_one_plan(cache: Path, plan: Plan) -> None:
+    made, found = [], []
+
+    def make() -> Plan:
+        made.append(1)
+        return plan
+
+    starts = [Thread(target=lambda: found.append(plan_cache.get_or_make("key", make, logger))) for _ in range(4)]
+    for start in starts:
+        start.start()
+    for start in starts:
+        start.join()
+    assert (found, len(made)) == ([plan] * 4, 1)
+
+
+def test_a_failed_start_leaves_the_lock_free(cache: Path, plan: Plan) -> None:
+    def fail() -> Plan:
+        raise LlmirError("no")
+
+    with pytest.raises(LlmirError):
+        plan_cache.get_or_make("key", fail, logger)
+    assert plan_cache.get_or_make("key", lambda: plan, logger) == plan
