@@ -9,14 +9,15 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llmir.errors import LlmirError
 
-ISAS = ("avx512_bf16", "avx512", "plain")
+Isa = Literal["avx512_bf16", "avx512", "plain"]
+ISAS: tuple[Isa, ...] = ("avx512_bf16", "avx512", "plain")
 
 #: What the kernels of an instruction set need; the first row a machine satisfies is its instruction set.
-ISA_FEATURES: dict[str, frozenset[str]] = {
+ISA_FEATURES: dict[Isa, frozenset[str]] = {
     "avx512_bf16": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}),
     "avx512": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"}),
     "plain": frozenset(),
@@ -101,7 +102,7 @@ class Target:
 
     name: str
     """``cpu`` for this machine, else the name given to :meth:`named`."""
-    isa: str
+    isa: Isa
     """One of :data:`ISAS`."""
     machine: str
     """Processor architecture as the kernel calls it, such as ``x86_64``."""
@@ -297,7 +298,7 @@ _PUBLISHED = {
 }
 
 
-def _typical(isa: str, cores: int, extra: str, l1: int, l2: int, l3: int, l3_cpus: int) -> Target:
+def _typical(isa: Isa, cores: int, extra: str, l1: int, l2: int, l3: int, l3_cpus: int) -> Target:
     """A named target; caches in KiB."""
     features = tuple(sorted(ISA_FEATURES[isa] | set(extra.split())))
     caches = (Cache(1, l1 << 10, 1), Cache(2, l2 << 10, 1), Cache(3, l3 << 10, l3_cpus))

@@ -24,14 +24,14 @@ HEAD_SIZES = (64, 80, 96, 128, 256)
 class AttentionSignature:
     """One attention layer's shape on one rank: layers with equal signatures share a kernel.
 
-    A page is one (block, KV head): ``2 * block_size * head_size`` elements, keys first, then values.
-    With L lanes a vector, the layouts inside a page are
+    A page is one (block, KV head): ``2 * block_size * head_size`` elements, keys first, then values. With
+    groups of N keys (see :meth:`key_group`), the layouts inside a page are
 
-    =====  =============================  ==========================
-    row    K ``[block_size][head_size]``  V ``[block_size][head_size]``
-    lane   K ``[block_size/L][head_size][L]``       V ``[block_size][head_size]``
-    pair   K ``[block_size/16][head_size/2][16][2]``  V ``[block_size/2][head_size][2]``
-    =====  =============================  ==========================
+    =====  ===============================================  ==================================
+    row    K ``[block_size][head_size]``                    V ``[block_size][head_size]``
+    lane   K ``[block_size / N][head_size][N]``             V ``[block_size][head_size]``
+    pair   K ``[block_size / N][head_size / 2][N][2]``      V ``[block_size / 2][head_size][2]``
+    =====  ===============================================  ==================================
     """
 
     num_heads: int
@@ -53,6 +53,15 @@ class AttentionSignature:
         """Query heads that share one KV head."""
         return self.num_heads // self.num_kv_heads
 
+    def key_group(self, isa: Isa) -> int:
+        """Keys whose elements lie side by side: two vectors of them, or one where two do not divide a block.
+
+        Two, because a kernel that takes a group at a time then reads memory strictly forward, which is what
+        hardware prefetchers follow, and still has enough sums in flight.
+        """
+        lanes = LANES[isa]
+        return lanes if self.block_size % (2 * lanes) else 2 * lanes
+
     @property
     def page_bytes(self) -> int:
         """Bytes of one block of one KV head, keys and values."""
@@ -73,11 +82,12 @@ class KernelVariant:
     key_chunk: int
     """Keys between two softmax steps; divides the block size."""
     key_vectors: int
-    """Vectors of scores a query row keeps in registers."""
+    """Vectors of scores a query row keeps in registers; whole key groups."""
     value_vectors: int
     """Vectors of output a query row keeps in registers."""
     prefetch: int
-    """Chunks ahead that are prefetched; 0: none."""
+    """Cache lines at the start of the next chunk's keys, and of its values, that are asked for ahead: the rest
+    of a chunk is read strictly forward, which hardware prefetchers follow."""
 
 
 @dataclass(frozen=True)

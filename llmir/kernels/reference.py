@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmir.ir.signature import LANES, AttentionSignature, ElementType, Isa
+from llmir.ir.signature import AttentionSignature, ElementType, Isa
 
 Array = NDArray[Any]
 
@@ -139,12 +139,11 @@ def pack_pages(key_cache: Array, value_cache: Array, signature: AttentionSignatu
     if signature.layout == "logical":  # every slot's key with its value behind it
         return np.concatenate([key_cache, value_cache], axis=-1).reshape(*outer, -1)
     keys, values = key_cache, value_cache
+    group = signature.key_group(isa)
     if signature.layout == "lane":
-        lanes = LANES[isa]
-        keys = key_cache.reshape(*outer, size // lanes, lanes, dims).swapaxes(-1, -2)
+        keys = key_cache.reshape(*outer, size // group, group, dims).swapaxes(-1, -2)
     elif signature.layout == "pair":
-        lanes = LANES[isa]
-        keys = key_cache.reshape(*outer, size // lanes, lanes, dims // 2, 2).swapaxes(-2, -3)
+        keys = key_cache.reshape(*outer, size // group, group, dims // 2, 2).swapaxes(-2, -3)
         values = value_cache.reshape(*outer, size // 2, 2, dims).swapaxes(-1, -2)
     return np.concatenate([keys.reshape(*outer, -1), values.reshape(*outer, -1)], axis=-1)
 
@@ -157,11 +156,10 @@ def unpack_pages(pages: Array, signature: AttentionSignature, isa: Isa) -> tuple
         key_cache, value_cache = np.split(pages.reshape(*outer, size, 2 * dims), 2, axis=-1)
         return np.ascontiguousarray(key_cache), np.ascontiguousarray(value_cache)
     keys, values = np.split(pages.reshape(*outer, 2 * size * dims), 2, axis=-1)
+    group = signature.key_group(isa)
     if signature.layout == "lane":
-        lanes = LANES[isa]
-        keys = keys.reshape(*outer, size // lanes, dims, lanes).swapaxes(-1, -2)
+        keys = keys.reshape(*outer, size // group, dims, group).swapaxes(-1, -2)
     elif signature.layout == "pair":
-        lanes = LANES[isa]
-        keys = keys.reshape(*outer, size // lanes, dims // 2, lanes, 2).swapaxes(-2, -3)
+        keys = keys.reshape(*outer, size // group, dims // 2, group, 2).swapaxes(-2, -3)
         values = values.reshape(*outer, size // 2, dims, 2).swapaxes(-1, -2)
     return np.ascontiguousarray(keys.reshape(logical)), np.ascontiguousarray(values.reshape(logical))

@@ -8,7 +8,7 @@ chunk of keys (see tiles.py) are read in smaller contiguous pieces, and take mor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmir.errors import LlmirError, UnsupportedLayerError
@@ -16,7 +16,7 @@ from llmir.ir.attention import PagedAttention, signature_of
 from llmir.ir.bindings import ir
 from llmir.ir.module import model_info, ops_of, retype_caches
 from llmir.ir.remarks import Remark, add_remark
-from llmir.ir.signature import ELEMENT_BYTES, LANES, AttentionSignature
+from llmir.ir.signature import ELEMENT_BYTES, LANES, AttentionSignature, Isa
 from llmir.passes import tiles
 from llmir.passes.model_cost import ModelCost
 from llmir.target import Measurements, Target
@@ -109,15 +109,17 @@ def block_cost(
     )
 
 
-def piece_bytes(layer: AttentionSignature, block_size: int, isa: str) -> int:
+def piece_bytes(layer: AttentionSignature, block_size: int, isa: Isa) -> int:
     """Contiguous bytes decode reads at a time: a chunk's keys, and then as many of its values."""
-    keys = tiles.key_chunk(block_size, LANES[isa], tiles.DECODE_KEYS)
+    group = replace(layer, block_size=block_size).key_group(isa)
+    keys = tiles.key_chunk(block_size, group, tiles.DECODE_KEYS)
     return keys * layer.head_size * ELEMENT_BYTES[layer.element_type]
 
 
 def prefill_seconds_per_key(layer: AttentionSignature, block_size: int, target: Target) -> float:
     """Seconds that one prompt token spends on one key, all threads together."""
-    chunk = tiles.key_chunk(block_size, LANES[target.isa], tiles.PREFILL_KEYS)
+    group = replace(layer, block_size=block_size).key_group(target.isa)
+    chunk = tiles.key_chunk(block_size, group, tiles.PREFILL_KEYS)
     flops = 4 * layer.num_heads * layer.head_size
     pairs = tiles.layout(target.isa, layer.element_type) == "pair"
     rate = target.figures.bf16_rate if pairs else target.figures.f32_rate

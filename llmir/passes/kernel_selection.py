@@ -17,6 +17,7 @@ from llmir.ir.signature import (
     HEAD_SIZES,
     LANES,
     AttentionSignature,
+    Isa,
     KernelVariant,
     StepPolicy,
 )
@@ -47,17 +48,15 @@ def key_bytes(signature: AttentionSignature) -> int:
     return 2 * signature.head_size * ELEMENT_BYTES[signature.element_type]
 
 
-def split_seconds(signature: AttentionSignature, isa: str, figures: Measurements) -> float:
+def split_seconds(signature: AttentionSignature, isa: Isa, figures: Measurements) -> float:
     """What one more split costs: its rows' states written and read once, and one random access to begin at."""
-    rows = tiles.balanced(signature.queries_per_kv, tiles.MOST_ROWS)
-    padded_rows = math.ceil(signature.queries_per_kv / rows) * rows
-    state_bytes = 4 * padded_rows * (2 * LANES[isa] + signature.head_size)
+    state_bytes = 4 * signature.queries_per_kv * (2 * LANES[isa] + signature.head_size)
     piece, rate = figures.piece_bandwidth[0]
     access = max(0.0, piece / rate - piece / figures.read_bandwidth)
     return 2 * state_bytes / figures.read_bandwidth + access
 
 
-def step_policy(signature: AttentionSignature, isa: str, decode: KernelVariant, figures: Measurements) -> StepPolicy:
+def step_policy(signature: AttentionSignature, isa: Isa, decode: KernelVariant, figures: Measurements) -> StepPolicy:
     """The run-time conditions: a split is so long that its own cost is at most SPLIT_OVERHEAD of its reading."""
     key_seconds = key_bytes(signature) / figures.read_bandwidth
     keys = split_seconds(signature, isa, figures) / SPLIT_OVERHEAD / key_seconds
@@ -135,7 +134,7 @@ class KernelSelection:
                 "prefill_chunk_kb": prefill.key_chunk * key_bytes(signature) / 1024,
                 "figures": figures.origin,
             },
-            alternatives=_other_tiles(isa, prefill),
+            alternatives=_other_tiles(isa, prefill, signature.key_group(isa)),
         )
 
 
@@ -154,11 +153,11 @@ def _registers(variant: KernelVariant) -> int:
     return tiles.registers(variant.row_tile, max(variant.key_vectors, variant.value_vectors))
 
 
-def _other_tiles(isa: str, prefill: KernelVariant) -> list[dict[str, Any]]:
+def _other_tiles(isa: Isa, prefill: KernelVariant, group: int) -> list[dict[str, Any]]:
     """Prefill tiles of other heights, each as wide as it can be."""
     others = []
     for rows in (2, 4, 6, 8, 12):
-        vectors = tiles.key_vectors(isa, rows, prefill.key_chunk)
+        vectors = tiles.key_vectors(isa, rows, prefill.key_chunk, group)
         tile = replace(prefill, row_tile=rows, key_vectors=vectors)
         if tile.row_tile != prefill.row_tile:
             others.append(

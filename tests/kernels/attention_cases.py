@@ -70,17 +70,18 @@ def spec_of(signature: AttentionSignature, isa: str, decode_tokens: int = 1, pre
 
 
 @st.composite
-def variants(draw, name: str, max_tokens: int, block_size: int, lanes: int) -> KernelVariant:
-    chunk = draw(st.sampled_from([c for c in (16, 32, 64, 128) if block_size % c == 0]))
-    vectors = draw(st.sampled_from([v for v in (1, 2, 4) if chunk % (v * lanes) == 0]))
+def variants(draw, name: str, max_tokens: int, block_size: int, lanes: int, group: int) -> KernelVariant:
+    chunks = [c for c in (16, 32, 48, 64, 128) if block_size % c == 0 and c % group == 0]
+    chunk = draw(st.sampled_from(chunks))
+    vectors = draw(st.sampled_from([v for v in (1, 2, 3, 4) if chunk % (v * lanes) == 0 and v * lanes % group == 0]))
     return KernelVariant(
         name,
         max_tokens=draw(st.integers(1, max_tokens)),
         row_tile=draw(st.integers(1, 6)),
         key_chunk=chunk,
         key_vectors=vectors,
-        value_vectors=draw(st.integers(1, 4)),
-        prefetch=draw(st.integers(0, 2)),
+        value_vectors=draw(st.integers(1, 8)),
+        prefetch=draw(st.sampled_from([0, 2, 16])),
     )
 
 
@@ -94,13 +95,14 @@ def specs(draw) -> KernelSpec:
         num_kv_heads=kv_heads,
         head_size=head_size,
         element_type=element_type,
-        block_size=draw(st.sampled_from([32, 64, 128, 160])),
+        block_size=draw(st.sampled_from([16, 32, 48, 64, 128, 160])),
         scale=head_size**-0.5 * draw(st.sampled_from([1.0, 0.5])),
         window=draw(st.sampled_from([0, 0, 1, 7, 64, 100])),
         soft_cap=draw(st.sampled_from([0.0, 0.0, 2.0, 30.0])),
         layout=layout_of(element_type, isa),
     )
-    tiles = [draw(variants(n, m, signature.block_size, LANES[isa])) for n, m in (("decode", 3), ("prefill", 40))]
+    sizes = signature.block_size, LANES[isa], signature.key_group(isa)
+    tiles = [draw(variants(name, tokens, *sizes)) for name, tokens in (("decode", 3), ("prefill", 40))]
     return KernelSpec(signature, isa, tuple(tiles))
 
 

@@ -142,14 +142,14 @@ def test_unpack_undoes_pack(layout, isa):
 
 def place(layout, isa, size, dims, slot, dim):
     """Element numbers of (key, value) of one slot and dimension inside a page, from the table of layouts."""
-    lanes, row = LANES[isa], slot * dims + dim
+    group, row = 2 * LANES[isa], slot * dims + dim
     if layout == "logical":
         return 2 * slot * dims + dim, 2 * slot * dims + dims + dim
     if layout == "row":
         return row, size * dims + row
     if layout == "lane":
-        return (slot // lanes * dims + dim) * lanes + slot % lanes, size * dims + row
-    key = ((slot // 16 * (dims // 2) + dim // 2) * 16 + slot % 16) * 2 + dim % 2
+        return (slot // group * dims + dim) * group + slot % group, size * dims + row
+    key = ((slot // group * (dims // 2) + dim // 2) * group + slot % group) * 2 + dim % 2
     return key, size * dims + (slot // 2 * dims + dim) * 2 + slot % 2
 
 

@@ -22,6 +22,7 @@ class AppendEmitter:
     def __init__(self, spec: KernelSpec):
         self.signature = spec.signature
         self.products = Products.of(spec)
+        self.key_group = spec.signature.key_group(spec.isa)
 
     def emit(self, arguments: ir.Value, thread: ir.Value, threads: ir.Value) -> None:
         """Appends this thread's share of the call's tokens; thread numbers are i64."""
@@ -53,20 +54,21 @@ class AppendEmitter:
         b.loop(first, end, 1, token)
 
     def _append_key(self, source: ir.Value, keys: ir.Value, place: ir.Value) -> None:
-        """One key into column ``place`` of ``[block_size / lanes][steps][lanes][elements per step]``."""
+        """One key into column ``place`` of ``[block_size / group][steps][group][elements per step]``."""
         s, p = self.signature, self.products
         step_bytes = p.elements_per_step * p.element_bytes
         steps = s.head_size // p.elements_per_step
-        group = b.mul(b.div(place, p.lanes), steps * p.step_vector_bytes)
-        column = b.offset(keys, b.add(group, b.mul(b.rem(place, p.lanes), step_bytes)))
+        line_bytes = self.key_group * step_bytes
+        group = b.mul(b.div(place, self.key_group), steps * line_bytes)
+        column = b.offset(keys, b.add(group, b.mul(b.rem(place, self.key_group), step_bytes)))
         word = b.integer(8 * step_bytes)
 
         def scatter(step: ir.Value) -> None:
             at_source = b.offset(source, b.mul(step, step_bytes))
-            at_column = b.offset(column, b.mul(step, p.step_vector_bytes))
+            at_column = b.offset(column, b.mul(step, line_bytes))
             for u in range(_UNROLL):
                 value = b.load(b.offset(at_source, u * step_bytes), word, alignment=p.element_bytes)
-                b.store(value, b.offset(at_column, u * p.step_vector_bytes), alignment=step_bytes)
+                b.store(value, b.offset(at_column, u * line_bytes), alignment=step_bytes)
 
         b.loop(0, steps, _UNROLL, scatter)
 

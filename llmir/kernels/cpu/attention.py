@@ -92,7 +92,8 @@ class AttentionEmitter:
 
         def chunk(first_key: ir.Value) -> None:
             keys = self._chunk_address(first_key)
-            ahead = self._chunk_address(b.minimum(b.add(first_key, v.prefetch * v.key_chunk), last_chunk))
+            if v.prefetch:
+                chunks.prefetch(self._chunk_address(b.minimum(b.add(first_key, v.key_chunk), last_chunk)))
             valid = b.minimum(b.sub(end, first_key), v.key_chunk)
 
             def tile(number: ir.Value) -> None:
@@ -107,7 +108,7 @@ class AttentionEmitter:
                 if s.window:
                     window_begin = b.sub(rows.lowest_limit(), s.window)
                     sees_chunk = b.both(sees_chunk, b.less(window_begin, b.add(first_key, v.key_chunk)))
-                b.when(sees_chunk, lambda: chunks.attend(rows, first_key, valid, keys, ahead))
+                b.when(sees_chunk, lambda: chunks.attend(rows, first_key, valid, keys))
 
             b.loop(0, self.tiles, 1, tile)
 

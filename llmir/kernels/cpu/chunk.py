@@ -58,9 +58,15 @@ class ChunkEmitter:
         self.probabilities = b.stack_array(g.variant.row_tile * g.probability_bytes)
         self.alphas = b.stack_array(g.variant.row_tile * g.vector_bytes)
 
-    def attend(self, tile: RowTile, first_key: ir.Value, valid: ir.Value, keys: ir.Value, ahead: ir.Value) -> None:
+    def prefetch(self, keys: ir.Value) -> None:
+        """Asks for the beginning of a chunk's keys and of its values."""
+        for start in (keys, b.offset(keys, self.geometry.values_offset)):
+            for line in range(self.variant.prefetch):
+                b.prefetch(b.offset(start, line * CACHE_LINE), NEAR_CACHE)
+
+    def attend(self, tile: RowTile, first_key: ir.Value, valid: ir.Value, keys: ir.Value) -> None:
         """One chunk against one tile of rows."""
-        self._scores(tile, valid, keys, ahead)
+        self._scores(tile, valid, keys)
         if self.signature.soft_cap:
             self._soft_cap()
         chunk_end = b.add(first_key, self.variant.key_chunk)
@@ -70,33 +76,26 @@ class ChunkEmitter:
             crosses = b.either(crosses, b.less(first_key, window_begin))
         b.when(crosses, lambda: self._mask(tile, first_key, valid))
         self._softmax(tile)
-        self._outputs(
-            tile, valid, b.offset(keys, self.geometry.values_offset), b.offset(ahead, self.geometry.values_offset)
-        )
+        self._outputs(tile, valid, b.offset(keys, self.geometry.values_offset))
 
     # -- the steps of a chunk
 
-    def _scores(self, tile: RowTile, valid: ir.Value, keys: ir.Value, ahead: ir.Value) -> None:
+    def _scores(self, tile: RowTile, valid: ir.Value, keys: ir.Value) -> None:
         """S = Q K^T for the chunk: ``row_tile`` x ``key_vectors`` accumulators at a time."""
         v, p = self.variant, self.products
-        group_bytes = self.geometry.key_group_bytes
         zero = b.constant(0.0, p.f32_vector())
         unroll = math.gcd(self.geometry.head_steps, _STEPS_PER_ITERATION)
         tile_keys = v.key_vectors * p.lanes
 
         def key_tile(number: ir.Value) -> None:
-            base = b.offset(keys, b.mul(number, v.key_vectors * group_bytes))
-            base_ahead = b.offset(ahead, b.mul(number, v.key_vectors * group_bytes))
+            base = b.offset(keys, b.mul(number, self._key_place(v.key_vectors, 0)))
 
             def steps(step: ir.Value, *accumulators: ir.Value) -> list[ir.Value]:
                 sums = list(accumulators)
-                at_keys = b.offset(base, b.mul(step, p.step_vector_bytes))
-                at_ahead = b.offset(base_ahead, b.mul(step, p.step_vector_bytes))
+                at_keys = b.offset(base, b.mul(step, self.geometry.key_line_bytes))
                 at_query = b.offset(tile.queries, b.mul(step, STEP_BYTES))
                 for u in range(unroll):
-                    places = [k * group_bytes + u * p.step_vector_bytes for k in range(v.key_vectors)]
-                    loaded = [p.load_step(b.offset(at_keys, place)) for place in places]
-                    self._prefetch(at_ahead, places)
+                    loaded = [p.load_step(b.offset(at_keys, self._key_place(k, u))) for k in range(v.key_vectors)]
                     for r in range(v.row_tile):
                         query = p.load_broadcast(b.offset(at_query, r * self.geometry.query_bytes + u * STEP_BYTES))
                         for k in range(v.key_vectors):
@@ -112,12 +111,11 @@ class ChunkEmitter:
 
         b.loop(0, b.ceil_div(valid, tile_keys), 1, key_tile)
 
-    def _prefetch(self, base: ir.Value, places: list[int]) -> None:
-        """Asks for the cache lines that hold these places of the chunk ahead."""
-        if self.variant.prefetch:
-            for place in places:
-                if place % CACHE_LINE == 0:
-                    b.prefetch(b.offset(base, place), NEAR_CACHE)
+    def _key_place(self, vector: int, step: int) -> int:
+        """Byte offset of one step of a vector of keys inside a chunk."""
+        g = self.geometry
+        group, inside = divmod(vector, g.group_vectors)
+        return group * g.key_group_bytes + step * g.key_line_bytes + inside * self.products.step_vector_bytes
 
     def _each_score(self, row: int | ir.Value, change) -> None:
         """``S[row] = change(S[row], first key of the vector)``, vector by vector."""
@@ -197,15 +195,13 @@ class ChunkEmitter:
 
         b.loop(0, self.variant.row_tile, 1, row)
 
-    def _outputs(self, tile: RowTile, valid: ir.Value, values: ir.Value, ahead: ir.Value) -> None:
+    def _outputs(self, tile: RowTile, valid: ir.Value, values: ir.Value) -> None:
         """O = alpha O + P V, ``value_vectors`` of the head at a time."""
         for first in range(0, self.geometry.head_vectors, self.variant.value_vectors):
             count = min(self.variant.value_vectors, self.geometry.head_vectors - first)
-            self._output_columns(tile, valid, values, ahead, range(first, first + count))
+            self._output_columns(tile, valid, values, range(first, first + count))
 
-    def _output_columns(
-        self, tile: RowTile, valid: ir.Value, values: ir.Value, ahead: ir.Value, columns: range
-    ) -> None:
+    def _output_columns(self, tile: RowTile, valid: ir.Value, values: ir.Value, columns: range) -> None:
         v, p = self.variant, self.products
         type_ = p.f32_vector()
         line_bytes = self.geometry.value_line_bytes
@@ -228,12 +224,10 @@ class ChunkEmitter:
             def body(step: ir.Value, *accumulators: ir.Value) -> list[ir.Value]:
                 sums = list(accumulators)
                 at_values = b.offset(values, b.mul(step, line_bytes))
-                at_ahead = b.offset(ahead, b.mul(step, line_bytes))
                 at_probability = b.offset(self.probabilities, b.mul(step, STEP_BYTES))
                 for u in range(count):
                     places = [u * line_bytes + c * p.step_vector_bytes for c in columns]
                     loaded = [p.load_step(b.offset(at_values, place)) for place in places]
-                    self._prefetch(at_ahead, places)
                     step_of(sums, loaded, b.offset(at_probability, u * STEP_BYTES))
                 return sums
 

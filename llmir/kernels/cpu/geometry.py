@@ -70,9 +70,19 @@ class Geometry:
         return self.variant.key_chunk // self.products.elements_per_step * STEP_BYTES
 
     @property
+    def group_vectors(self) -> int:
+        """Vectors in a key group."""
+        return self.spec.signature.key_group(self.spec.isa) // self.products.lanes
+
+    @property
+    def key_line_bytes(self) -> int:
+        """One step's keys of a key group."""
+        return self.group_vectors * self.products.step_vector_bytes
+
+    @property
     def key_group_bytes(self) -> int:
-        """A vector's worth of keys, all their elements."""
-        return self.head_steps * self.products.step_vector_bytes
+        """A key group, all its elements."""
+        return self.head_steps * self.key_line_bytes
 
     @property
     def value_line_bytes(self) -> int:

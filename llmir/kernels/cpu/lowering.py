@@ -38,10 +38,11 @@ def check(spec: KernelSpec) -> None:
     if s.scale <= 0:
         raise KernelError(f"the attention scale must be positive, not {s.scale}")
     for v in spec.variants:
-        if s.block_size % v.key_chunk or v.key_chunk % (v.key_vectors * lanes):
+        tile, group = v.key_vectors * lanes, s.key_group(spec.isa)
+        if s.block_size % v.key_chunk or v.key_chunk % tile or tile % group:
             raise KernelError(
-                f"variant {v.name!r}: {v.key_chunk} keys a chunk must divide the block size {s.block_size} "
-                f"and be a multiple of {v.key_vectors} vectors of {lanes}"
+                f"variant {v.name!r}: {v.key_chunk} keys a chunk must divide the block size {s.block_size} and be a "
+                f"multiple of {v.key_vectors} vectors of {lanes}, which must be whole groups of {group}"
             )
 
 
