@@ -51,11 +51,14 @@ def child_environment(model: str) -> dict[str, str]:
 
     What the caller has set himself stays. Added are what the framework's documentation and log recommend
     for a CPU: the OpenMP threads bound to all CPUs this process may use, and the preload libraries that
-    are installed (Intel's OpenMP, tcmalloc).
+    are installed (Intel's OpenMP, tcmalloc). vLLM 0.32 saves ahead-of-time compiled code that it cannot load
+    again on a CPU, and so compiles at every start; without it, torch's own cache halves the start and the
+    compiled code is the same.
     """
     environment = dict(os.environ)
     environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", cpu_ranges(os.sched_getaffinity(0)))
     environment.setdefault("VLLM_NO_USAGE_STATS", "1")
+    environment.setdefault("VLLM_USE_AOT_COMPILE", "0")
     if Path(model).is_dir():
         environment.setdefault("HF_HUB_OFFLINE", "1")  # nothing to ask a network for
     preloads = recommended_preloads(environment.get("LD_PRELOAD", ""))
