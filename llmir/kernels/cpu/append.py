@@ -49,7 +49,10 @@ class AppendEmitter:
                 self._append_key(b.offset(key, inside), keys, place)
                 self._append_value(b.offset(value, inside), values, place)
 
-            b.when(b.at_least(slot, 0), lambda: _nothing(b.loop(0, s.num_kv_heads, 1, head)))
+            def heads() -> None:
+                b.loop(0, s.num_kv_heads, 1, head)
+
+            b.when(b.at_least(slot, 0), heads)
 
         b.loop(first, end, 1, token)
 
@@ -95,7 +98,3 @@ class AppendEmitter:
             b.splat(b.narrow(half), lanes),
         )
         b.store_lanes(both_halves, target, odd, alignment=2)
-
-
-def _nothing(_results: list) -> None:
-    """Discards a loop's (absent) results."""

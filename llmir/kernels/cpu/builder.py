@@ -116,11 +116,6 @@ def minimum(a: Integer, b: Integer) -> Value:
     return arith.minsi(*_same(a, b))
 
 
-def maximum(a: Integer, b: Integer) -> Value:
-    """The larger signed integer."""
-    return arith.maxsi(*_same(a, b))
-
-
 def less(a: Integer, b: Integer) -> Value:
     """``a < b``, signed; lane by lane on vectors."""
     return arith.cmpi(arith.CmpIPredicate.slt, *_same(a, b))
