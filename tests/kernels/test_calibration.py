@@ -32,6 +32,13 @@ def test_every_figure_is_measured(small):
     assert "measured on this" in target.measured.origin
 
 
+def test_one_slow_start_of_threads_leaves_a_possible_time(small, monkeypatch):
+    kernels = calibration._Kernels(Target.detect())
+    times = iter([2e-6, 3e-6, 5e-3])
+    monkeypatch.setattr(kernels, "_seconds", lambda *args: next(times))
+    assert 2e-6 <= kernels.fork_join_seconds() <= 3e-6
+
+
 def test_machine_is_measured_once(small, tmp_path, monkeypatch):
     first = calibrate(Target.detect(), tmp_path)
     monkeypatch.setattr(calibration, "_measure", lambda target: pytest.fail("measured again"))

@@ -143,10 +143,11 @@ class _Kernels:
     def fork_join_seconds(self) -> float:
         """Seconds of a parallel region in which the threads have nothing to do: the fastest tenth's slowest.
 
-        Not the median, which is a scheduler's time slice while other programs hold the cores.
+        Not the median, which is a scheduler's time slice while other programs hold the cores. Inclusive: the
+        default method extrapolates, for few and uneven times to below nothing.
         """
         seconds = [self._seconds("nothing", self._work(), self.target.cores) for _ in range(_FORK_JOIN_REPEATS)]
-        return statistics.quantiles(seconds, n=10)[0]
+        return statistics.quantiles(seconds, n=10, method="inclusive")[0]
 
     def _work(self, **values: int) -> _Work:
         return _Work(memory=self.memory.ctypes.data, results=self.results.ctypes.data, **values)
