@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "llmir.plan": ("llmir.errors", "llmir.ir.signature"),
     "llmir.passes": ("llmir.errors", "llmir.ir", "llmir.target", "llmir.workload"),
     "llmir.kernels": ("llmir.errors", "llmir.ir", "llmir.target"),
-    "llmir.runtime": ("llmir.errors", "llmir.ir.signature", "llmir.kernels"),
+    "llmir.runtime": ("llmir.errors", "llmir.ir.signature", "llmir.plan", "llmir.kernels"),
     "llmir.compiler": (
         *("llmir", "llmir.errors", "llmir.ir", "llmir.target", "llmir.workload", "llmir.plan"),
         *("llmir.passes", "llmir.kernels"),
@@ -62,6 +62,7 @@ SERVING = (
     "llmir.kernels.cpu.loader",
     "llmir.kernels.cpu.object_cache",
     "llmir.runtime.attention",
+    "llmir.runtime.layers",
     "llmir.runtime.schedule",
     "llmir.frontends.vllm.plugin",
 )
@@ -179,7 +180,8 @@ def test_every_form_of_import_is_seen(source, expected):
         ("llmir.passes.tiles", "llmir.kernels.cpu.builder", False),
         ("llmir.plan", "llmir.ir.signature", True),
         ("llmir.plan", "llmir.ir.types", False),
-        ("llmir.runtime.schedule", "llmir.plan", False),
+        ("llmir.runtime.layers", "llmir.plan", True),
+        ("llmir.runtime.schedule", "llmir.passes.tiles", False),
         ("llmir.ir.types", "llmir.plan", False),
         ("llmir.compiler", "llmir.frontends.vllm", False),
         ("llmir.frontends.sglang.backend", "llmir.frontends.vllm.backend", False),

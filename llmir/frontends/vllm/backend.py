@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from vllm.config import VllmConfig, get_current_vllm_config, get_current_vllm_config_or_none
+from vllm.config import VllmConfig, get_current_vllm_config_or_none
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backend import (
     AttentionBackend,
@@ -31,10 +31,11 @@ from llmir.compiler import object_cache
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.vllm.planning import PLAN_KEY
 from llmir.frontends.vllm.plugin import BACKEND_NAME, is_llmir
+from llmir.frontends.vllm.support import ELEMENT_TYPES, dtype_name
 from llmir.ir.signature import HEAD_SIZES
-from llmir.kernels.cpu.kernel import Kernel
-from llmir.plan import Plan, PlannedKernel
+from llmir.plan import Plan
 from llmir.runtime.attention import AttentionRunner
+from llmir.runtime.layers import LayerFacts, PlannedLayers, heads
 
 logger = logging.getLogger("vllm.llmir")
 
@@ -111,12 +112,13 @@ class LlmirMetadataBuilder(AttentionMetadataBuilder["LlmirMetadata"]):
     ):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         layers = vllm_config.compilation_config.static_forward_context
-        runners: dict[str, AttentionRunner] = {}
+        self._planned = PlannedLayers(plan_of(vllm_config), object_cache())
         for name in layer_names:
             layer = layers[name]
             assert isinstance(layer, Attention) and isinstance(layer.impl, LlmirAttentionImpl)
-            layer.impl.bind(name, kv_cache_spec, runners)
-        self._runners = list(runners.values())
+            layer.impl.bind(name, kv_cache_spec, self._planned)
+        for symbol, count in self._planned.kernels.items():
+            logger.info("llmir: %s serves %d layers", symbol, count)
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
@@ -132,8 +134,7 @@ class LlmirMetadataBuilder(AttentionMetadataBuilder["LlmirMetadata"]):
         query_start = batch.query_start_loc[: requests + 1].numpy()
         seq_lens = batch.seq_lens[:requests].numpy()
         threads = torch.get_num_threads()
-        for runner in self._runners:
-            runner.begin_step(query_start, seq_lens, block_table.data_ptr(), block_table.stride(0), threads)
+        self._planned.begin_step(query_start, seq_lens, block_table.data_ptr(), block_table.stride(0), threads)
         return LlmirMetadata(batch.num_actual_tokens, batch.slot_mapping, block_table)
 
 
@@ -173,7 +174,6 @@ class LlmirAttentionImpl(AttentionImpl["LlmirMetadata"]):
         self.logits_soft_cap = logits_soft_cap
         self.kv_cache_dtype = kv_cache_dtype
         self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
-        self._plan = plan_of(get_current_vllm_config())
         refused = {
             "it has ALiBi slopes": alibi_slopes is not None,
             "it has attention sinks": extra.pop("sinks", None) is not None,
@@ -185,39 +185,25 @@ class LlmirAttentionImpl(AttentionImpl["LlmirMetadata"]):
         self._runner: AttentionRunner | None = None
         self._cache = torch.empty(0)
 
-    def bind(self, layer: str, kv_cache_spec: AttentionSpec, runners: dict[str, AttentionRunner]) -> None:
-        """Takes the layer's kernel from the plan, or from ``runners`` where a layer before it has the same one.
+    def bind(self, layer: str, kv_cache_spec: AttentionSpec, planned: PlannedLayers) -> None:
+        """Take the layer's kernel from the plan.
 
         Called while vLLM sets up its caches, so that what cannot be served is refused before serving.
         """
         if self._refusal:
             raise UnsupportedLayerError(layer, self._refusal)
-        kernel = self._plan.kernel_for(layer)
-        self._check(layer, kernel, kv_cache_spec)
-        if kernel.symbol not in runners:
-            loaded = Kernel.load(kernel.spec, object_cache())
-            runners[kernel.symbol] = AttentionRunner(loaded, kernel.policy)
-            logger.info("llmir: %s serves %d layers, %s first", kernel.spec.symbol, len(kernel.layers), layer)
-        self._runner = runners[kernel.symbol]
-
-    def _check(self, layer: str, kernel: PlannedKernel, kv_cache_spec: AttentionSpec) -> None:
-        """Raises UnsupportedLayerError where the plan was made for a layer unlike this one."""
-        s = kernel.spec.signature
-        dtypes = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
-        pairs = {
-            "query heads": (s.num_heads, self.num_heads),
-            "KV heads": (s.num_kv_heads, self.num_kv_heads),
-            "head size": (s.head_size, self.head_size),
-            "window": (s.window, self.sliding_window or 0),
-            "soft cap": (s.soft_cap, self.logits_soft_cap or 0.0),
-            "block size": (s.block_size, kv_cache_spec.block_size),
-            "cache type": (dtypes[s.element_type], kv_cache_spec.dtype),
-        }
-        for what, (planned, found) in pairs.items():
-            if planned != found:
-                raise UnsupportedLayerError(
-                    layer, f"its {what} is {found} and the plan was made for {planned}; compile a new plan"
-                )
+        dtype = dtype_name(kv_cache_spec.dtype)
+        facts = LayerFacts(
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_size=self.head_size,
+            element_type=ELEMENT_TYPES.get(dtype, dtype),
+            block_size=kv_cache_spec.block_size,
+            scale=self.scale,
+            window=self.sliding_window or 0,
+            soft_cap=self.logits_soft_cap or 0.0,
+        )
+        self._runner = planned.bind(layer, facts)
 
     def forward(
         self,
@@ -245,10 +231,10 @@ class LlmirAttentionImpl(AttentionImpl["LlmirMetadata"]):
         assert runner is not None
         appends = self.kv_sharing_target_layer_name is None
         runner.attend(
-            _heads(query, self.head_size),
-            _heads(key, self.head_size) if appends else (0, 0),
-            _heads(value, self.head_size) if appends else (0, 0),
-            _heads(output, self.head_size),
+            heads(query, self.head_size),
+            heads(key, self.head_size) if appends else (0, 0),
+            heads(value, self.head_size) if appends else (0, 0),
+            heads(output, self.head_size),
             kv_cache.data_ptr(),
             attn_metadata.slot_mapping.data_ptr(),
             attn_metadata.num_actual_tokens if appends else 0,
@@ -264,11 +250,3 @@ class LlmirAttentionImpl(AttentionImpl["LlmirMetadata"]):
             found = f"{tuple(kv_cache.shape)} with strides {kv_cache.stride()}"
             raise UnsupportedLayerError("all", f"vLLM's KV cache is {found}, not an array of pages of {expected}")
         self._cache = kv_cache
-
-
-def _heads(tensor: torch.Tensor, head_size: int) -> tuple[int, int]:
-    """Address and token stride of a [tokens, heads, head_size] tensor whose tokens are contiguous inside."""
-    token, head, element = tensor.stride()
-    if element != 1 or (head != head_size and tensor.shape[1] > 1):
-        raise ValueError(f"llmir's kernels need the heads of a token side by side, not strides {tensor.stride()}")
-    return tensor.data_ptr(), token

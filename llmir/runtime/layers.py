@@ -1,0 +1,112 @@
+"""What every attention backend does with a plan: a kernel for each layer, one work list a step, addresses of tensors.
+
+Knows no framework and needs no torch: tensors are whatever has torch's ``stride``, ``shape`` and ``data_ptr``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from llmir.errors import UnsupportedLayerError
+from llmir.ir.signature import AttentionSignature
+from llmir.kernels.cpu.kernel import Kernel
+from llmir.kernels.cpu.object_cache import ObjectCache
+from llmir.plan import Plan
+from llmir.runtime.attention import AttentionRunner
+from llmir.runtime.schedule import Int32
+
+#: A framework may have computed a layer's scale in another order than when the plan was made.
+SCALE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """An attention layer as the serving framework has it, on this rank."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    element_type: str
+    """Of the layer's KV cache, by its name in the IR: bf16, f16, f32."""
+    block_size: int
+    """Tokens in a block of the framework's cache."""
+    scale: float
+    """Factor on query-key products."""
+    window: int = 0
+    """Tokens a query may attend to, itself included; 0: all."""
+    soft_cap: float = 0.0
+    """See AttentionSignature; 0: none."""
+
+
+class PlannedLayers:
+    """Attention layers that share each step's work lists, with the plan's kernels loaded for them.
+
+    Layers share a step when they share query starts, lengths and block table: one object for each of the framework's
+    groups of KV caches.
+    """
+
+    def __init__(self, plan: Plan, object_cache: ObjectCache):
+        self._plan = plan
+        self._object_cache = object_cache
+        self._runners: dict[str, AttentionRunner] = {}
+        self._layers: Counter[str] = Counter()
+
+    @property
+    def kernels(self) -> dict[str, int]:
+        """Layers bound so far, by the symbol of their kernel."""
+        return dict(self._layers)
+
+    def bind(self, layer: str, facts: LayerFacts) -> AttentionRunner:
+        """What computes the layer that the framework calls ``layer``; layers of one kernel get the same.
+
+        Raises PlanError where the plan has no such layer, UnsupportedLayerError where its layer is unlike ``facts``,
+        KernelError where the kernel cannot be loaded.
+        """
+        kernel = self._plan.kernel_for(layer)
+        _check(layer, kernel.spec.signature, facts)
+        if kernel.symbol not in self._runners:
+            loaded = Kernel.load(kernel.spec, self._object_cache)
+            self._runners[kernel.symbol] = AttentionRunner(loaded, kernel.policy)
+        self._layers[kernel.symbol] += 1
+        return self._runners[kernel.symbol]
+
+    def begin_step(
+        self, query_start: Int32, seq_lens: Int32, block_table: int, block_table_stride: int, threads: int
+    ) -> None:
+        """Prepare all layers for one step; the arguments are AttentionRunner.begin_step's."""
+        for runner in self._runners.values():
+            runner.begin_step(query_start, seq_lens, block_table, block_table_stride, threads)
+
+
+def heads(tensor: Any, head_size: int) -> tuple[int, int]:
+    """Address and elements from one token to the next, of a tensor [tokens, heads, head_size].
+
+    Raises ValueError where the heads of a token are not side by side, as AttentionRunner.attend needs them.
+    """
+    token, head, element = tensor.stride()
+    if element != 1 or (head != head_size and tensor.shape[1] > 1):
+        raise ValueError(f"llmir's kernels need the heads of a token side by side, not strides {tensor.stride()}")
+    return tensor.data_ptr(), token
+
+
+def _check(layer: str, planned: AttentionSignature, found: LayerFacts) -> None:
+    """Raise UnsupportedLayerError where the plan was made for a layer unlike this one."""
+    pairs: dict[str, tuple[object, object]] = {
+        "query heads": (planned.num_heads, found.num_heads),
+        "KV heads": (planned.num_kv_heads, found.num_kv_heads),
+        "head size": (planned.head_size, found.head_size),
+        "window": (planned.window, found.window),
+        "soft cap": (planned.soft_cap, found.soft_cap),
+        "block size": (planned.block_size, found.block_size),
+        "cache type": (planned.element_type, found.element_type),
+    }
+    if not math.isclose(planned.scale, found.scale, rel_tol=SCALE_TOLERANCE):
+        pairs["scale"] = (planned.scale, found.scale)
+    for what, (in_plan, in_framework) in pairs.items():
+        if in_plan != in_framework:
+            raise UnsupportedLayerError(
+                layer, f"its {what} is {in_framework} and the plan was made for {in_plan}; compile a new plan"
+            )

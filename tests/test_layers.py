@@ -1,0 +1,100 @@
+"""A plan's kernels in the hands of a backend."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_plan import PLAN, SPEC
+
+from llmir.errors import PlanError, UnsupportedLayerError
+from llmir.kernels.cpu.kernel import Kernel
+from llmir.kernels.cpu.object_cache import ObjectCache
+from llmir.runtime.attention import AttentionRunner
+from llmir.runtime.layers import LayerFacts, PlannedLayers, heads
+
+FACTS = LayerFacts(9, 3, 64, "bf16", 128, scale=0.125)
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Kernels that do nothing; the list has the spec of each one loaded."""
+    specs = []
+
+    def load(spec, cache):
+        specs.append(spec)
+        return Kernel(spec, lambda address: None, {})
+
+    monkeypatch.setattr(Kernel, "load", load)
+    return specs
+
+
+@pytest.fixture
+def layers(loaded, tmp_path):
+    return PlannedLayers(PLAN, ObjectCache(tmp_path))
+
+
+def test_layers_of_one_kernel_share_it(layers, loaded):
+    assert layers.bind("layers.0", FACTS) is layers.bind("layers.1", FACTS)
+    assert loaded == [SPEC]
+    assert layers.kernels == {SPEC.symbol: 2}
+
+
+def test_a_step_begins_for_every_kernel(layers, monkeypatch):
+    begun = []
+    monkeypatch.setattr(AttentionRunner, "begin_step", lambda self, *step: begun.append(step))
+    layers.bind("layers.0", FACTS)
+    step = (np.array([0, 1], np.int32), np.array([5], np.int32), 4096, 16, 2)
+    layers.begin_step(*step)
+    assert begun == [step]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"num_heads": 8}, "its query heads is 8 and the plan was made for 9"),
+        ({"num_kv_heads": 1}, "KV heads is 1 .* for 3"),
+        ({"head_size": 128}, "head size is 128 .* for 64"),
+        ({"window": 32}, "window is 32 .* for 0"),
+        ({"soft_cap": 30.0}, "soft cap is 30.0 .* for 0.0"),
+        ({"block_size": 16}, "block size is 16 .* for 128"),
+        ({"element_type": "f16"}, "cache type is f16 .* for bf16"),
+        ({"scale": 0.25}, "scale is 0.25 .* for 0.125"),
+    ],
+)
+def test_a_layer_unlike_the_plans_is_refused(layers, loaded, change, reason):
+    with pytest.raises(UnsupportedLayerError, match=f"{reason}.*; compile a new plan") as refusal:
+        layers.bind("layers.1", replace(FACTS, **change))
+    assert refusal.value.layer == "layers.1"
+    assert loaded == []
+
+
+def test_a_scale_may_be_rounded_otherwise(layers):
+    layers.bind("layers.0", replace(FACTS, scale=float(np.float32(0.125) * (1 + 1e-7))))
+
+
+def test_a_layer_that_the_plan_does_not_have_is_refused(layers):
+    with pytest.raises(PlanError, match=r"no kernel for layer 'layers\.2'"):
+        layers.bind("layers.2", FACTS)
+
+
+class Tensor:
+    """A float32 array with the methods of a torch tensor."""
+
+    def __init__(self, array):
+        self.array, self.shape = array, array.shape
+
+    def stride(self):
+        return tuple(s // 4 for s in self.array.strides)
+
+    def data_ptr(self):
+        return self.array.ctypes.data
+
+
+def test_heads_of_a_part_of_a_projection():
+    qkv = np.zeros((7, 15, 64), np.float32)
+    assert heads(Tensor(qkv[:, 9:12]), 64) == (qkv.ctypes.data + 9 * 64 * 4, 15 * 64)
+
+
+def test_heads_apart_are_refused():
+    with pytest.raises(ValueError, match="side by side"):
+        heads(Tensor(np.zeros((7, 15, 64), np.float32)[:, ::2]), 64)
