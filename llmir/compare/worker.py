@@ -83,6 +83,10 @@ def main() -> None:
     job = Job.from_json(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     result = measure(job, lambda line: print(line, file=announcements))
     write_json(Path(job.result_path), result.to_json())
+    # Past the interpreter's own end: threads that a framework left running may abort the process there ("terminate
+    # called without an active exception"), after all is measured. The engine's processes are ended by who waits for us.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
