@@ -1,10 +1,7 @@
 """Plans in vLLM's configuration: made in a child process, kept on disk, the same at every start."""
 
-import logging
-import os
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -12,13 +9,17 @@ from tiny_models import LAYERS, WriteModel
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 
+from llmir import compiler
 from llmir.errors import LlmirError, PlanError, UnsupportedLayerError
-from llmir.frontends.vllm import plan_cache, planning, plugin
-from llmir.frontends.vllm.options import Options
+from llmir.frontends.common import planning as common
+from llmir.frontends.common.options import Options
+from llmir.frontends.common.plan_cache import plan_key
+from llmir.frontends.vllm import planning, plugin
+from llmir.frontends.vllm.importer import import_module
+from llmir.frontends.vllm.support import plan_facts
 from llmir.plan import Plan
 from llmir.target import Target
-
-logger = logging.getLogger("llmir.test")
+from llmir.workload import DEFAULT
 
 
 def engine_config(folder: str, **engine_args: Any) -> VllmConfig:
@@ -37,7 +38,8 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     folder = tmp_path_factory.mktemp("model")
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", **FAMILIES["llama"]}))
     config = engine_config(str(folder), block_size=64)
-    made = planning.compile_model(config, calibrate=False, cache=tmp_path_factory.mktemp("cache"))
+    options = compiler.Options(calibrate=False, cache=tmp_path_factory.mktemp("cache"))
+    made = compiler.compile(import_module(config), Target.detect(), DEFAULT, options)
     return Plan.loads(made.dumps())  # as it comes from a child or a file: lists where it had tuples
 
 
@@ -55,7 +57,7 @@ def test_a_child_makes_the_plan_and_the_next_start_reads_it(
     assert [layer for kernel in made.kernels for layer in kernel.layers] == [
         f"model.layers.{i}.self_attn.attn" for i in range(LAYERS)
     ]
-    monkeypatch.setattr(planning.subprocess, "run", no_child)
+    monkeypatch.setattr(common.subprocess, "run", no_child)
     second = engine_config(folder, attention_backend="CUSTOM")
     assert second.additional_config == first.additional_config
     third = engine_config(folder, attention_backend="LLMIR")
@@ -69,8 +71,8 @@ def test_an_error_of_the_child_is_the_same_error_here(write_model: WriteModel, c
 
 
 def test_a_child_that_dies_is_an_error(write_model: WriteModel, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning.sys, "executable", "/bin/false")
-    with pytest.raises(planning.PlanningError, match="status 1"):
+    monkeypatch.setattr(common.sys, "executable", "/bin/false")
+    with pytest.raises(common.PlanningError, match="status 1"):
         engine_config(write_model("llama"), attention_backend="LLMIR")
 
 
@@ -79,11 +81,11 @@ def made(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> list[Options]:
     """Lets the child process answer with ``plan`` at once; the list has an entry for each time it is asked."""
     asked: list[Options] = []
 
-    def child(vllm_config: VllmConfig, options: Options) -> Plan:
-        asked.append(options)
+    def child(module: str, payload: tuple[VllmConfig, Options]) -> Plan:
+        asked.append(payload[1])
         return plan
 
-    monkeypatch.setattr(planning, "_plan_in_child", child)
+    monkeypatch.setattr(common, "plan_in_child", child)
     return asked
 
 
@@ -122,7 +124,7 @@ def test_measurements_do_not_reach_vllms_compile_cache(
     folder = write_model("llama")
     first = engine_config(folder, attention_backend="LLMIR")
     otherwise = replace(plan, decisions=(), target={**plan.target, "measured": {"read_bandwidth": 1.0}})
-    monkeypatch.setattr(planning, "_plan_in_child", lambda *_: otherwise)
+    monkeypatch.setattr(common, "plan_in_child", lambda *_: otherwise)
     monkeypatch.setenv("LLMIR_CACHE", str(cache / "another"))
     assert engine_config(folder, attention_backend="LLMIR").compute_hash() == first.compute_hash()
 
@@ -175,16 +177,13 @@ def test_a_target_this_machine_cannot_run_is_refused(
         )
 
 
-# ---- the plan cache by itself
-
-
 def test_everything_that_decides_a_plan_is_in_its_key(write_model: WriteModel, tmp_path: Path) -> None:
     folder, target = write_model("llama"), Target.detect()
     workload = tmp_path / "workload.json"
     workload.write_text("[]")
 
     def key(target: Target = target, options: Options | None = None, **engine_args: Any) -> str:
-        return plan_cache.plan_key(engine_config(folder, **engine_args), options or Options(), target)
+        return plan_key(plan_facts(engine_config(folder, **engine_args)), options or Options(), target)
 
     keys = [
         key(),
@@ -201,62 +200,3 @@ def test_everything_that_decides_a_plan_is_in_its_key(write_model: WriteModel, t
     keys.append(key(options=Options(workload=str(workload))))
     assert len(set(keys)) == len(keys)
     assert key() == key(max_num_seqs=7) == keys[0]
-
-
-def test_a_kept_plan_is_not_made_again(cache: Path, plan: Plan) -> None:
-    assert plan_cache.get_or_make("key", lambda: plan, logger) == plan
-    assert plan_cache.get_or_make("key", no_child, logger) == plan
-
-
-@pytest.mark.parametrize("content", ["", '{"format": 1', '{"format": 99}', "\x00\x01"])
-def test_a_spoilt_plan_is_made_again(cache: Path, plan: Plan, content: str, caplog: pytest.LogCaptureFixture) -> None:
-    plan_cache.get_or_make("key", lambda: plan, logger)
-    (cache / "plans" / "key.json").write_text(content)
-    assert plan_cache.get_or_make("key", lambda: plan, logger) == plan
-    assert "of no use" in caplog.text
-    assert plan_cache.get_or_make("key", no_child, logger) == plan
-
-
-def test_a_cache_folder_that_cannot_be_written_costs_a_warning(
-    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("LLMIR_CACHE", str(tmp_path / "file" / "below"))
-    assert plan_cache.get_or_make("key", lambda: plan, logger) == plan
-    assert "without the cache" in caplog.text
-
-
-def test_a_full_disk_costs_a_warning(
-    cache: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def full(*args: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    assert plan_cache.get_or_make("key", lambda: plan, logger) == plan
-    assert "No space left on device" in caplog.text
-    assert [p.name for p in (cache / "plans").iterdir() if p.suffix != ".lock"] == []
-
-
-def test_two_starts_at_once_make_one_plan(cache: Path, plan: Plan) -> None:
-    made, found = [], []
-
-    def make() -> Plan:
-        made.append(1)
-        return plan
-
-    starts = [Thread(target=lambda: found.append(plan_cache.get_or_make("key", make, logger))) for _ in range(4)]
-    for start in starts:
-        start.start()
-    for start in starts:
-        start.join()
-    assert (found, len(made)) == ([plan] * 4, 1)
-
-
-def test_a_failed_start_leaves_the_lock_free(cache: Path, plan: Plan) -> None:
-    def fail() -> Plan:
-        raise LlmirError("no")
-
-    with pytest.raises(LlmirError):
-        plan_cache.get_or_make("key", fail, logger)
-    assert plan_cache.get_or_make("key", lambda: plan, logger) == plan

@@ -29,9 +29,9 @@ from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
 
 from llmir.compiler import object_cache
 from llmir.errors import UnsupportedLayerError
+from llmir.frontends.common.support import ELEMENT_TYPES, dtype_name
 from llmir.frontends.vllm.planning import PLAN_KEY
 from llmir.frontends.vllm.plugin import BACKEND_NAME, is_llmir
-from llmir.frontends.vllm.support import ELEMENT_TYPES, dtype_name
 from llmir.ir.signature import HEAD_SIZES
 from llmir.plan import Plan
 from llmir.runtime.attention import AttentionRunner

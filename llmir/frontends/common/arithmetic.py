@@ -15,7 +15,7 @@ from llmir.errors import UnsupportedLayerError
 from llmir.ir import build
 
 if TYPE_CHECKING:
-    from llmir.frontends.vllm.recording import Recorder
+    from llmir.frontends.common.recording import Recorder
 
 aten = torch.ops.aten
 Arithmetic = Callable[["Recorder", Any, tuple[Any, ...], dict[str, Any], Any], None]

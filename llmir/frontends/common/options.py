@@ -1,4 +1,4 @@
-"""What a user can tell llmir when serving through vLLM, from the command line or the environment."""
+"""What a user can tell llmir when it serves through a framework, from the command line or the environment."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ class OptionError(LlmirError):
 class Options:
     """One field an option; every field is text, and empty means the default.
 
-    vLLM hands them over as ``--additional-config '{"llmir": {"workload": "chat"}}'``; in the environment an option is
-    called ``LLMIR_WORKLOAD``. The command line wins.
+    In the environment the option ``workload`` is called ``LLMIR_WORKLOAD``. The command line wins.
     """
 
     workload: str = ""
@@ -34,8 +33,11 @@ class Options:
     """JSON file of a plan that ``llmir compile`` wrote, to be served as it is."""
 
     @classmethod
-    def read(cls, additional_config: Mapping[str, Any], environment: Mapping[str, str]) -> Options:
-        """The options in vLLM's additional configuration and in the environment; raises OptionError."""
+    def read(cls, given: Any, environment: Mapping[str, str], where: str) -> Options:
+        """The options in ``given``, an object of names and texts, and in the environment; raises OptionError.
+
+        ``where``: how ``given`` is written in the framework, by example, for messages.
+        """
         names = [field.name for field in fields(cls)]
         values: dict[str, str] = {}
         for variable, value in environment.items():
@@ -43,12 +45,8 @@ class Options:
                 name = variable.removeprefix(PREFIX).lower()
                 _check_name(name, names, variable, [PREFIX + known.upper() for known in names])
                 values[name] = value
-        given = additional_config.get("llmir", {})
         if not isinstance(given, Mapping):
-            raise OptionError(
-                f"llmir's part of --additional-config must be an object of options, not {given!r}: "
-                f"""write '{{"llmir": {{"workload": "chat"}}}}'"""
-            )
+            raise OptionError(f"llmir's options must be an object, not {given!r}: write {where}")
         for name, value in given.items():
             _check_name(name, names, name, names)
             if not isinstance(value, str):

@@ -1,0 +1,117 @@
+"""From what a framework is about to serve to a plan: a file, the plan cache, or a child process that makes it.
+
+Making a plan builds the framework's model classes, which want a process group of their own, and loads MLIR; a serving
+process should have neither. With a plan in the cache, nothing but its JSON file is read.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmir.errors import LlmirError, PlanError
+from llmir.frontends.common import plan_cache
+from llmir.frontends.common.options import Options
+from llmir.plan import Plan
+from llmir.target import Target
+from llmir.workload import Workload
+
+if TYPE_CHECKING:
+    from llmir.ir.bindings import ir
+
+
+class PlanningError(LlmirError):
+    """The child process that makes a plan failed in a way that llmir has no better words for."""
+
+
+def plan_for(facts: Mapping[str, Any], options: Options, make: Callable[[], Plan], logger: logging.Logger) -> Plan:
+    """The plan to serve: from the file in ``options``, the plan cache, or ``make``; says what it decided for the cache.
+
+    ``facts``: everything in the framework's configuration that decides a plan (see plan_cache.plan_key), by name;
+    among it "framework" (name and version), "model" and "world_size", as in ModelInfo, which a plan file must share.
+    Raises LlmirError: whatever ``make`` raises, PlanError for a plan file that does not fit.
+    """
+    host = Target.detect()
+    if options.plan:
+        plan = Plan.read(Path(options.plan))
+        _check_plan_file(plan, options.plan, facts, host)
+    else:
+        target = Target.named(options.target) if options.target else host
+        if not target.runs_on(host):
+            raise LlmirError(f"this machine cannot run kernels for target {options.target!r}: it has {host.isa}")
+        plan = plan_cache.get_or_make(plan_cache.plan_key(facts, options, target), make, logger)
+    for decision in plan.decisions:
+        if decision.subject == "KV cache":
+            logger.info("llmir: %s (%s)", decision.decision, decision.reason)
+    return plan
+
+
+def _check_plan_file(plan: Plan, path: str, facts: Mapping[str, Any], host: Target) -> None:
+    """Raise PlanError for a plan made for another machine, or by its record for another model or rank layout."""
+    plan.check_target(host.fingerprint)
+    found = {
+        "framework": (f"{plan.framework} {plan.framework_version}", facts["framework"]),
+        "model": (plan.model, facts["model"]),
+        "tensor-parallel size": (plan.world_size, facts["world_size"]),
+    }
+    for what, (made_for, wanted) in found.items():
+        if made_for != wanted:
+            raise PlanError(f"{path} was made for {what} {made_for!r}, not {wanted!r}: make one with `llmir compile`")
+
+
+def compile_module(module: ir.Module, options: Options, logger: logging.Logger) -> Plan:
+    """The plan of an imported model by the user's options, its kernels in the object cache; loads MLIR."""
+    from llmir import compiler
+
+    return compiler.compile(
+        module,
+        Target.named(options.target) if options.target else Target.detect(),
+        Workload.load(options.workload or None),
+        compiler.Options(progress=lambda step: logger.info("llmir: %s", step)),
+    )
+
+
+def plan_in_child(module: str, payload: Any) -> Plan:
+    """The plan that the module called ``module``, run as a program of its own, makes of ``payload``.
+
+    The module hands :func:`serve_child` its function. Errors that it raises are raised here; PlanningError where the
+    program gives none.
+    """
+    import cloudpickle  # the frameworks': model configurations with code from a hub pickle by value
+
+    child = subprocess.run(
+        [sys.executable, "-m", module], input=cloudpickle.dumps(payload), stdout=subprocess.PIPE, check=False
+    )
+    try:
+        outcome = pickle.loads(child.stdout)
+    except (EOFError, pickle.UnpicklingError) as error:
+        raise PlanningError(
+            f"the process that compiles the model ended with status {child.returncode} before it had a plan; "
+            f"its own messages are above"
+        ) from error
+    if isinstance(outcome, LlmirError):
+        raise outcome
+    return Plan.loads(outcome)
+
+
+def serve_child(make: Callable[[Any], Plan], logger: logging.Logger) -> None:
+    """The other side of :func:`plan_in_child`: payload from standard input, plan or error to standard output."""
+    # Standard output carries the answer alone; what libraries print there goes to standard error.
+    answer = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    outcome: Any
+    try:
+        outcome = make(pickle.load(sys.stdin.buffer)).dumps()
+    except LlmirError as error:
+        outcome = error
+    except Exception as error:
+        logger.exception("llmir: the model could not be compiled")
+        outcome = PlanningError(f"the model could not be compiled: {type(error).__name__}: {error}; see the log above")
+    with answer:
+        pickle.dump(outcome, answer)

@@ -1,0 +1,56 @@
+"""What llmir cannot serve in any framework, and the errors that say so.
+
+Imports neither a framework nor torch. A check is a sentence about what was found and whether it was; the gravest
+stands first, because only the first is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmir.errors import LlmirError, UnsupportedLayerError
+from llmir.ir.signature import HEAD_SIZES
+
+#: The model dtypes that llmir has kernels for, as torch calls them, and their names in the IR.
+ELEMENT_TYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
+#: The remedy that every refusal ends with.
+WITHOUT = "leave out --attention-backend {name} to serve this with {framework}'s own kernels"
+
+
+class UnsupportedFeatureError(LlmirError):
+    """A feature that the user asked the framework for does not work with llmir's kernels."""
+
+
+def refuse(checks: Mapping[str, bool], remedy: str) -> None:
+    """Raise UnsupportedFeatureError for the first of ``checks`` that found what its words say."""
+    for problem, found in checks.items():
+        if found:
+            raise UnsupportedFeatureError(f"llmir cannot serve this: {problem}; {remedy}")
+
+
+def refuse_layer(path: str, checks: Mapping[str, bool], *, head_size: int, value_size: int) -> None:
+    """Raise UnsupportedLayerError for the first thing that the attention layer at ``path`` has and no kernel computes.
+
+    ``checks`` are the framework's; the sizes of a head of keys and one of values are checked after them.
+    """
+    known = ", ".join(map(str, HEAD_SIZES))
+    sizes = {
+        f"head size {head_size} (llmir has kernels for {known})": head_size not in HEAD_SIZES,
+        f"values of another size ({value_size}) than keys ({head_size})": value_size != head_size,
+    }
+    for problem, found in {**checks, **sizes}.items():
+        if found:
+            raise UnsupportedLayerError(path, f"it has {problem}")
+
+
+def dtype_check(dtype: str) -> dict[str, bool]:
+    """The check of a model's dtype, by :func:`dtype_name`."""
+    return {
+        f"the model runs in {dtype}, and llmir has kernels for {', '.join(ELEMENT_TYPES)}": dtype not in ELEMENT_TYPES
+    }
+
+
+def dtype_name(dtype: Any) -> str:
+    """``bfloat16`` for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")

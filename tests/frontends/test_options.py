@@ -1,0 +1,34 @@
+"""Options as a framework hands them over, and from the environment."""
+
+import pytest
+
+from llmir.frontends.common.options import OptionError, Options
+
+WHERE = """--options '{"workload": "chat"}'"""
+
+
+def test_nothing_said_is_the_default() -> None:
+    assert Options.read({}, {"PATH": "/bin", "LLMIR_CACHE": "/tmp"}, WHERE) == Options()
+
+
+def test_both_ways_lead_to_the_same_field() -> None:
+    assert Options.read({"workload": "chat"}, {}, WHERE) == Options.read({}, {"LLMIR_WORKLOAD": "chat"}, WHERE)
+
+
+def test_the_command_line_wins() -> None:
+    assert Options.read({"workload": "chat"}, {"LLMIR_WORKLOAD": "long"}, WHERE).workload == "chat"
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "hint"),
+    [
+        ({"wrokload": "chat"}, {}, "did you mean 'workload'"),
+        ({}, {"LLMIR_WORKLAOD": "chat"}, "did you mean 'LLMIR_WORKLOAD'"),
+        ({"zzz": "chat"}, {}, "known are workload, target, plan"),
+        ({"workload": 3}, {}, "takes text"),
+        ("chat", {}, "must be an object, not 'chat': write --options"),
+    ],
+)
+def test_what_is_no_option_is_refused(given: object, environment: dict, hint: str) -> None:
+    with pytest.raises(OptionError, match=hint):
+        Options.read(given, environment, WHERE)

@@ -1,0 +1,139 @@
+"""Plans kept on disk: read again, made again where they are of no use, made once by many."""
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from test_plan import PLAN
+
+from llmir.errors import LlmirError
+from llmir.frontends.common import plan_cache
+from llmir.frontends.common.options import Options
+from llmir.frontends.common.plan_cache import plan_key, source_digest
+from llmir.plan import Plan
+from llmir.target import Target
+
+logger = logging.getLogger("llmir.test")
+FACTS = {"framework": "vllm 1", "model": "m", "world_size": 1}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder of the test's own."""
+    monkeypatch.setenv("LLMIR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return Plan.loads(PLAN.dumps())
+
+
+def no_child() -> Plan:
+    raise AssertionError("a plan was made")
+
+
+def test_a_kept_plan_is_not_made_again(cache: Path, plan: Plan) -> None:
+    assert plan_cache.get_or_make("key", lambda: plan, logger) == plan
+    assert plan_cache.get_or_make("key", no_child, logger) == plan
+
+
+@pytest.mark.parametrize("content", ["", '{"format": 1', '{"format": 99}', "\x00\x01"])
+def test_a_spoilt_plan_is_made_again(cache: Path, plan: Plan, content: str, caplog: pytest.LogCaptureFixture) -> None:
+    plan_cache.get_or_make("key", lambda: plan, logger)
+    (cache / "plans" / "key.json").write_text(content)
+    assert plan_cache.get_or_make("key", lambda: plan, logger) == plan
+    assert "of no use" in caplog.text
+    assert plan_cache.get_or_make("key", no_child, logger) == plan
+
+
+def test_a_cache_folder_that_cannot_be_written_costs_a_warning(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LLMIR_CACHE", str(tmp_path / "file" / "below"))
+    assert plan_cache.get_or_make("key", lambda: plan, logger) == plan
+    assert "without the cache" in caplog.text
+
+
+def test_a_full_disk_costs_a_warning(
+    cache: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert plan_cache.get_or_make("key", lambda: plan, logger) == plan
+    assert "No space left on device" in caplog.text
+    assert [p.name for p in (cache / "plans").iterdir() if p.suffix != ".lock"] == []
+
+
+def test_two_starts_at_once_make_one_plan(cache: Path, plan: Plan) -> None:
+    made, found = [], []
+
+    def make() -> Plan:
+        made.append(1)
+        return plan
+
+    starts = [Thread(target=lambda: found.append(plan_cache.get_or_make("key", make, logger))) for _ in range(4)]
+    for start in starts:
+        start.start()
+    for start in starts:
+        start.join()
+    assert (found, len(made)) == ([plan] * 4, 1)
+
+
+def test_a_failed_start_leaves_the_lock_free(cache: Path, plan: Plan) -> None:
+    def fail() -> Plan:
+        raise LlmirError("no")
+
+    with pytest.raises(LlmirError):
+        plan_cache.get_or_make("key", fail, logger)
+    assert plan_cache.get_or_make("key", lambda: plan, logger) == plan
+
+
+# ---- its keys
+
+
+def test_everything_that_decides_a_plan_is_in_its_key(tmp_path: Path) -> None:
+    host = Target.named("cpu:avx512_bf16")
+    workload = tmp_path / "workload.json"
+    workload.write_text("[]")
+    keys = [
+        plan_key(FACTS, Options(), host),
+        plan_key({**FACTS, "world_size": 2}, Options(), host),
+        plan_key({**FACTS, "framework": "vllm 2"}, Options(), host),
+        plan_key({**FACTS, "framework": "sglang 1"}, Options(), host),
+        plan_key(FACTS, Options(workload="chat"), host),
+        plan_key(FACTS, Options(workload=str(workload)), host),
+        plan_key(FACTS, Options(), Target.named("cpu:plain")),
+        plan_key(FACTS, Options(), replace(host, cores=host.cores + 1)),
+    ]
+    workload.write_text("[ ]")
+    keys.append(plan_key(FACTS, Options(workload=str(workload)), host))
+    assert len(set(keys)) == len(keys)
+    assert plan_key(FACTS, Options(), host) == keys[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "counts"),
+    [
+        ("frontends/vllm/importer.py", True),
+        ("frontends/sglang/importer.py", False),
+        ("frontends/common/recording.py", True),
+        ("frontends/__init__.py", True),
+        ("passes/tiles.py", True),
+        ("compiler.py", True),
+        ("cli/explain.py", False),
+        ("compare/vllm_engine.py", False),
+    ],
+)
+def test_only_source_that_a_plan_depends_on_counts(tmp_path: Path, path: str, counts: bool) -> None:
+    before = source_digest("vllm", tmp_path)
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).write_text("# edited")
+    assert (source_digest("vllm", tmp_path) != before) is counts
