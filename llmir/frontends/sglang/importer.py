@@ -1,0 +1,148 @@
+"""From SGLang's server arguments to llm IR, without weights.
+
+SGLang's own model classes are built on the meta device, as one rank of them would be, and their forward pass is
+watched once (``frontends/common/recording.py``). So the data flow in the IR is the model's own, and a model that
+SGLang composes of known layers needs nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from sglang.srt.arg_groups.model_override_base import model_config_of
+from sglang.srt.arg_groups.overrides import resolving_view
+from sglang.srt.server_args import ServerArgs
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
+
+from llmir.frontends.common.building import build_on_meta
+from llmir.frontends.common.recording import Recorder, record
+from llmir.frontends.sglang import support
+from llmir.ir import build
+from llmir.ir.bindings import ir
+from llmir.ir.module import ModelInfo
+
+
+def configure(**fields: Any) -> ServerArgs:
+    """Server arguments to read a model with: ``fields`` as a user gave them, but without llmir and without weights."""
+    plain = {"attention_backend": "torch_native", "prefill_attention_backend": None, "decode_attention_backend": None}
+    server_args = ServerArgs(**{"device": "cpu", **fields, **plain, "load_format": "dummy"})
+    server_args.resolve_once()
+    return server_args
+
+
+def import_module(server_args: ServerArgs, rank: int = 0) -> ir.Module:
+    """The model of resolved server arguments as one llm module, for one tensor-parallel rank.
+
+    Raises UnsupportedLayerError for a layer llmir does not know, ImportModelError where SGLang cannot build the model.
+    """
+    args, config = _as_given(server_args), model_config_of(server_args)
+    info = ModelInfo(**{**support.model_facts(args, config), "rank": rank})
+    from llmir.frontends.sglang.layers import handlers
+
+    with _one_rank(server_args, args.tp_size, rank):
+        model = _build(config, args)
+        facts = {"dtype": config.dtype, "page_size": info.allowed_block_sizes[0], "max_length": config.context_len}
+
+        def forward(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            return model.forward(ids, positions, _batch(ids, positions))
+
+        return record(model, info, handlers(**facts), lambda module: False, forward)
+
+
+class _AsGiven:
+    """Server arguments as resolved, but for the page size: resolution fills one in where the user gave none."""
+
+    def __init__(self, server_args: ServerArgs):
+        self._view = resolving_view(server_args)
+        self.page_size = server_args.page_size
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._view, name)
+
+
+def _as_given(server_args: ServerArgs) -> Any:
+    return _AsGiven(server_args)
+
+
+@contextmanager
+def _one_rank(server_args: ServerArgs, tp_size: int, rank: int) -> Iterator[None]:
+    """Published arguments and process groups as rank ``rank`` sees them, in a process that is alone."""
+    from sglang.srt.distributed import parallel_state
+    from sglang.srt.runtime_context import SpawnRanks, get_parallel, publish, reset_context
+    from torch import distributed
+
+    if distributed.is_initialized():
+        raise RuntimeError("import_module needs a process without process groups; run it in a child process")
+    publish(server_args, role="scheduler", ranks=SpawnRanks(world_rank=rank, gpu_id=0))
+    # SGLang joins a group that is there; one on a store in memory needs no port and no file.
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        parallel = get_parallel()
+        with parallel.override(tp_size=1, attn_tp_size=1, moe_tp_size=1, tp_rank=0, attn_tp_rank=0, moe_tp_rank=0):
+            parallel_state.init_distributed_environment(1, 0, "env://", 0, "gloo")
+            parallel_state.initialize_model_parallel(backend="gloo")
+        for group in (parallel.tp_group, parallel.attn_tp_group):
+            group.world_size, group.rank_in_group = tp_size, rank
+            group.all_reduce = _recorded_sum(tp_size)
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        parallel_state.destroy_distributed_environment()
+        reset_context()
+
+
+def _recorded_sum(ranks: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """SGLang sums the ranks' results between its layers; the sum becomes an op like the layers around it."""
+
+    def all_reduce(x: torch.Tensor) -> torch.Tensor:
+        recorder = _get_current_dispatch_mode()
+        if ranks == 1 or not isinstance(recorder, Recorder):
+            return x
+        with _disable_current_modes():
+            return recorder.new(build.all_reduce(recorder.value(x), ranks=ranks), x)
+
+    return all_reduce
+
+
+def _build(config: Any, args: Any) -> torch.nn.Module:
+    """SGLang's model object with its parameters on the meta device; head counts padded as its CPU ranks do."""
+    from sglang.srt.configs.load_config import LoadConfig
+    from sglang.srt.configs.update_config import adjust_config_with_unaligned_cpu_tp
+    from sglang.srt.distributed import bootstrap
+    from sglang.srt.model_loader.loader import _get_quantization_config, _initialize_model
+    from sglang.srt.model_loader.utils import set_default_torch_dtype
+
+    load_config = LoadConfig()
+
+    def build_model() -> torch.nn.Module:
+        with set_default_torch_dtype(config.dtype):
+            padded = adjust_config_with_unaligned_cpu_tp(config, load_config, args.tp_size)
+            return _initialize_model(padded, load_config, _get_quantization_config(padded, load_config))
+
+    bootstrap.init_layer_runtime(model_config=config)
+    architecture = (config.hf_config.architectures or ["a model without a class"])[0]
+    return build_on_meta(build_model, f"SGLang cannot build {architecture} for the model {args.model_path!r}")
+
+
+def _batch(ids: torch.Tensor, positions: torch.Tensor) -> Any:
+    """What SGLang's models get with their tokens: one prompt, all of it new."""
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+
+    count = torch.tensor([len(ids)])
+    return ForwardBatch(
+        forward_mode=ForwardMode.EXTEND,
+        batch_size=1,
+        input_ids=ids,
+        req_pool_indices=torch.zeros(1, dtype=torch.int64),
+        seq_lens=count,
+        seq_lens_cpu=count,
+        seq_lens_sum=len(ids),
+        out_cache_loc=torch.empty_like(ids),
+        positions=positions,
+        extend_num_tokens=len(ids),
+        extend_seq_lens=count,
+        extend_prefix_lens=torch.zeros_like(count),
+    )

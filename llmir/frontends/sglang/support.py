@@ -1,0 +1,164 @@
+"""What llmir cannot serve through SGLang, found before anything is built or served.
+
+Imports neither SGLang nor torch: it only looks at the objects it is given.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+from llmir.errors import UnsupportedLayerError
+from llmir.frontends.common.support import (
+    ELEMENT_TYPES,
+    WITHOUT,
+    UnsupportedFeatureError,
+    dtype_check,
+    dtype_name,
+    refuse,
+    refuse_layer,
+)
+from llmir.runtime.layers import LayerFacts
+
+__all__ = ["UnsupportedFeatureError"]
+
+#: SGLang's names of KV cache dtypes that llmir has kernels for, and the model dtype each must go with.
+CACHE_DTYPES = {"auto": None, "bfloat16": "bfloat16", "bf16": "bfloat16"}
+#: Page sizes that the compiler may choose from; beyond these a page mostly holds nothing.
+PAGE_SIZES = (16, 32, 64, 128, 256, 512)
+REMEDY = WITHOUT.format(name="llmir", framework="SGLang")
+#: Arguments of a call to an attention layer that change nothing where they are None or say what llmir does anyway.
+PLAIN_ARGUMENTS = {"save_kv_cache": True}
+
+
+def check_arguments(args: Any, model: Any) -> None:
+    """Raise UnsupportedFeatureError for what is wrong with the server's arguments as a whole.
+
+    ``args`` reads as SGLang's resolved server arguments, ``model`` is its ModelConfig.
+    """
+    backends = {args.prefill_attention_backend or args.attention_backend}
+    backends.add(args.decode_attention_backend or args.attention_backend)
+    dtype = dtype_name(model.dtype)
+    architecture = getattr(model.attention_arch, "name", str(model.attention_arch))
+    checks = {
+        f"the device is {args.device!r}, and llmir has kernels for 'cpu' only": args.device != "cpu",
+        f"prefill and decode are given to different backends ({', '.join(sorted(map(str, backends)))}), "
+        f"and llmir keeps the cache in a layout of its own": len(backends) > 1,
+        "the model uses multi-head latent attention": architecture != "MHA",
+        "the model has an encoder with cross-attention": model.is_encoder_decoder,
+        "the model takes images or audio": model.is_multimodal,
+        "the model is an embedding model": not model.is_generation,
+        **dtype_check(dtype),
+        f"the KV cache dtype is {args.kv_cache_dtype!r}, and llmir keeps the model's own ({dtype})": (
+            CACHE_DTYPES.get(args.kv_cache_dtype, "none") not in (None, dtype)
+        ),
+        f"page size {args.page_size} is not a number of tokens": args.page_size is not None and args.page_size < 1,
+        f"speculative decoding ({args.speculative_algorithm}), for which SGLang has no operators on this CPU": (
+            args.speculative_algorithm is not None
+        ),
+        "windowed layers in a KV pool of their own; give --disable-hybrid-swa-memory": (
+            model.is_hybrid_swa and not args.disable_hybrid_swa_memory
+        ),
+        "a copy of the KV cache in host memory (hierarchical cache), which knows SGLang's cache layout": (
+            args.enable_hierarchical_cache or args.enable_lmcache or args.enable_hisparse
+        ),
+        "prefill and decode in different engines, which know SGLang's cache layout": args.disaggregation_mode != "null",
+        "a KV cache layout of its own (--enable-page-major-kv-layout or --enable-unified-memory)": (
+            args.enable_page_major_kv_layout or args.enable_unified_memory
+        ),
+        "torch.compile (--enable-torch-compile), whose CPU graphs llmir takes no part in": args.enable_torch_compile,
+        "two batches at once (--enable-two-batch-overlap or --enable-pdmux)": (
+            args.enable_two_batch_overlap or args.enable_pdmux
+        ),
+        "a diffusion model (--dllm-algorithm)": args.dllm_algorithm is not None,
+        "pipeline parallelism": args.pp_size > 1,
+        "context parallelism": max(args.attn_cp_size or 1, args.dcp_size or 1) > 1,
+        "attention layers of data-parallel ranks": (args.attn_dp_size or 1) > 1,
+    }
+    refuse(checks, REMEDY)
+
+
+def check_attention(path: str, layer: Any) -> None:
+    """Raise UnsupportedLayerError if no llmir kernel computes this attention layer, a ``RadixAttention``."""
+    kind = layer.attn_type.value
+    checks = {
+        f"{kind} attention (llmir does causal decoder attention)": kind != "decoder",
+        "cross-attention": layer.is_cross_attention,
+        "keys turned by their position inside the kernel": layer.pos_encoding_mode != "NONE" or layer.use_irope,
+        f"scores capped by {layer.logit_capping_method}": layer.logit_cap > 0 and layer.logit_capping_method != "tanh",
+        "a temperature that grows with the length": layer.xai_temperature_len > 0,
+        "a quantized KV cache": layer.quant_method is not None,
+    }
+    refuse_layer(path, checks, head_size=layer.qk_head_dim, value_size=layer.v_head_dim)
+
+
+def check_call(path: str, key: Any, arguments: dict[str, Any]) -> None:
+    """Raise UnsupportedLayerError for a call of an attention layer with arguments that llmir's kernels do not have."""
+    extra = sorted(
+        name for name, value in arguments.items() if value is not None and PLAIN_ARGUMENTS.get(name, object()) != value
+    )
+    if key is None:
+        raise UnsupportedLayerError(path, "it reads the KV cache of another layer")
+    if extra:
+        raise UnsupportedLayerError(path, f"it is called with {', '.join(extra)}, which llmir's kernels do not have")
+
+
+def layer_facts(layer: Any, dtype: Any, page_size: int) -> LayerFacts:
+    """What the compiler and the kernels must agree on about a ``RadixAttention``, on this rank.
+
+    SGLang pads head counts to the tensor-parallel size, so they are read from the layer. Its sliding window counts
+    the tokens before a query, llmir's the query too.
+    """
+    return LayerFacts(
+        num_heads=layer.tp_q_head_num,
+        num_kv_heads=layer.tp_k_head_num,
+        head_size=layer.qk_head_dim,
+        element_type=ELEMENT_TYPES[dtype_name(dtype)],
+        block_size=page_size,
+        scale=layer.scaling,
+        window=max(layer.sliding_window_size + 1, 0),
+        soft_cap=layer.logit_cap,
+    )
+
+
+def allowed_page_sizes(args: Any, model: Any) -> list[int]:
+    """Page sizes in tokens that SGLang would accept: its prefill chunks are whole pages."""
+    if args.page_size is not None:
+        return [args.page_size]
+    chunk = args.chunked_prefill_size or -1
+    fitting = [size for size in PAGE_SIZES if size <= model.context_len and (chunk < 0 or chunk % size == 0)]
+    return fitting or [PAGE_SIZES[0]]
+
+
+def model_facts(args: Any, model: Any) -> dict[str, Any]:
+    """What a module, and so a plan, says about the model it is of: the fields of llmir.ir.module.ModelInfo."""
+    return {
+        "framework": f"sglang {framework_version()}",
+        "model": args.model_path,
+        "rank": 0,
+        "world_size": args.tp_size,
+        "block_size_fixed": args.page_size is not None,
+        "allowed_block_sizes": tuple(allowed_page_sizes(args, model)),
+    }
+
+
+def plan_facts(args: Any, model: Any) -> dict[str, Any]:
+    """Everything in the configuration that decides a plan, see llmir.frontends.common.planning.plan_for."""
+    architecture = model.hf_config.to_dict()
+    for name in ("_name_or_path", "transformers_version"):
+        architecture.pop(name, None)
+    return {
+        **model_facts(args, model),
+        "architecture": [architecture, dtype_name(model.dtype), model.quantization],
+        "context_length": model.context_len,
+        "page_size": args.page_size,
+        "kv_cache_dtype": args.kv_cache_dtype,
+    }
+
+
+def framework_version() -> str:
+    """SGLang's version."""
+    try:
+        return metadata.version("sglang")
+    except metadata.PackageNotFoundError:
+        return "unknown"
