@@ -99,10 +99,6 @@ def imports(source: str, name: str, *, is_package: bool = False) -> Iterator[str
             yield from dynamic(node.args[0])
 
 
-def _is_import_call(node: ast.Call) -> bool:
-    return ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__")
-
-
 def dynamic(argument: ast.expr) -> Iterator[str]:
     """The constant head of what ``import_module`` is given; an f-string without one cannot be judged."""
     head = argument.values[0] if isinstance(argument, ast.JoinedStr) and argument.values else argument
