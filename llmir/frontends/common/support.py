@@ -6,7 +6,9 @@ stands first, because only the first is told.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
 from llmir.errors import LlmirError, UnsupportedLayerError
@@ -49,6 +51,20 @@ def dtype_check(dtype: str) -> dict[str, bool]:
     return {
         f"the model runs in {dtype}, and llmir has kernels for {', '.join(ELEMENT_TYPES)}": dtype not in ELEMENT_TYPES
     }
+
+
+def architecture(config: Any) -> dict[str, Any]:
+    """What a model's transformers configuration says about its shape, without where it was found or who wrote it."""
+    incidental = ("_name_or_path", "transformers_version")
+    return {name: fact for name, fact in config.to_dict().items() if name not in incidental}
+
+
+def installed_version(*distributions: str) -> str:
+    """Version of the first of ``distributions`` that is installed; a framework may have several names."""
+    for distribution in distributions:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(distribution)
+    return "unknown"
 
 
 def dtype_name(dtype: Any) -> str:

