@@ -319,7 +319,7 @@ class Slice(LLMOp, name="slice", traits=[ext.Pure]):
 
 
 class Reshape(LLMOp, name="reshape", traits=[ext.Pure]):
-    """The same elements in another shape."""
+    """The same elements in another shape; an unknown extent may take in known ones, as tokens times heads do."""
 
     x: ext.Operand[Any]
     result: ext.Result[Any]
@@ -331,8 +331,9 @@ class Reshape(LLMOp, name="reshape", traits=[ext.Pure]):
             f"element types of {self.x.type} and {self.result.type} differ",
         )
         if before.count(None) == after.count(None) <= 1:
-            known = [prod(size for size in sizes if size is not None) for sizes in (before, after)]
-            require(known[0] == known[1], f"{self.x.type} and {self.result.type} hold different numbers of elements")
+            fewer, more = sorted(prod(size for size in sizes if size is not None) for sizes in (before, after))
+            same = more % fewer == 0 if None in before and fewer else more == fewer
+            require(same, f"{self.x.type} and {self.result.type} hold different numbers of elements")
 
 
 def broadcasts(from_shape: Sequence[int | None], to_shape: Sequence[int | None]) -> bool:
