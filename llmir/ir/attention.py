@@ -72,11 +72,11 @@ def check_attention(op: Any) -> None:
     if op.alibi is not None:
         require(len(op.alibi) == heads, f"{len(op.alibi)} ALiBi slopes for {heads} query heads")
     if op.selection is not None:
-        check_selection(op.selection, cache.block_size)
+        check_selection(op.selection, cache.block_size, cache.layout)
 
 
-def check_selection(selection: Selection, block_size: int) -> None:
-    """Verify that a selection reads as records, and its chunks divide a block."""
+def check_selection(selection: Selection, block_size: int, layout: str) -> None:
+    """Verify that a selection reads as records, and its chunks divide a block; in layout "row" they need not."""
     try:
         variants, _ = selection.variants, selection.policy
     except TypeError as error:
@@ -90,7 +90,7 @@ def check_selection(selection: Selection, block_size: int) -> None:
             f"tile sizes of variant {variant.name!r} must be integers, not {tiles}",
         )
         require(
-            variant.key_chunk > 0 and block_size % variant.key_chunk == 0,
+            variant.key_chunk > 0 and (layout == "row" or block_size % variant.key_chunk == 0),
             f"key_chunk {variant.key_chunk} of variant {variant.name!r} does not divide the block size {block_size}",
         )
 
@@ -287,7 +287,7 @@ def read_signature(attribute: ir.DictAttr) -> AttentionSignature:
 def kernel_spec(op: Any) -> KernelSpec:
     """The KernelSpec of a llm.kernel op; InvalidIRError where its attributes do not hold one."""
     signature, selection = read_signature(op.attributes["signature"]), op.attributes["selection"]
-    check_selection(selection, signature.block_size)
+    check_selection(selection, signature.block_size, signature.layout)
     return KernelSpec(signature, selection.isa, selection.variants)
 
 

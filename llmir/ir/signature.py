@@ -25,7 +25,8 @@ class AttentionSignature:
     """One attention layer's shape on one rank: layers with equal signatures share a kernel.
 
     A page is one (block, KV head): ``2 * block_size * head_size`` elements, keys first, then values. With
-    groups of N keys (see :meth:`key_group`), the layouts inside a page are
+    groups of N keys (see :meth:`key_group`), the layouts inside a page are as follows; "row" has blocks of any
+    size, the others whole groups.
 
     =====  ===============================================  ==================================
     row    K ``[block_size][head_size]``                    V ``[block_size][head_size]``
@@ -57,10 +58,11 @@ class AttentionSignature:
         """Keys whose elements lie side by side: two vectors of them, or one where two do not divide a block.
 
         Two, because a kernel that takes a group at a time then reads memory strictly forward, which is what
-        hardware prefetchers follow, and still has enough sums in flight.
+        hardware prefetchers follow, and still has enough sums in flight. Of a "row" cache, groups are formed in
+        the kernel's own memory, so two vectors always fit.
         """
         lanes = LANES[isa]
-        return lanes if self.block_size % (2 * lanes) else 2 * lanes
+        return 2 * lanes if self.layout == "row" or self.block_size % (2 * lanes) == 0 else lanes
 
     @property
     def page_bytes(self) -> int:
@@ -80,14 +82,15 @@ class KernelVariant:
     max_tokens: int
     row_tile: int
     key_chunk: int
-    """Keys between two softmax steps; divides the block size."""
+    """Keys between two softmax steps; divides the block size, except in layout "row"."""
     key_vectors: int
     """Vectors of scores a query row keeps in registers; whole key groups."""
     value_vectors: int
     """Vectors of output a query row keeps in registers."""
     prefetch: int
     """Cache lines at the start of the next chunk's keys, and of its values, that are asked for ahead: the rest
-    of a chunk is read strictly forward, which hardware prefetchers follow."""
+    of a chunk is read strictly forward, which hardware prefetchers follow. In layout "row": keys ahead whose rows
+    are asked for, since where they lie stands in the block table alone."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from llmir.ir.signature import (
     KernelVariant,
     StepPolicy,
 )
+from llmir.ir.types import PagedKVCache
 from llmir.passes import tiles
 from llmir.target import Measurements, Target
 
@@ -30,7 +31,7 @@ SPLIT_OVERHEAD = 1 / 8
 ITEMS_PER_THREAD = 4
 
 
-def check_supported(layer: str, signature: AttentionSignature, isa: str) -> None:
+def check_supported(layer: str, signature: AttentionSignature) -> None:
     """Raise UnsupportedLayerError for a signature that the kernel generators cannot make."""
     s = signature
     if s.head_size not in HEAD_SIZES:
@@ -38,9 +39,6 @@ def check_supported(layer: str, signature: AttentionSignature, isa: str) -> None
         raise UnsupportedLayerError(layer, f"its head size is {s.head_size}, and there are kernels for {known}")
     if s.num_heads % s.num_kv_heads:
         raise UnsupportedLayerError(layer, f"{s.num_heads} query heads do not share {s.num_kv_heads} KV heads evenly")
-    if s.block_size % LANES[isa]:
-        reason = f"blocks of {s.block_size} tokens are no multiple of {LANES[isa]}, which the kernels need"
-        raise UnsupportedLayerError(layer, reason)
 
 
 def key_bytes(signature: AttentionSignature) -> int:
@@ -81,8 +79,8 @@ class KernelSelection:
             raise UnsupportedLayerError(op.layer.value, "latent attention (MLA) has no kernel")
         attention = ops_of(module, FusedAttention, PagedAttention)
         for op in attention:
-            check_supported(op.layer.value, signature_of(op), isa)
-        retype_caches(module, lambda _layer, cache: cache.replace(layout=tiles.layout(isa, cache.element_type)))
+            check_supported(op.layer.value, signature_of(op))
+        retype_caches(module, self._laid_out)
         layers: dict[AttentionSignature, list[str]] = {}
         for op in attention:
             layers.setdefault(signature_of(op), []).append(op.layer.value)
@@ -92,6 +90,9 @@ class KernelSelection:
             op.attributes["selection"] = Selection.build(isa=isa, variants=variants, policy=policy)
         for signature, names in layers.items():
             add_remark(module, self._remark(signature, names, *chosen[signature]))
+
+    def _laid_out(self, _layer: str, cache: PagedKVCache) -> PagedKVCache:
+        return cache.replace(layout=tiles.layout(self.target.isa, cache.element_type, cache.block_size))
 
     def _select(self, signature: AttentionSignature) -> tuple[tuple[KernelVariant, ...], StepPolicy]:
         isa = self.target.isa
@@ -109,7 +110,7 @@ class KernelSelection:
         isa, figures = self.target.isa, self.target.figures
         decode, prefill = variants
         flops_per_key = 4 * signature.queries_per_kv * signature.head_size
-        rate = figures.bf16_rate if signature.layout == "pair" else figures.f32_rate
+        rate = figures.bf16_rate if tiles.multiplies_pairs(isa, signature.element_type) else figures.f32_rate
         return Remark(
             pass_name=self.name,
             subject=_named(layers),

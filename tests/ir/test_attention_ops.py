@@ -118,6 +118,11 @@ def test_selection_s_chunks_divide_the_block():
     refused(module, "key_chunk 64 of variant 'decode' does not divide the block size 96")
 
 
+def test_selection_s_chunks_of_rows_are_of_any_size():
+    module = attention_module(cache=cache_type(block_size=3, layout="row"), selection=selection())
+    verify(module)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -65,6 +65,11 @@ def test_cache_refuses(change, message):
         cache_type(**change)
 
 
+@given(st.integers(1, 1000))
+def test_rows_are_for_blocks_of_any_size(block_size):
+    assert cache_type(layout="row", block_size=block_size).block_size == block_size
+
+
 def test_cache_replace_keeps_the_rest():
     assert cache_type().replace(block_size=64, layout="pair") == cache_type(block_size=64, layout="pair")
 

@@ -1,7 +1,7 @@
 """Random attention steps, run by a compiled kernel and by the reference.
 
 Everything a kernel must not read or write is NaN: blocks of nobody, slots not yet written, output columns
-between tokens.
+between tokens. Entries of a block table that it must not follow lead out of the cache.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def loaded(spec: KernelSpec) -> Kernel:
     return Kernel.load(spec, ObjectCache(_OBJECTS.name))
 
 
-def layout_of(element_type: str, isa: str) -> str:
+def layout_of(element_type: str, isa: str, block_size: int) -> str:
+    if block_size % LANES[isa]:
+        return "row"
     return "pair" if (element_type, isa) == ("bf16", "avx512_bf16") else "lane"
 
 
@@ -70,8 +72,9 @@ def spec_of(signature: AttentionSignature, isa: str, decode_tokens: int = 1, pre
 
 
 @st.composite
-def variants(draw, name: str, max_tokens: int, block_size: int, lanes: int, group: int) -> KernelVariant:
-    chunks = [c for c in (16, 32, 48, 64, 128) if block_size % c == 0 and c % group == 0]
+def variants(draw, name: str, max_tokens: int, signature: AttentionSignature, isa: str) -> KernelVariant:
+    lanes, group, rows = LANES[isa], signature.key_group(isa), signature.layout == "row"
+    chunks = [c for c in (8, 16, 24, 32, 48, 64, 128) if c % group == 0 and (rows or signature.block_size % c == 0)]
     chunk = draw(st.sampled_from(chunks))
     vectors = draw(st.sampled_from([v for v in (1, 2, 3, 4) if chunk % (v * lanes) == 0 and v * lanes % group == 0]))
     return KernelVariant(
@@ -90,19 +93,19 @@ def specs(draw) -> KernelSpec:
     """Any kernel this machine can run."""
     isa, element_type = draw(st.sampled_from(RUNNABLE_ISAS)), draw(st.sampled_from(["bf16", "f16", "f32"]))
     kv_heads, head_size = draw(st.integers(1, 3)), draw(st.sampled_from(HEAD_SIZES))
+    block_size = draw(st.sampled_from([1, 2, 3, 8, 16, 24, 32, 48, 64, 128, 160]))
     signature = AttentionSignature(
         num_heads=kv_heads * draw(st.integers(1, 8)),
         num_kv_heads=kv_heads,
         head_size=head_size,
         element_type=element_type,
-        block_size=draw(st.sampled_from([16, 32, 48, 64, 128, 160])),
+        block_size=block_size,
         scale=head_size**-0.5 * draw(st.sampled_from([1.0, 0.5])),
         window=draw(st.sampled_from([0, 0, 1, 7, 64, 100])),
         soft_cap=draw(st.sampled_from([0.0, 0.0, 2.0, 30.0])),
-        layout=layout_of(element_type, isa),
+        layout=draw(st.sampled_from([layout_of(element_type, isa, block_size), "row"])),
     )
-    sizes = signature.block_size, LANES[isa], signature.key_group(isa)
-    tiles = [draw(variants(name, tokens, *sizes)) for name, tokens in (("decode", 3), ("prefill", 40))]
+    tiles = [draw(variants(name, tokens, signature, isa)) for name, tokens in (("decode", 3), ("prefill", 40))]
     return KernelSpec(signature, isa, tuple(tiles))
 
 
@@ -168,19 +171,30 @@ class Inputs:
         return reference.encode(values.astype(np.float32), self.signature.element_type)
 
     def _place_blocks(self, rng: np.random.Generator) -> None:
-        """A block table whose unused entries name block 0, which is nobody's; the slots of the new tokens."""
+        """A block table whose unused entries name no block; the slots of the new tokens.
+
+        Unused are entries past the end of a request, and before its window.
+        """
         size = self.signature.block_size
         needed = [-(-int(n) // size) for n in self.seq_lens]
         self.num_blocks = sum(needed) + 3
         free = iter(rng.permutation(np.arange(1, self.num_blocks)))
         self.block_table = np.zeros((len(needed), max(needed) + 1), np.int32)
-        self.slots = np.full(self.tokens + self.padding, -1, np.int64)
+        self.slots = rng.integers(-3 * size, 0, self.tokens + self.padding)
         for request, count in enumerate(needed):
             self.block_table[request, :count] = [next(free) for _ in range(count)]
             positions = np.arange(self.batch.cached[request], self.seq_lens[request])
             blocks = self.block_table[request, positions // size].astype(np.int64)
             rows = slice(self.query_start[request], self.query_start[request + 1])
             self.slots[rows] = blocks * size + positions % size
+            unused = np.ones(self.block_table.shape[1], bool)
+            unused[self._first_cached(request) // size : count] = False
+            self.block_table[request, unused] = rng.choice([-(2**31), 2**31 - 1], unused.sum())
+
+    def _first_cached(self, request: int) -> int:
+        """The first token that a new one may see."""
+        window = self.signature.window
+        return max(0, self.batch.cached[request] - window + 1) if window else 0
 
     def _fill_cache(self, rng: np.random.Generator) -> None:
         """Cached tokens in their slots; blocks that the window has left behind are NaN like everything else."""
@@ -188,8 +202,7 @@ class Inputs:
         shape = (self.num_blocks, s.num_kv_heads, s.block_size, s.head_size)
         self.caches = [self._encode(np.full(shape, np.nan)) for _ in range(2)]
         for request, cached in enumerate(self.batch.cached):
-            first = max(0, cached - s.window + 1) // s.block_size * s.block_size if s.window else 0
-            positions = np.arange(first, cached)
+            positions = np.arange(self._first_cached(request) // s.block_size * s.block_size, cached)
             blocks = self.block_table[request, positions // s.block_size]
             for logical in self.caches:
                 values = self._encode(rng.standard_normal((len(positions), s.num_kv_heads, s.head_size)))

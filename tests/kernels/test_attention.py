@@ -22,14 +22,16 @@ SPLITS = StepPolicy(decode_tokens=1, split_keys=32, items_per_thread=100)
 KINDS = [(isa, element_type) for isa in RUNNABLE_ISAS for element_type in ("bf16", "f16", "f32")]
 
 
-def signature(isa=RUNNABLE_ISAS[0], element_type="bf16", head_size=64, num_heads=6, num_kv_heads=2, **more):
-    layout = layout_of(element_type, isa)
+def signature(
+    isa=RUNNABLE_ISAS[0], element_type="bf16", head_size=64, num_heads=6, num_kv_heads=2, block_size=64, **more
+):
+    layout = layout_of(element_type, isa, block_size)
     return AttentionSignature(
-        num_heads, num_kv_heads, head_size, element_type, 64, head_size**-0.5, layout=layout, **more
+        num_heads, num_kv_heads, head_size, element_type, block_size, head_size**-0.5, layout=layout, **more
     )
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(spec=specs(), steps=st.lists(batches(), min_size=2, max_size=4), policy=policies)
 def test_any_kernel_computes_any_step(spec, steps, policy):
     for batch in steps:
@@ -77,10 +79,33 @@ def test_soft_cap(isa, sharpness):
 
 
 @pytest.mark.parametrize("isa", RUNNABLE_ISAS)
+@pytest.mark.parametrize("block_size", [64, 1])
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 32, 63, 64, 65, 127, 129])
-def test_lengths_around_vectors_chunks_and_blocks(isa, length):
-    check(spec_of(signature(isa), isa), Batch(cached=(length - 1,), new=(1,)), NO_SPLITS)
-    check(spec_of(signature(isa), isa), Batch(cached=(0,), new=(length,)), NO_SPLITS)
+def test_lengths_around_vectors_chunks_and_blocks(isa, block_size, length):
+    spec = spec_of(signature(isa, block_size=block_size), isa)
+    check(spec, Batch(cached=(length - 1,), new=(1,)), NO_SPLITS)
+    check(spec, Batch(cached=(0,), new=(length,)), NO_SPLITS)
+
+
+@pytest.mark.parametrize(("isa", "element_type"), KINDS)
+@pytest.mark.parametrize("head_size", [80, 128])
+def test_blocks_of_one_token(isa, element_type, head_size):
+    spec = spec_of(signature(isa, element_type, head_size, block_size=1), isa)
+    check(spec, Batch(cached=(100, 0, 63, 7), new=(1, 70, 1, 33)), NO_SPLITS)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE_ISAS)
+@pytest.mark.parametrize("block_size", [2, 3, 8, 24])
+def test_rows_with_a_window_and_splits(isa, block_size):
+    s = dataclasses.replace(signature(isa, block_size=block_size, window=77), layout="row")
+    check(spec_of(s, isa), Batch(cached=(700, 40, 0), new=(1, 20, 1), threads=2), SPLITS)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE_ISAS)
+def test_the_layout_does_not_change_the_result(isa):
+    packed, rows = signature(isa), dataclasses.replace(signature(isa), layout="row")
+    batch = Batch(cached=(700, 40), new=(1, 20))
+    assert check(spec_of(packed, isa), batch, NO_SPLITS) == check(spec_of(rows, isa), batch, NO_SPLITS)
 
 
 def test_step_of_no_new_tokens_in_some_requests():
@@ -96,7 +121,7 @@ def test_many_threads_share_few_items():
     [
         ({"num_heads": 7}, "7 query heads cannot share 2 KV heads"),
         ({"head_size": 72}, "head size 72"),
-        ({"layout": "row"}, "layout"),
+        ({"layout": "logical"}, "layout"),
         ({"scale": 0.0}, "scale"),
         ({"block_size": 48}, "must divide the block size 48"),
     ],

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pass_modules import ops, run
 
-from llmir.errors import LlmirError, UnsupportedLayerError
+from llmir.errors import LlmirError
 from llmir.ir.module import caches_of
 from llmir.ir.remarks import remarks
 from llmir.ir.signature import AttentionSignature
@@ -94,7 +94,7 @@ def test_the_remark_holds_the_numbers_of_every_size(parse):
     assert all(a["total_us"] > remark.numbers["total_us"] for a in remark.alternatives)
     for row in (remark.numbers, *remark.alternatives):
         assert row["total_us"] == pytest.approx(
-            sum(row[f"{part}_us"] for part in ("read", "prefill", "padding", "recompute"))
+            sum(row[f"{part}_us"] for part in ("read", "prefill", "gather", "padding", "recompute"))
         )
 
 
@@ -115,19 +115,40 @@ def test_nothing_is_claimed_where_there_was_no_choice(parse):
     assert "llmir would" not in remarks(module)[0].reason
 
 
-def test_a_users_block_size_that_no_kernel_can_read_names_the_layer(parse):
-    with pytest.raises(UnsupportedLayerError, match=r"layers\.0.*blocks of 24 tokens are no multiple of 16"):
-        run(parse(fixed=True, block_size=24), BlockSizing(HOST, NAMED["chat"]))
+@pytest.mark.parametrize("size", [1, 24])
+def test_a_users_block_size_may_be_any(parse, size):
+    module = run(parse(fixed=True, block_size=size), BlockSizing(HOST, NAMED["chat"]))
+    assert caches_of(module)["layers.0"].block_size == size
+    (remark,) = remarks(module)
+    assert "gathering rows" in remark.reason and "llmir would have chosen" in remark.reason
 
 
-def test_sizes_that_no_kernel_can_read_are_left_out(parse):
-    module = run(parse(allowed=(8, 24, 48)), BlockSizing(HOST, NAMED["short"]))
+def test_packed_blocks_are_chosen_over_rows(parse):
+    module = run(parse(allowed=(1, 8, 24, 48)), BlockSizing(HOST, NAMED["chat"]))
     assert caches_of(module)["layers.0"].block_size == 48
+    assert "gathering" not in remarks(module)[0].reason
+
+
+def test_rows_are_chosen_where_nothing_else_is_allowed(parse):
+    module = run(parse(allowed=(1,)), BlockSizing(HOST, NAMED["chat"]))
+    assert caches_of(module)["layers.0"].block_size == 1
+
+
+def test_gathering_counts_decoded_tokens_once_and_prompts_once_a_tile():
+    workload = Workload("test", (Request(1000, 10),), 1, "a test")
+    found = block_cost(1, [SIGNATURE], MODEL, workload, HOST.with_measurements(SLOW))
+    keys = workload.mean_decode_tokens() + 1000 * 1001 / 2 / 10 / 32  # 96 rows of three heads: 32 tokens
+    assert found.gather_seconds == pytest.approx(keys * 2 * 3 * 64 * 2 * 4 / (5e10 * 2))
+    assert cost(16).gather_seconds == 0
+
+
+def test_rows_are_read_as_many_at_a_time_as_are_asked_for_ahead():
+    assert [piece_bytes(SIGNATURE, size, "avx512_bf16") for size in (1, 24)] == [16 * 128] * 2
 
 
 def test_no_size_left_is_an_error_that_names_the_allowed_ones(parse):
-    with pytest.raises(LlmirError, match=r"vllm 0\.32\.0 allows \(8, 24\) is a multiple of 16"):
-        run(parse(allowed=(8, 24)), BlockSizing(HOST, NAMED["chat"]))
+    with pytest.raises(LlmirError, match=r"vllm 0\.32\.0 allows \(0\) holds a token"):
+        run(parse(allowed=(0,)), BlockSizing(HOST, NAMED["chat"]))
 
 
 def test_a_model_without_attention_is_an_error(parse):

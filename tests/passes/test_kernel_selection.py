@@ -9,7 +9,7 @@ from llmir.errors import UnsupportedLayerError
 from llmir.ir.attention import FusedAttention
 from llmir.ir.module import caches_of, ops_of
 from llmir.ir.remarks import remarks
-from llmir.ir.signature import ELEMENT_BYTES, HEAD_SIZES, LANES, AttentionSignature, KernelSpec, KernelVariant
+from llmir.ir.signature import ELEMENT_BYTES, HEAD_SIZES, AttentionSignature, KernelSpec, KernelVariant
 from llmir.kernels.cpu import lowering
 from llmir.passes import tiles
 from llmir.passes.attention_fusion import AttentionFusion
@@ -20,12 +20,12 @@ BEST = Target.named("cpu:avx512_bf16")
 
 isas = st.sampled_from(ISAS)
 signatures = st.builds(
-    lambda kv, group, size, element, blocks: AttentionSignature(kv * group, kv, size, element, 16 * blocks, 0.125),
+    lambda kv, group, size, element, block: AttentionSignature(kv * group, kv, size, element, block, 0.125),
     st.integers(1, 16),
     st.integers(1, 64),
     st.sampled_from(HEAD_SIZES),
     st.sampled_from(sorted(ELEMENT_BYTES)),
-    st.integers(1, 40),
+    st.integers(1, 40).flatmap(lambda size: st.sampled_from([size, 16 * size])),
 )
 
 
@@ -66,6 +66,34 @@ def test_pairs_are_for_machines_that_multiply_them(parse, isa, element, layout):
     assert caches_of(module)["layers.0"].layout == layout
 
 
+@pytest.mark.parametrize(
+    ("isa", "block_size", "layout"),
+    [
+        ("avx512_bf16", 1, "row"),
+        ("avx512_bf16", 8, "row"),
+        ("avx512_bf16", 16, "pair"),
+        ("avx512_bf16", 24, "row"),
+        ("avx512_bf16", 48, "pair"),
+        ("avx512", 8, "row"),
+        ("plain", 4, "row"),
+        ("plain", 8, "lane"),
+        ("plain", 24, "lane"),
+    ],
+)
+def test_blocks_without_whole_vectors_of_keys_are_rows(parse, isa, block_size, layout):
+    module = select(parse(block_size=block_size), Target.named(f"cpu:{isa}"))
+    assert caches_of(module)["layers.0"].layout == layout
+
+
+def test_a_gathered_chunk_stays_small_whatever_the_block_size(parse):
+    chunks = {
+        head_size: {variant.key_chunk for variant in selected(module)[0].variants}
+        for head_size in (64, 80, 128, 256)
+        for module in [select(parse(block_size=1, head_size=head_size))]
+    }
+    assert chunks == {64: {128}, 80: {64}, 128: {64}, 256: {32}}
+
+
 def test_layers_of_one_signature_get_one_selection_and_one_remark(parse):
     module = select(parse(windows=(0, 512, 0)))
     first, windowed, third = selected(module)
@@ -90,7 +118,6 @@ def test_the_remark_holds_registers_times_and_other_tiles(parse):
         ({"more": ", alibi = [" + ", ".join(["0.5 : f64"] * 9) + "]"}, "ALiBi has no kernel"),
         ({"more": ', sinks = #llm.weight<"sinks", tensor<9xbf16>>'}, "attention sinks have no kernel"),
         ({"element": "f8E4M3FN"}, "a KV cache of f8E4M3FN has no kernel"),
-        ({"block_size": 24}, "blocks of 24 tokens are no multiple of 16, which the kernels need"),
     ],
 )
 def test_what_has_no_kernel_is_refused_by_layer(parse, facts, reason):
@@ -107,8 +134,12 @@ def test_every_selection_can_be_generated(signature, isa):
         assert tiles.fits(isa, variant.row_tile, max(variant.key_vectors, variant.value_vectors))
 
 
+def laid_out(signature, isa):
+    return replace(signature, layout=tiles.layout(isa, signature.element_type, signature.block_size))
+
+
 def spec_of(signature, isa):
-    signature = replace(signature, layout=tiles.layout(isa, signature.element_type))
+    signature = laid_out(signature, isa)
     return KernelSpec(signature, isa, (tiles.decode_variant(signature, isa), tiles.prefill_variant(signature, isa)))
 
 
@@ -121,13 +152,13 @@ def test_balanced_tiles_cover_all_and_differ_little(total, most):
 
 @given(signatures, isas)
 def test_prefill_items_hold_at_least_one_token_and_not_many_more_rows_than_meant(signature, isa):
-    tokens = tiles.prefill_variant(signature, isa).max_tokens
+    tokens = tiles.prefill_variant(laid_out(signature, isa), isa).max_tokens
     assert tokens >= 1 and (tokens == 1 or tokens * signature.queries_per_kv <= tiles.PREFILL_ROWS)
 
 
 @given(signatures, isas)
 def test_splits_are_whole_chunks_whose_own_cost_is_small(signature, isa):
-    figures = Target.named(f"cpu:{isa}").figures
+    signature, figures = laid_out(signature, isa), Target.named(f"cpu:{isa}").figures
     decode = tiles.decode_variant(signature, isa)
     keys = step_policy(signature, isa, decode, figures).split_keys
     read = keys * 2 * signature.head_size * ELEMENT_BYTES[signature.element_type] / figures.read_bandwidth
@@ -145,5 +176,6 @@ def test_the_tiles_of_smollm2_and_llama():
 
 
 def test_chunks_of_an_odd_block_divide_it():
-    assert tiles.key_chunk(96, 16, 64) == 48
-    assert tiles.key_chunk(16, LANES["avx512"], 128) == 16
+    blocks = {size: AttentionSignature(9, 3, 64, "bf16", size, 0.125, layout="pair") for size in (16, 48, 96, 160)}
+    chunks = {size: tiles.key_chunk(signature, "avx512_bf16", 128) for size, signature in blocks.items()}
+    assert chunks == {16: 16, 48: 48, 96: 96, 160: 32}

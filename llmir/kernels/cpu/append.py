@@ -1,8 +1,9 @@
 """Emits append_kv: new keys and values of a layer into the pages of its cache.
 
 Threads share the tokens evenly. A token's slot is ``block * block_size + offset``; a negative slot (padding)
-is left out. Consecutive tokens of a "pair" page share cache lines of values, so values are written lane by
-lane, never read and written back: two threads may hold the two halves of one pair.
+is left out. In layout "row" a key and a value are copied as they are. Consecutive tokens of a "pair" page share cache
+lines of values, so values are written lane by lane, never read and written back: two threads may hold the two
+halves of one pair.
 """
 
 from __future__ import annotations
@@ -46,8 +47,12 @@ class AppendEmitter:
                 values = b.offset(keys, s.page_bytes // 2)
                 inside = b.mul(index, s.head_size * p.element_bytes)
                 place = b.rem(slot, s.block_size)
-                self._append_key(b.offset(key, inside), keys, place)
-                self._append_value(b.offset(value, inside), values, place)
+                if s.layout == "row":
+                    self._append_row(b.offset(key, inside), keys, place)
+                    self._append_row(b.offset(value, inside), values, place)
+                else:
+                    self._append_key(b.offset(key, inside), keys, place)
+                    self._append_value(b.offset(value, inside), values, place)
 
             def heads() -> None:
                 b.loop(0, s.num_kv_heads, 1, head)
@@ -55,6 +60,15 @@ class AppendEmitter:
             b.when(b.at_least(slot, 0), heads)
 
         b.loop(first, end, 1, token)
+
+    def _append_row(self, source: ir.Value, rows: ir.Value, place: ir.Value) -> None:
+        """One key or value into row ``place`` of ``[block_size][head_size]``."""
+        s, p = self.signature, self.products
+        target = b.offset(rows, b.mul(place, s.head_size * p.element_bytes))
+        vector = b.vector_of(p.lanes, b.integer(8 * p.element_bytes))
+        for at in range(0, s.head_size * p.element_bytes, p.lanes * p.element_bytes):
+            raw = b.load(b.offset(source, at), vector, alignment=p.element_bytes)
+            b.store(raw, b.offset(target, at), alignment=p.element_bytes)
 
     def _append_key(self, source: ir.Value, keys: ir.Value, place: ir.Value) -> None:
         """One key into column ``place`` of ``[block_size / group][steps][group][elements per step]``."""

@@ -2,7 +2,8 @@
 
 An item is a tile of query rows (tokens x the query heads of one KV head) against a range of one KV head's
 cache. The keys come in chunks, found through the block table, and the rows in tiles of ``row_tile``; what one
-chunk does to one tile of rows is in chunk.py, how an item ends in endings.py.
+chunk does to one tile of rows is in chunk.py, how an item ends in endings.py. A chunk lies in one page, or, in
+layout "row", is gathered from many (staging.py).
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from llmir.kernels.cpu import builder as b
 from llmir.kernels.cpu.abi import Item
 from llmir.kernels.cpu.chunk import NOTHING_SEEN, ChunkEmitter, RowTile
 from llmir.kernels.cpu.endings import EndingEmitter
-from llmir.kernels.cpu.fields import argument, count_argument, first_row, item_field
+from llmir.kernels.cpu.fields import argument, count_argument, first_row, item_field, key_address
 from llmir.kernels.cpu.geometry import Geometry
 from llmir.kernels.cpu.products import STEP_BYTES
+from llmir.kernels.cpu.staging import StagingEmitter
 
 
 class AttentionEmitter:
@@ -89,11 +91,18 @@ class AttentionEmitter:
         v, s = self.variant, self.signature
         begin, end = item_field(self.item, Item.KEY_BEGIN), item_field(self.item, Item.KEY_END)
         last_chunk = b.mul(b.div(b.sub(end, 1), v.key_chunk), v.key_chunk)
+        staging = StagingEmitter(self.geometry, self.arguments, self.item) if s.layout == "row" else None
+
+        def address(position: ir.Value) -> ir.Value:
+            return key_address(self.arguments, self.item, s, position)
 
         def chunk(first_key: ir.Value) -> None:
-            keys = self._chunk_address(first_key)
-            if v.prefetch:
-                chunks.prefetch(self._chunk_address(b.minimum(b.add(first_key, v.key_chunk), last_chunk)))
+            if staging:
+                keys = staging.gather(first_key)
+            else:
+                keys = address(first_key)
+                if v.prefetch:
+                    chunks.prefetch(address(b.minimum(b.add(first_key, v.key_chunk), last_chunk)))
             valid = b.minimum(b.sub(end, first_key), v.key_chunk)
 
             def tile(number: ir.Value) -> None:
@@ -113,14 +122,3 @@ class AttentionEmitter:
             b.loop(0, self.tiles, 1, tile)
 
         b.loop(begin, end, v.key_chunk, chunk)
-
-    def _chunk_address(self, first_key: ir.Value) -> ir.Value:
-        """Address of a chunk's keys, found through the block table; its values lie ``value_offset`` after."""
-        s, p = self.signature, self.products
-        stride = count_argument(self.arguments, "block_table_stride")
-        row = b.mul(item_field(self.item, Item.REQUEST), stride)
-        entry = b.offset(argument(self.arguments, "block_table"), b.mul(b.add(row, b.div(first_key, s.block_size)), 4))
-        block = b.widen(b.load(entry, b.integer(32)))
-        page = b.add(b.mul(block, s.num_kv_heads), item_field(self.item, Item.KV_HEAD))
-        inside = b.mul(b.rem(first_key, s.block_size), s.head_size * p.element_bytes)
-        return b.offset(argument(self.arguments, "cache"), b.add(b.mul(page, s.page_bytes), inside))

@@ -156,6 +156,13 @@ def narrow(x: Value) -> Value:
     return arith.trunci(integer(32), x)
 
 
+def halves(x: Value, lanes: int) -> tuple[Value, Value]:
+    """The lower and the upper 16 bits of every i32 lane, as i16."""
+    type_ = vector_of(lanes, integer(16))
+    upper = arith.shrui(x, constant(16, x.type))
+    return arith.trunci(type_, x), arith.trunci(type_, upper)
+
+
 # -- memory -----------------------------------------------------------------------------------------
 
 
@@ -216,6 +223,11 @@ def bitcast(x: Value, type_: ir.Type) -> Value:
 def interleave(a: Value, b: Value) -> Value:
     """``[a0, b0, a1, b1, ...]``."""
     return vector.interleave(a, b)
+
+
+def shuffle(a: Value, b: Value, places: Sequence[int]) -> Value:
+    """The lanes of ``a`` followed by those of ``b``, taken at ``places``."""
+    return vector.shuffle(a, b, list(places))
 
 
 def fma(a: Value, b: Value, c: Value) -> Value:

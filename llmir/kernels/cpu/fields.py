@@ -28,3 +28,18 @@ def first_row(arguments: ir.Value, item: ir.Value, signature: AttentionSignature
     token = b.mul(item_field(item, Item.TOKEN), count_argument(arguments, f"{name}_stride"))
     head = b.mul(item_field(item, Item.KV_HEAD), signature.queries_per_kv * signature.head_size)
     return b.offset(argument(arguments, name), b.mul(b.add(token, head), ELEMENT_BYTES[signature.element_type]))
+
+
+def key_address(arguments: ir.Value, item: ir.Value, signature: AttentionSignature, position: ir.Value) -> ir.Value:
+    """Where a key of an item's request and KV head lies, found through the block table.
+
+    In layouts of key groups ``position`` is the first of a group.
+    """
+    s = signature
+    stride = count_argument(arguments, "block_table_stride")
+    row = b.mul(item_field(item, Item.REQUEST), stride)
+    entry = b.offset(argument(arguments, "block_table"), b.mul(b.add(row, b.div(position, s.block_size)), 4))
+    block = b.widen(b.load(entry, b.integer(32)))
+    page = b.add(b.mul(block, s.num_kv_heads), item_field(item, Item.KV_HEAD))
+    inside = b.mul(b.rem(position, s.block_size), s.head_size * ELEMENT_BYTES[s.element_type])
+    return b.offset(argument(arguments, "cache"), b.add(b.mul(page, s.page_bytes), inside))

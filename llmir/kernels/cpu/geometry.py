@@ -55,6 +55,11 @@ class Geometry:
         return self.spec.signature.head_size // self.products.lanes
 
     @property
+    def row_bytes(self) -> int:
+        """One key, or one value, of one KV head in the cache."""
+        return self.spec.signature.head_size * self.products.element_bytes
+
+    @property
     def query_bytes(self) -> int:
         """A query row in scratch."""
         return self.head_steps * STEP_BYTES
@@ -91,8 +96,9 @@ class Geometry:
 
     @property
     def values_offset(self) -> int:
-        """From a chunk's keys to its values."""
-        return self.spec.signature.page_bytes // 2
+        """From a chunk's keys to its values, in a page or, of a "row" cache, gathered from many."""
+        s = self.spec.signature
+        return self.variant.key_chunk * self.row_bytes if s.layout == "row" else s.page_bytes // 2
 
     @property
     def exponent_scale(self) -> float:

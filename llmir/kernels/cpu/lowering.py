@@ -33,16 +33,21 @@ def check(spec: KernelSpec) -> None:
         raise KernelError(f"{s.num_heads} query heads cannot share {s.num_kv_heads} KV heads evenly")
     if s.head_size not in HEAD_SIZES:
         raise KernelError(f"no kernel for head size {s.head_size}; there are kernels for {HEAD_SIZES}")
-    if s.layout != products.layout:
-        raise KernelError(f"{s.element_type} on {spec.isa} reads pages in layout {products.layout!r}, not {s.layout!r}")
+    if s.layout not in (products.layout, "row"):
+        known = f"{products.layout!r} or 'row'"
+        raise KernelError(f"{s.element_type} on {spec.isa} reads pages in layout {known}, not {s.layout!r}")
     if s.scale <= 0:
         raise KernelError(f"the attention scale must be positive, not {s.scale}")
     for v in spec.variants:
         tile, group = v.key_vectors * lanes, s.key_group(spec.isa)
-        if s.block_size % v.key_chunk or v.key_chunk % tile or tile % group:
+        if s.layout != "row" and s.block_size % v.key_chunk:
             raise KernelError(
-                f"variant {v.name!r}: {v.key_chunk} keys a chunk must divide the block size {s.block_size} and be a "
-                f"multiple of {v.key_vectors} vectors of {lanes}, which must be whole groups of {group}"
+                f"variant {v.name!r}: {v.key_chunk} keys a chunk must divide the block size {s.block_size}"
+            )
+        if v.key_chunk % tile or tile % group:
+            raise KernelError(
+                f"variant {v.name!r}: {v.key_chunk} keys a chunk must be a multiple of {v.key_vectors} vectors of "
+                f"{lanes}, which must be whole groups of {group}"
             )
 
 

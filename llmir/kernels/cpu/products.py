@@ -46,7 +46,7 @@ class Products:
 
     @property
     def layout(self) -> str:
-        """The page layout (see AttentionSignature) these products read."""
+        """The layout (see AttentionSignature) these products read: of a page, or of what is gathered from rows."""
         return "pair" if self.pairs else "lane"
 
     @property
