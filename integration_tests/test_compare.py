@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmir.compare import CompareOptions, Comparison, run
+from llmir.compare import CompareOptions, Comparison, ReportFiles, run
 from llmir.compare.process import SideFailedError
 from llmir.compare.quality import QualityTask
 
@@ -33,7 +33,7 @@ def options(**fields: Any) -> CompareOptions:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     path = tmp_path_factory.mktemp("results") / "report.json"
-    return run(options(json_path=path)), path
+    return run([options()], ReportFiles(json=path)), path
 
 
 def test_every_metric_is_measured(report: tuple[Comparison, Path]):
@@ -59,7 +59,7 @@ def test_the_second_greedy_run_reads_the_prefix_cache(report: tuple[Comparison, 
 
 
 def test_the_settings_of_both_sides_are_recorded(report: tuple[Comparison, Path]):
-    settings = json.loads(report[1].read_text())["environment"]["settings"]
+    settings = json.loads(report[1].read_text())["environment"]["frameworks"]["vllm"]["settings"]
     assert settings["baseline"] == settings["llmir"]
     assert settings["baseline"]["kv_cache_memory_bytes"] == 1 << 28
     assert settings["baseline"]["enable_prefix_caching"] is True
@@ -67,8 +67,8 @@ def test_the_settings_of_both_sides_are_recorded(report: tuple[Comparison, Path]
 
 def test_what_vllm_refuses_is_reported_with_its_reason(tmp_path: Path):
     path = tmp_path / "report.json"
-    with pytest.raises(SideFailedError, match="baseline side of the comparison ended with exit code 1") as caught:
-        run(options(json_path=path, engine={"max_model_len": 1 << 30}))
+    with pytest.raises(SideFailedError, match="baseline side of the vLLM comparison ended with exit code 1") as caught:
+        run([options(engine={"max_model_len": 1 << 30})], ReportFiles(json=path))
     (kept,) = re.findall(r"its log is (\S+\.log)", str(caught.value))
     Path(kept).unlink()
     assert "max_model_len" in str(caught.value).splitlines()[0]

@@ -1,4 +1,4 @@
-"""``llmir compare``: a framework with and without llmir, side by side, with a report."""
+"""``llmir compare``: frameworks with and without llmir, side by side, with a report."""
 
 from __future__ import annotations
 
@@ -17,14 +17,23 @@ if TYPE_CHECKING:
     from llmir.compare.orchestration import ProgressEvent
 
 
+#: Stands for every framework that can be compared.
+ALL = "all"
+
+
 def compare(
-    framework: Annotated[str, typer.Argument(help="The framework to compare: vllm.", show_default=False)],
+    framework: Annotated[str, typer.Argument(help="vllm, sglang, or all for one after the other.", show_default=False)],
     model: Annotated[str, typer.Option(help="A model's folder, or its name on a model hub.", show_default=False)],
     workload: Annotated[
         list[str] | None,
-        typer.Option(help="short, chat, long or mixed; may be given several times.", show_default="short, chat, long"),
+        typer.Option(
+            help="short, chat, long, mixed or extend; may be given several times.",
+            show_default="short, chat, long; for sglang short, chat, extend",
+        ),
     ] = None,
-    pairs: Annotated[int, typer.Option(help="Pairs of processes, one of each side.")] = 3,
+    pairs: Annotated[
+        int | None, typer.Option(help="Pairs of processes, one of each side.", show_default="3; for sglang 2")
+    ] = None,
     repeats: Annotated[
         int | None,
         typer.Option(help="Timed runs of a workload in each process.", show_default="as the workload says"),
@@ -36,22 +45,22 @@ def compare(
     ] = None,
 ) -> None:
     """Serve the same requests with and without llmir: speed, and whether the answers are the same."""
-    from llmir.compare.options import DEFAULT_WORKLOADS, CompareOptions
-    from llmir.compare.orchestration import run
-    from llmir.compare.report import print_report
+    from llmir.compare import FRAMEWORKS, CompareOptions, ReportFiles, print_report, run
 
-    options = CompareOptions(
-        model=model,
-        framework=framework,
-        workloads=tuple(workload or DEFAULT_WORKLOADS),
-        pairs=pairs,
-        repeats=repeats,
-        quality=quality,
-        json_path=json,
-        chart_path=chart,
-    )
+    asked = [
+        CompareOptions(
+            model=model,
+            framework=name,
+            workloads=tuple(workload) if workload else None,
+            pairs=pairs,
+            repeats=repeats,
+            quality=quality,
+        )
+        for name in (FRAMEWORKS if framework == ALL else (framework,))
+    ]
+    files = ReportFiles(json, chart)
     with _shown_progress() as show:
-        comparison = run(options, show)
+        comparison = run(asked, files, show)
     print_report(comparison)
     for path in filter(None, (json, chart)):
         progress.print(f"wrote {escape(str(path))}", soft_wrap=True)
@@ -64,8 +73,9 @@ def _shown_progress() -> Iterator[Callable[[ProgressEvent], None]]:
         yield lambda event: progress.print(f"{event.done}/{event.total} {escape(event.text)}", soft_wrap=True)
         return
     columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=progress, transient=True) as bar:
+    # A bar that redraws by itself would take time from the cores that are being measured.
+    with Progress(*columns, console=progress, transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=None)
         yield lambda event: bar.update(
-            task, completed=event.done, total=event.total, description=escape(event.text.split("\n")[0])
+            task, completed=event.done, total=event.total, description=escape(event.text.split("\n")[0]), refresh=True
         )

@@ -1,9 +1,19 @@
-"""Side-by-side runs of a serving framework with and without llmir."""
+"""Side-by-side runs of serving frameworks with and without llmir."""
 
 from llmir.compare.comparison import Comparison
+from llmir.compare.frameworks import FRAMEWORKS
 from llmir.compare.options import CompareOptions
-from llmir.compare.orchestration import ProgressEvent, run
+from llmir.compare.orchestration import ProgressEvent, ReportFiles, run
 from llmir.compare.report import print_report
 from llmir.compare.workloads import WORKLOADS
 
-__all__ = ["WORKLOADS", "CompareOptions", "Comparison", "ProgressEvent", "print_report", "run"]
+__all__ = [
+    "FRAMEWORKS",
+    "WORKLOADS",
+    "CompareOptions",
+    "Comparison",
+    "ProgressEvent",
+    "ReportFiles",
+    "print_report",
+    "run",
+]

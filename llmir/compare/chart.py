@@ -1,20 +1,23 @@
-"""A comparison as a picture: one panel a metric, two bars a workload, the speedup above them."""
+"""A comparison as a picture: a row of panels for each workload, a panel for each metric, two bars a framework."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llmir.compare.comparison import Comparison, Row
 from llmir.compare.files import write_whole
+from llmir.compare.frameworks import framework_named
 from llmir.compare.measuring import METRICS, Metric
-from llmir.compare.report import amount, framework_name
+from llmir.compare.report import amount, heading, speedup, workloads
 from llmir.errors import LlmirError
 
 FORMATS = (".png", ".svg", ".pdf")
 
-_BAR_WIDTH = 0.38
 _BASELINE_COLOUR, _LLMIR_COLOUR = "#9aa5b1", "#1f6feb"
+#: Inches.
+_PANEL_WIDTH, _BAR_HEIGHT, _PANEL_MARGINS = 4.0, 0.36, 0.9
 
 
 def check_format(path: Path) -> None:
@@ -31,32 +34,36 @@ def draw_chart(comparison: Comparison, path: Path) -> None:
     from matplotlib.figure import Figure  # slow to import, and only charts need it
 
     check_format(path)
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    name = framework_name(comparison)
-    panels = list(figure.subplots(2, 2).flat)
-    for metric, axes in zip(METRICS, panels, strict=True):
-        _panel(axes, metric, [row for row in comparison.rows if row.metric == metric.name], name)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle(f"{name} with and without llmir, {comparison.environment['model']}")
-    write_whole(path, lambda partial: figure.savefig(partial, dpi=150))
+    names = workloads(comparison)
+    titles = [framework_named(name).title for name in comparison.environment["frameworks"]]
+    height = len(names) * (2 * len(titles) * _BAR_HEIGHT + _PANEL_MARGINS) + _PANEL_MARGINS
+    figure = Figure(figsize=(_PANEL_WIDTH * len(METRICS), height), layout="constrained")
+    panels = figure.subplots(max(1, len(names)), len(METRICS), squeeze=False)
+    for workload, row_of_panels in zip(names, panels, strict=False):
+        for metric, axes in zip(METRICS, row_of_panels, strict=True):
+            rows = [row for row in comparison.rows if (row.workload, row.metric) == (workload, metric.name)]
+            if rows:
+                _panel(axes, metric, rows)
+            else:
+                axes.set_axis_off()  # a metric that this workload does not have
+    figure.suptitle(f"{' and '.join(titles)} with and without llmir, {comparison.environment['model']}")
+    write_whole(path, lambda partial: figure.savefig(partial, dpi=100))
 
 
-def _panel(axes: Any, metric: Metric, rows: list[Row], name: str) -> None:
+def _panel(axes: Any, metric: Metric, rows: Sequence[Row]) -> None:
     for i, row in enumerate(rows):
-        axes.bar(i - _BAR_WIDTH / 2, row.baseline, _BAR_WIDTH, color=_BASELINE_COLOUR, label=name if i == 0 else None)
-        axes.bar(i + _BAR_WIDTH / 2, row.llmir, _BAR_WIDTH, color=_LLMIR_COLOUR, label="with llmir" if i == 0 else None)
-        top = max(row.baseline, row.llmir)
-        axes.annotate(
-            f"{row.speedup:.2f}x\n{amount(row, row.baseline)} | {amount(row, row.llmir)}",
-            (i, top),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-        )
-    unit = "seconds; " if metric.unit == "seconds" else ""  # the other names carry theirs
+        title = framework_named(row.framework).title
+        for offset, name, value, colour, text in (
+            (0, title, row.baseline, _BASELINE_COLOUR, amount(row, row.baseline)),
+            (1, f"{title} with llmir", row.llmir, _LLMIR_COLOUR, f"{amount(row, row.llmir)}\n{speedup(row)}"),
+        ):
+            bars = axes.barh(2 * i + offset, value, color=colour, tick_label=None)
+            axes.bar_label(bars, [text], padding=3, fontsize=8)
+            axes.annotate(name, (0, 2 * i + offset), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
     better = "less is better" if metric.lower_is_better else "more is better"
-    axes.set_title(f"{metric.name.replace('_', ' ')} ({unit}{better})", fontsize=10)
-    axes.set_xticks(range(len(rows)), [row.workload for row in rows])
-    axes.margins(y=0.25)
+    unit = "seconds; " if metric.unit == "seconds" else "a second; "
+    axes.set_title(f"{rows[0].workload}: {heading(metric.name)} ({unit}{better})", fontsize=9)
+    axes.set_yticks([])
+    axes.invert_yaxis()
+    axes.margins(x=0.45)
     axes.spines[["top", "right"]].set_visible(False)

@@ -35,13 +35,17 @@ class Row:
 
 @dataclass(frozen=True)
 class StartUpTimes:
-    """Seconds from the start of the process until it can serve: medians over the pairs."""
+    """Seconds from the start of the process until it can serve.
+
+    Each side's first start stands apart: it may find caches empty, and then compiles.
+    """
 
     framework: str
-    baseline: float
-    llmir: float
-    extra: float
-    """Median over the pairs of llmir's less the baseline's."""
+    baseline_first: float
+    llmir_first: float
+    baseline_later: float | None
+    """Median over the later starts; None if there is one pair."""
+    llmir_later: float | None
     baseline_values: list[dict[str, float]]
     llmir_values: list[dict[str, float]]
 
@@ -54,14 +58,26 @@ class Comparison:
     quality: list[Quality]
     start_up: list[StartUpTimes]
     environment: dict[str, Any]
+    """Machine, commit and model; under ``frameworks``, by name, versions, settings and other conditions of each."""
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON values, keys as the fields are named."""
         return asdict(self)
 
 
+def side_by_side(parts: Sequence[Comparison], facts: dict[str, Any]) -> Comparison:
+    """One comparison of several frameworks out of one each, on the machine described by ``facts``."""
+    frameworks = {name: conditions for part in parts for name, conditions in part.environment["frameworks"].items()}
+    return Comparison(
+        rows=[row for part in parts for row in part.rows],
+        quality=[quality for part in parts for quality in part.quality],
+        start_up=[start_up for part in parts for start_up in part.start_up],
+        environment=facts | {"frameworks": frameworks},
+    )
+
+
 def compare_results(
-    framework: str, workloads: Sequence[str], results: Mapping[str, Sequence[Result]], environment: dict[str, Any]
+    framework: str, workloads: Sequence[str], results: Mapping[str, Sequence[Result]], conditions: dict[str, Any]
 ) -> Comparison:
     """Set ``results["baseline"]`` and ``results["llmir"]``, one result of each a pair, against each other.
 
@@ -71,9 +87,14 @@ def compare_results(
     rows = []
     for workload in workloads:
         of_baseline, of_llmir = ([_figures_of(result, workload) for result in side] for side in (baseline, llmir))
-        rows += [_row(framework, workload, metric, of_baseline, of_llmir) for metric in METRICS]
+        rows += [
+            _row(framework, workload, metric, of_baseline, of_llmir)
+            for metric in METRICS
+            if metric.name in of_baseline[0]
+        ]
     answers = [(b.answers, m.answers) for b, m in zip(baseline, llmir, strict=True)]
     quality = [judge(framework, b, m) for b, m in answers if b is not None and m is not None]
+    environment = {"frameworks": {framework: conditions}}
     return Comparison(rows, quality, [_start_up(framework, baseline, llmir)], environment)
 
 
@@ -107,12 +128,17 @@ def _row(
 
 
 def _start_up(framework: str, baseline: Sequence[Result], llmir: Sequence[Result]) -> StartUpTimes:
-    pairs = [(b.start_up.total_seconds, m.start_up.total_seconds) for b, m in zip(baseline, llmir, strict=True)]
+    seconds = {
+        side: [result.start_up.total_seconds for result in results]
+        for side, results in (("baseline", baseline), ("llmir", llmir))
+    }
+    later = {side: median(values[1:]) if len(values) > 1 else None for side, values in seconds.items()}
     return StartUpTimes(
         framework=framework,
-        baseline=median(b for b, _ in pairs),
-        llmir=median(m for _, m in pairs),
-        extra=median(m - b for b, m in pairs),
+        baseline_first=seconds["baseline"][0],
+        llmir_first=seconds["llmir"][0],
+        baseline_later=later["baseline"],
+        llmir_later=later["llmir"],
         baseline_values=[asdict(result.start_up) for result in baseline],
         llmir_values=[asdict(result.start_up) for result in llmir],
     )

@@ -1,17 +1,13 @@
-"""What a comparison needs of a framework; one module beside this one for each framework."""
+"""What a comparison asks of a running framework; one module beside this one for each framework."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from llmir.compare.measuring import RequestRecord
 from llmir.compare.quality import Continuation
 from llmir.compare.workloads import Request
-from llmir.errors import LlmirError
-
-#: Frameworks that can be compared, by the name users give.
-FRAMEWORKS = ("vllm",)
 
 
 class Engine(Protocol):
@@ -37,15 +33,3 @@ class Engine(Protocol):
 
     def settings(self) -> dict[str, Any]:
         """The settings in force, as JSON values."""
-
-
-def engine_type(framework: str) -> Callable[[str, dict[str, Any]], Engine]:
-    """Import a framework and return what starts it with a model and engine arguments.
-
-    The one place that knows which frameworks there are.
-    """
-    if framework == "vllm":
-        from llmir.compare.vllm_engine import VllmEngine
-
-        return VllmEngine
-    raise LlmirError(f"llmir cannot compare {framework!r}; it compares {', '.join(FRAMEWORKS)}")

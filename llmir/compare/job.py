@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from statistics import mean
 from typing import Any
 
 from llmir.compare.measuring import RequestRecord
@@ -52,10 +53,16 @@ class Result:
     """What one process measured."""
 
     start_up: StartUp
+    versions: dict[str, str]
+    """Of Python and of the packages that matter, by distribution."""
     settings: dict[str, Any]
     runs: dict[str, list[list[RequestRecord]]]
     """For each workload the records of each timed run."""
     answers: Answers | None
+
+    def cached_tokens(self, workload: str) -> float:
+        """Prompt tokens that a request of the workload's timed runs took from the prefix cache, on average."""
+        return mean(record.cached_tokens for records in self.runs[workload] for record in records)
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON values."""
@@ -69,4 +76,4 @@ class Result:
             for name, repeats in data["runs"].items()
         }
         answers = Answers.from_json(data["answers"]) if data["answers"] else None
-        return cls(StartUp(**data["start_up"]), data["settings"], runs, answers)
+        return cls(StartUp(**data["start_up"]), data["versions"], data["settings"], runs, answers)

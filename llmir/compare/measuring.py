@@ -18,6 +18,8 @@ class RequestRecord:
     submitted: float
     token_times: list[float]
     """When each output token reached the client."""
+    cached_tokens: int
+    """Prompt tokens taken from the prefix cache."""
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON values."""
@@ -51,17 +53,19 @@ METRICS: tuple[Metric, ...] = (
 
 
 def figures(records: Sequence[RequestRecord]) -> dict[str, float]:
-    """Every metric of :data:`METRICS` over one timed run, by name; rates are over the whole run.
+    """The metrics of :data:`METRICS` over one timed run, by name; rates are over the whole run.
 
-    Raises :class:`LlmirError` if a request got no token or the run has no steady decode.
+    Where every request asks for a single token there is no decode, and so no time per output token. Raises
+    :class:`LlmirError` if a request got no token or a run with decode has no steady part.
     """
     if any(not record.token_times for record in records):
         raise LlmirError("a request of the timed run got no output token, so the run cannot be measured")
     seconds = max(r.token_times[-1] for r in records) - min(r.submitted for r in records)
     output_tokens = sum(len(r.token_times) for r in records)
     prompt_tokens = sum(r.prompt_tokens for r in records)
+    decode = any(len(r.token_times) > 1 for r in records)
     return {
-        "time_per_output_token": steady_time_per_output_token(records),
+        **({"time_per_output_token": steady_time_per_output_token(records)} if decode else {}),
         "time_to_first_token": median(r.token_times[0] - r.submitted for r in records),
         "output_tokens_per_second": output_tokens / seconds,
         "total_tokens_per_second": (prompt_tokens + output_tokens) / seconds,
@@ -86,5 +90,5 @@ def steady_time_per_output_token(records: Sequence[RequestRecord]) -> float:
 
 
 def median_figures(runs: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The median of each metric over timed runs."""
-    return {metric.name: median(run[metric.name] for run in runs) for metric in METRICS}
+    """The median of each metric that the timed runs have."""
+    return {name: median(run[name] for run in runs) for name in runs[0]}

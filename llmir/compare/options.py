@@ -8,14 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmir.compare.chart import check_format
-from llmir.compare.engine import FRAMEWORKS
-from llmir.compare.files import check_writable
+from llmir.compare.frameworks import framework_named
 from llmir.compare.quality import QualityTask
 from llmir.compare.workloads import workload_named
 from llmir.errors import LlmirError
 
-DEFAULT_WORKLOADS = ("short", "chat", "long")
 #: Step in which the maximum model length is chosen, so that it does not depend on a workload's last token.
 _LENGTH_STEP = 1024
 
@@ -25,58 +22,53 @@ class CompareOptions:
     """A comparison of one framework with and without llmir.
 
     Raises :class:`LlmirError` for values that cannot work: no such workload or framework, no such
-    model folder, a model too short for a workload, a place that cannot be written to.
+    model folder, a model too short for a workload.
     """
 
     model: str
     """Folder of a Hugging Face model, or its name on the hub."""
     framework: str = "vllm"
-    workloads: tuple[str, ...] = DEFAULT_WORKLOADS
-    pairs: int = 3
-    """Pairs of processes, one of each side."""
+    workloads: tuple[str, ...] | None = None
+    """None: the framework's own."""
+    pairs: int | None = None
+    """Pairs of processes, one of each side; None: as many as the framework says."""
     repeats: int | None = None
     """Timed runs of a workload in one process; None: as many as the workload says."""
     quality: bool = True
     seed: int = 0
     kv_cache_bytes: int = 4 << 30
-    """Memory of the KV cache, the same on both sides."""
+    """Memory of the KV cache, the same on both sides, for a framework that sizes it in bytes."""
     engine: Mapping[str, Any] = field(default_factory=dict)
     """More engine arguments, for both sides; they win over what is chosen here."""
-    llmir_engine: Mapping[str, Any] = field(default_factory=lambda: {"attention_backend": "LLMIR"})
-    """What the llmir side has on top: the flag."""
-    json_path: Path | None = None
-    chart_path: Path | None = None
-    """The suffix names the format: .png, .svg or .pdf."""
+    llmir_engine: Mapping[str, Any] | None = None
+    """What the llmir side has on top; None: the flag."""
     quality_task: QualityTask = field(default_factory=QualityTask)
     timeout_seconds: float = 3600.0
     """For one process; a framework that hangs must not hang the comparison."""
 
     def __post_init__(self) -> None:
-        if self.framework not in FRAMEWORKS:
-            raise LlmirError(f"llmir cannot compare {self.framework!r}; it compares {', '.join(FRAMEWORKS)}")
-        if not self.workloads and not self.quality:
+        if not self.runs() and not self.quality:
             raise LlmirError("there is nothing to compare: name a workload or ask for quality")
-        if self.pairs < 1 or (self.repeats is not None and self.repeats < 1):
+        if self.pair_count() < 1 or (self.repeats is not None and self.repeats < 1):
             raise LlmirError("a comparison needs at least one pair and one repeat (three pairs for figures to trust)")
         self._check_model()
-        if self.chart_path is not None:
-            check_format(self.chart_path)
-        for path in (self.json_path, self.chart_path):
-            if path is not None:
-                check_writable(path)
+
+    def pair_count(self) -> int:
+        """Pairs of processes, one of each side."""
+        return framework_named(self.framework).pairs if self.pairs is None else self.pairs
 
     def runs(self) -> dict[str, int]:
         """Timed runs of each workload in one process."""
-        return {name: self.repeats or workload_named(name).repeats for name in self.workloads}
+        names = framework_named(self.framework).workloads if self.workloads is None else self.workloads
+        return {name: self.repeats or workload_named(name).repeats for name in names}
 
     def arguments(self, side: str) -> dict[str, Any]:
         """Engine arguments of side ``"baseline"`` or ``"llmir"``."""
-        common = {
-            "kv_cache_memory_bytes": self.kv_cache_bytes,
-            "max_model_len": self._max_model_len(),
-            **self.engine,
-        }
-        return {**common, **self.llmir_engine} if side == "llmir" else common
+        framework = framework_named(self.framework)
+        common = framework.arguments(self._max_model_len(), self.kv_cache_bytes)
+        if side == "baseline":
+            return {**common, **framework.baseline, **self.engine}
+        return {**common, **self.engine, **(framework.llmir if self.llmir_engine is None else self.llmir_engine)}
 
     def _max_model_len(self) -> int:
         steps = -(-self._longest()[0] // _LENGTH_STEP) * _LENGTH_STEP
@@ -85,7 +77,7 @@ class CompareOptions:
 
     def _longest(self) -> tuple[int, str]:
         """Tokens of the longest request, and what asks for it."""
-        lengths = [(workload_named(name).longest(), f"workload {name}") for name in self.workloads]
+        lengths = [(workload_named(name).longest(), f"workload {name}") for name in self.runs()]
         if self.quality:
             lengths.append((self.quality_task.longest(), "the quality check"))
         return max(lengths)

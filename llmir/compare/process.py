@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llmir.compare.files import write_json
+from llmir.compare.frameworks import Framework, framework_named
 from llmir.compare.job import Job, Result
 from llmir.compare.options import CompareOptions
 from llmir.errors import LlmirError
@@ -23,8 +24,6 @@ from llmir.errors import LlmirError
 _TAIL_LINES = 25
 #: An exception as Python prints it, also behind the prefix of a framework's log line.
 _EXCEPTION = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception)): (\S.*)$")
-#: vLLM's own process only repeats that another one failed; the reason stands above.
-_NO_CAUSE = ("Engine core initialization failed", "WorkerProc initialization failed", "Executor failed")
 
 
 class SideFailedError(LlmirError):
@@ -60,7 +59,7 @@ def run_worker(
     if end is None and not result_path.is_file():
         end = "ended without a result"
     if end is not None:
-        raise SideFailedError(_failure(side, end, log_path))
+        raise SideFailedError(_failure(framework_named(options.framework), side, end, log_path))
     return Result.from_json(json.loads(result_path.read_text(encoding="utf-8")))
 
 
@@ -99,8 +98,7 @@ def _run(
     if timed_out.is_set():
         return f"did not finish within {timeout:.0f} s"
     if code < 0:
-        memory = ", perhaps for lack of memory" if code == -signal.SIGKILL else ""
-        return f"was ended by {signal.Signals(-code).name}{memory}"
+        return f"was ended by {signal.Signals(-code).name}"
     return f"ended with exit code {code}" if code else None
 
 
@@ -109,18 +107,21 @@ def _end_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def _failure(side: str, end: str, log_path: Path) -> str:
+def _failure(framework: Framework, side: str, end: str, log_path: Path) -> str:
     lines = log_path.read_text(encoding="utf-8", errors="replace").splitlines()
-    cause = _cause(lines)
-    sentence = f"the {side} side of the comparison {end}{f': {cause}' if cause else ''}"
+    cause = _cause(lines, framework.echoes)
+    # A framework whose process fails may kill all the others; only without a reason is the system to suspect.
+    if cause is None and end.endswith(signal.SIGKILL.name):
+        end += ", perhaps for lack of memory"
+    sentence = f"the {side} side of the {framework.title} comparison {end}{f': {cause}' if cause else ''}"
     tail = "\n".join(lines[-_TAIL_LINES:])
     return f"{sentence}\n{_keep(log_path, side)}; it ends:\n{tail}"
 
 
-def _cause(lines: Sequence[str]) -> str | None:
-    """The last exception that says more than that something failed; llmir's own come first."""
+def _cause(lines: Sequence[str], echoes: tuple[str, ...]) -> str | None:
+    """The last exception that says more than that something failed (``echoes``); llmir's own come first."""
     found = [(i, match) for i, line in enumerate(lines) if (match := _EXCEPTION.search(line))]
-    telling = [(i, match) for i, match in found if not match[2].startswith(_NO_CAUSE)]
+    telling = [(i, match) for i, match in found if not match[2].startswith(echoes)]
     ours = [(i, match) for i, match in telling if match[1].startswith("llmir.")]
     if not telling:
         return None

@@ -2,56 +2,68 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from typing import Any
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from llmir.compare.comparison import Comparison, Row
+from llmir.compare.comparison import Comparison, Row, StartUpTimes
+from llmir.compare.frameworks import framework_named
+from llmir.compare.measuring import METRICS
 from llmir.compare.quality import Quality
+from llmir.compare.workloads import workload_named
 
-_FRAMEWORK_NAMES = {"vllm": "vLLM"}
+#: Columns that every table fits into.
+_WIDTH = 100
 
 
 def print_report(comparison: Comparison, console: Console | None = None) -> None:
     """Print speed, quality, start-up and the conditions they were measured under."""
-    console = console or Console()
-    console.print(speed_table(comparison))
+    # Without a terminal there is no width to keep to, only that of the tables.
+    console = console or Console(width=None if sys.stdout.isatty() else _WIDTH)
+    for workload in workloads(comparison):
+        console.print(speed_table([row for row in comparison.rows if row.workload == workload]))
     for quality in comparison.quality:
         console.print(quality_table(quality))
     for line in condition_lines(comparison):
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def speed_table(comparison: Comparison) -> Table:
-    """Each workload's metrics: medians of both sides, median ratio within a pair, its range over the pairs."""
-    name = framework_name(comparison)
-    table = _table(f"{name} with and without llmir: {comparison.environment['model']}")
-    table.add_column("workload")
-    table.add_column("metric")
-    for heading in (name, "with llmir", "speedup", "over pairs"):
-        table.add_column(heading, justify="right")
-    last = None
-    for row in comparison.rows:
-        if last not in (None, row.workload):
-            table.add_section()
-        low, high = row.spread
+def workloads(comparison: Comparison) -> list[str]:
+    """The workloads that were run, each once, in the order of the rows."""
+    return list(dict.fromkeys(row.workload for row in comparison.rows))
+
+
+def speed_table(rows: Sequence[Row]) -> Table:
+    """One workload: two lines a framework, medians of both sides; with llmir's the speedup.
+
+    A speedup is the median of the ratios within a pair; its range over the pairs stands in brackets.
+    """
+    workload = rows[0].workload
+    table = _table(f"{workload}: {workload_named(workload).description}")
+    table.add_column("", no_wrap=True)
+    metrics = [metric.name for metric in METRICS if any(row.metric == metric.name for row in rows)]
+    for metric in metrics:
+        table.add_column(heading(metric), justify="right")
+    for framework in dict.fromkeys(row.framework for row in rows):
+        title = framework_named(framework).title
+        of_metric = {row.metric: row for row in rows if row.framework == framework}
+        cells = [of_metric.get(metric) for metric in metrics]
+        table.add_row(title, *(amount(row, row.baseline) if row else "" for row in cells))
         table.add_row(
-            row.workload if row.workload != last else "",
-            row.metric.removesuffix("_per_second").replace("_", " "),
-            amount(row, row.baseline),
-            amount(row, row.llmir),
-            f"{row.speedup:.2f}x",
-            f"{low:.2f}-{high:.2f}",
+            f"{title} with llmir", *(f"{amount(row, row.llmir)}\n{speedup(row)}" if row else "" for row in cells)
         )
-        last = row.workload
     return table
 
 
 def quality_table(quality: Quality) -> Table:
     """Agreement of the answers, beside the framework's agreement with itself."""
-    name = _FRAMEWORK_NAMES.get(quality.framework, quality.framework)
+    name = framework_named(quality.framework).title
     table = _table(f"The same answers? Against {name}'s own")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     table.add_column("llmir", justify="right")
     table.add_column(f"{name} prefix-cached", justify="right")
     table.add_row(
@@ -81,32 +93,47 @@ def quality_table(quality: Quality) -> Table:
 def condition_lines(comparison: Comparison) -> list[str]:
     """The few conditions a reader must know; the JSON report has all."""
     facts = comparison.environment
-    machine = facts["machine"]
-    versions = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
-    isa = " ".join(machine["isa"])
-    preloads = ", ".join(facts["preloads"]) or "nothing"
-    load = facts["load_average_before"][0]
+    machine, load = facts["machine"], facts["load_average_before"][0]
+    lines = [_start_up_line(start_up) for start_up in comparison.start_up]
+    for name, conditions in facts["frameworks"].items():
+        lines += _framework_lines(name, conditions)
     return [
-        *(
-            f"start-up: {start.baseline:.1f} s, with llmir {start.llmir:.1f} s ({start.extra:+.1f} s)"
-            for start in comparison.start_up
-        ),
-        f"machine: {machine['cpu']}, CPUs {machine['cpus']}, {machine['memory_gib']} GiB; ISA {isa}",
-        f"versions: {versions}",
-        f"both sides: threads bound to CPUs {facts['thread_binding']}; preloaded {preloads}",
-        f"{facts['pairs']} pairs, each side in a fresh process; load average before {load:.1f}",
+        *lines,
+        f"{machine['cpu']}, CPUs {machine['cpus']}, {machine['memory_gib']} GiB; ISA {' '.join(machine['isa'])}",
+        f"model {facts['model']}; each side in a fresh process; load average before {load:.1f}",
+    ]
+
+
+def _start_up_line(start_up: StartUpTimes) -> str:
+    title = framework_named(start_up.framework).title
+    line = f"{title} start-up: first {start_up.baseline_first:.1f} s, with llmir {start_up.llmir_first:.1f} s"
+    if start_up.baseline_later is None or start_up.llmir_later is None:
+        return line
+    return f"{line}; later {start_up.baseline_later:.1f} s, with llmir {start_up.llmir_later:.1f} s"
+
+
+def _framework_lines(name: str, conditions: dict[str, Any]) -> list[str]:
+    framework = framework_named(name)
+    sides = [
+        ", ".join(condition.format_map(settings) for condition in framework.conditions)
+        for settings in (conditions["settings"]["baseline"], conditions["settings"]["llmir"])
+    ]
+    versions = ", ".join(f"{package} {version}" for package, version in conditions["versions"].items())
+    preloads = ", ".join(conditions["preloads"]) or "nothing"
+    return [
+        f"{framework.title}: {sides[0]}; with llmir: {sides[1]}",
+        f"{framework.title}: pairs of processes {conditions['pairs']}; preloaded {preloads}; {versions}",
     ]
 
 
 def _table(title: str) -> Table:
-    # Without outer borders the speed table fits 80 columns.
+    # Without outer borders four metrics with their speedups fit.
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
-def framework_name(comparison: Comparison) -> str:
-    """The compared framework as its own people write it."""
-    framework = comparison.start_up[0].framework
-    return _FRAMEWORK_NAMES.get(framework, framework)
+def heading(metric: str) -> str:
+    """A metric's name for a reader."""
+    return metric.removesuffix("_per_second").replace("_", " ")
 
 
 def amount(row: Row, value: float) -> str:
@@ -114,3 +141,14 @@ def amount(row: Row, value: float) -> str:
     if row.unit != "seconds":
         return f"{value:.1f} /s"
     return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.1f} ms"
+
+
+def speedup(row: Row) -> str:
+    """A row's speedup and its range over the pairs, in brackets."""
+    low, high = row.spread
+    return f"{_ratio(row.speedup)}x ({_ratio(low)}-{_ratio(high)})"
+
+
+def _ratio(value: float) -> str:
+    """Three digits: more would be noise."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"

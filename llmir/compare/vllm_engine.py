@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from vllm import LLM, SamplingParams
@@ -48,13 +50,16 @@ class VllmEngine:
             parameters = SamplingParams(
                 temperature=0, ignore_eos=True, max_tokens=request.max_tokens, output_kind=RequestOutputKind.DELTA
             )
-            records[name] = RequestRecord(len(request.prompt_token_ids), time.monotonic(), [])
+            records[name] = RequestRecord(len(request.prompt_token_ids), time.monotonic(), [], 0)
             engine.add_request(name, tokens_input(request.prompt_token_ids), parameters)
         while engine.has_unfinished_requests():
             outputs: list[Any] = engine.step()
             now = time.monotonic()
             for output in outputs:
-                records[output.request_id].token_times.extend(now for _ in output.outputs[0].token_ids)
+                record = records[output.request_id]
+                record.token_times.extend(now for _ in output.outputs[0].token_ids)
+                if output.finished:
+                    records[output.request_id] = replace(record, cached_tokens=output.num_cached_tokens or 0)
         return list(records.values())
 
     def continue_greedily(self, prompts: Sequence[list[int]], output_tokens: int) -> list[Continuation]:
@@ -87,6 +92,7 @@ class VllmEngine:
             "attention_backend": backend.name if backend is not None else "default",
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "block_size": cache.block_size,
+            "threads": os.environ["VLLM_CPU_OMP_THREADS_BIND"],
             "kv_cache_memory_bytes": cache.kv_cache_memory_bytes,
             "enable_prefix_caching": cache.enable_prefix_caching,
             "enable_chunked_prefill": scheduler.enable_chunked_prefill,

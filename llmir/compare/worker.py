@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from llmir.compare.engine import Engine, engine_type
+from llmir.compare.engine import Engine
 from llmir.compare.files import write_json
+from llmir.compare.frameworks import framework_named
 from llmir.compare.job import Job, Result, StartUp
+from llmir.compare.machine import versions
 from llmir.compare.measuring import RequestRecord
 from llmir.compare.quality import Answers, QualityTask, english_text, pieces
 from llmir.compare.workloads import Workload, equal_requests, workload_named
@@ -30,7 +32,8 @@ Announce = Callable[[str], None]
 
 def measure(job: Job, announce: Announce) -> Result:
     """Start the job's framework and measure everything the job asks for."""
-    start = engine_type(job.framework)
+    framework = framework_named(job.framework)
+    start = framework.load()
     imported = time.monotonic()
     engine = start(job.model, job.arguments)
     ready = time.monotonic()
@@ -47,12 +50,14 @@ def measure(job: Job, announce: Announce) -> Result:
     if job.quality is not None:
         answers = _answer(engine, job.quality)
         announce("quality done")
-    return Result(start_up, engine.settings(), runs, answers)
+    return Result(start_up, versions(framework.packages), engine.settings(), runs, answers)
 
 
 def _timed_runs(
     engine: Engine, workload: Workload, repeats: int, vocabulary: list[int], seed: int, announce: Announce
 ) -> list[list[RequestRecord]]:
+    if workload.prefix_cached:
+        engine.serve(workload.requests(vocabulary, seed, 0))
     runs = [engine.serve(workload.requests(vocabulary, seed, repeat)) for repeat in range(repeats)]
     announce(f"{workload.name} done")
     return runs

@@ -33,12 +33,16 @@ class Workload:
     name: str
     description: str
     repeats: int
-    """Timed runs in one process, each with prompts of its own: the prefix cache must not answer the next."""
+    """Timed runs in one process, each with prompts of its own unless they are meant to be in the prefix cache."""
     build: RequestBuilder
+    prefix_cached: bool = False
+    """Whether the requests are served once, untimed, before: all but their last token is then in the prefix cache,
+    as far as the framework caches. The timed runs serve those same requests again."""
 
     def requests(self, vocabulary: Sequence[int], seed: int, repeat: int) -> list[Request]:
         """The requests of timed run ``repeat``: the same for equal arguments, in every process."""
-        return self.build(random.Random(f"{seed}/{self.name}/{repeat}"), vocabulary)
+        drawn = 0 if self.prefix_cached else repeat
+        return self.build(random.Random(f"{seed}/{self.name}/{drawn}"), vocabulary)
 
     def longest(self) -> int:
         """Tokens of the longest request, prompt and output."""
@@ -70,6 +74,13 @@ WORKLOADS: dict[str, Workload] = {
         Workload("chat", "16 requests, 1024 tokens in, 128 out", 1, equal_requests(16, 1024, 128)),
         Workload("long", "16 requests, 3072 tokens in, 64 out", 1, equal_requests(16, 3072, 64)),
         Workload("mixed", "16 requests, 64 to 3072 tokens in, 64 or 96 out", 1, ragged_requests(_MIXED_SHAPES)),
+        Workload(
+            "extend",
+            "16 requests, 1023 tokens in the prefix cache and 1 new in, 1 out",
+            2,
+            equal_requests(16, 1024, 1),
+            prefix_cached=True,
+        ),
         Workload(
             "smoke", "2 requests, 48 tokens in, 8 out: shows that all works, no speed", 1, equal_requests(2, 48, 8)
         ),

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from llmir.compare import orchestration
+from llmir.compare.interpreter import Interpreter
 from llmir.compare.options import CompareOptions
 
 
@@ -36,6 +38,8 @@ def starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def worker(starts: Path) -> tuple[str, ...]:
-    """The command of a process that stands in for a side."""
-    return (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+def worker(starts: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """What this interpreter is given to be a process that stands in for a side of any framework."""
+    here = Interpreter(sys.executable, Path(sys.prefix))
+    monkeypatch.setattr(orchestration, "interpreter_with", lambda framework: here)
+    return (str(Path(__file__).with_name("fake_worker.py")),)

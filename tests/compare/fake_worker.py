@@ -21,7 +21,12 @@ from llmir.compare.quality import Answers, Continuation
 def records(step: float) -> list[RequestRecord]:
     """Two requests that decode in lock step, one token each ``step`` seconds, from 1 s on."""
     times = [1.0 + step * i for i in range(5)]
-    return [RequestRecord(10, 0.0, times), RequestRecord(10, 0.0, times)]
+    return [RequestRecord(10, 0.0, times, 0), RequestRecord(10, 0.0, times, 0)]
+
+
+def one_token(seconds: float) -> list[RequestRecord]:
+    """Two requests with 9 of their 10 tokens in the prefix cache and one to generate."""
+    return [RequestRecord(10, 0.0, [seconds], 9)] * 2
 
 
 def answers(logprob: float) -> Answers:
@@ -31,10 +36,12 @@ def answers(logprob: float) -> Answers:
 
 def main() -> None:
     job = Job.from_json(json.loads(Path(sys.argv[1]).read_text()))
-    llmir = job.arguments.get("attention_backend") == "LLMIR"
+    llmir = job.arguments.get("attention_backend") in ("LLMIR", "llmir")
     with Path(os.environ["FAKE_STARTS"]).open("a") as starts:
         side = "llmir" if llmir else "baseline"
-        print(side, job.quality is not None, os.environ.get("VLLM_CPU_OMP_THREADS_BIND"), file=starts)
+        print(job.framework, side, job.quality is not None, os.environ.get("VLLM_CPU_OMP_THREADS_BIND"), file=starts)
+        starts.flush()
+        first = Path(os.environ["FAKE_STARTS"]).read_text().count(f"{job.framework} {side}") == 1
     match job.arguments.get("behaviour"):
         case "raise":
             print(
@@ -48,6 +55,11 @@ def main() -> None:
             )
             print("    For further information visit https://errors.pydantic.dev", file=sys.stderr)
             sys.exit(1)
+        case "child":
+            print("[06:12:46] Scheduler hit an exception: Traceback (most recent call last):", file=sys.stderr)
+            print("NotImplementedError: there is no such kernel", file=sys.stderr)
+            print("[06:12:46] Received sigquit from a child process. It usually means the child failed.")
+            os.kill(os.getpid(), signal.SIGKILL)
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
         case "silent":
@@ -57,9 +69,13 @@ def main() -> None:
     print("ready after 0 s", flush=True)
     step = 0.5 if llmir else 1.0
     result = Result(
-        StartUp(1.0, 2.0 + llmir, 3.0 + llmir),
-        {"block_size": 128},
-        {name: [records(step)] * repeats for name, repeats in job.runs.items()},
+        StartUp(1.0, 2.0 + llmir + 10 * first, 3.0 + llmir + 10 * first),
+        {"python": "3.11", job.framework: "1.0"},
+        {"attention_backend": "own", "dtype": "bfloat16", "block_size": 128, "page_size": 16, "threads": 2},
+        {
+            name: [one_token(step) if name == "extend" else records(step)] * repeats
+            for name, repeats in job.runs.items()
+        },
         answers(-1.0 - 0.1 * llmir) if job.quality else None,
     )
     write_json(Path(job.result_path), result.to_json())

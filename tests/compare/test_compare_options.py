@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from llmir.compare.frameworks import FRAMEWORKS
 from llmir.compare.options import CompareOptions
+from llmir.compare.orchestration import ReportFiles
 from llmir.errors import LlmirError
 
 Options = Callable[..., CompareOptions]
@@ -15,6 +17,27 @@ Options = Callable[..., CompareOptions]
 def test_the_llmir_side_has_only_the_flag_on_top(options: Options):
     made = options(engine={"enforce_eager": True})
     assert made.arguments("llmir") == made.arguments("baseline") | {"attention_backend": "LLMIR"}
+
+
+def test_sglang_keeps_its_own_settings_and_page_size_to_its_own_side(options: Options):
+    made = options(framework="sglang")
+    own = made.arguments("baseline")
+    assert own.items() >= FRAMEWORKS["sglang"].baseline.items()
+    shared = {name: value for name, value in own.items() if name not in FRAMEWORKS["sglang"].baseline}
+    assert made.arguments("llmir") == shared | {"attention_backend": "llmir"}
+
+
+def test_sglang_has_room_for_every_request_of_a_workload_twice(options: Options):
+    made = options(framework="sglang", workloads=("long",)).arguments("baseline")
+    assert made["max_total_tokens"] == 2 * 16 * made["context_length"]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_workloads_and_pairs_are_the_frameworks_own_unless_given(options: Options, framework: str):
+    own = options(framework=framework, workloads=None)
+    assert (tuple(own.runs()), own.pair_count()) == (FRAMEWORKS[framework].workloads, FRAMEWORKS[framework].pairs)
+    given = options(framework=framework, workloads=("smoke",), pairs=7)
+    assert (tuple(given.runs()), given.pair_count()) == (("smoke",), 7)
 
 
 def test_the_cache_memory_is_explicit_on_both_sides(options: Options):
@@ -76,11 +99,11 @@ def test_a_damaged_model_configuration_is_an_error(options: Options, model: Path
         options()
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(options: Options, model: Path):
+def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(model: Path):
     with pytest.raises(LlmirError, match="cannot write"):
-        options(json_path=model / "config.json" / "report.json")
+        ReportFiles(json=model / "config.json" / "report.json")
 
 
-def test_an_unknown_chart_format_is_refused_before_anything_runs(options: Options, tmp_path: Path):
+def test_an_unknown_chart_format_is_refused_before_anything_runs(tmp_path: Path):
     with pytest.raises(LlmirError, match="no picture format"):
-        options(chart_path=tmp_path / "chart.doc")
+        ReportFiles(chart=tmp_path / "chart.doc")

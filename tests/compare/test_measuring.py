@@ -10,14 +10,14 @@ from llmir.errors import LlmirError
 
 def test_steady_decode_leaves_out_the_prefill_of_other_requests():
     # The first request's tokens at 1 and 11 s surround the second's prefill; from 11 s on a step takes 1 s.
-    early = RequestRecord(100, 0.0, [1.0, 11.0, 12.0, 13.0, 14.0])
-    late = RequestRecord(100, 0.0, [11.0, 12.0, 13.0, 14.0, 15.0])
+    early = RequestRecord(100, 0.0, [1.0, 11.0, 12.0, 13.0, 14.0], 0)
+    late = RequestRecord(100, 0.0, [11.0, 12.0, 13.0, 14.0, 15.0], 0)
     assert steady_time_per_output_token([early, late]) == 1.0
 
 
 def test_steady_decode_ends_with_the_first_request_to_finish():
-    short = RequestRecord(10, 0.0, [1.0, 2.0, 3.0])
-    long = RequestRecord(10, 0.0, [1.0, 2.0, 3.0, 3.1, 3.2])
+    short = RequestRecord(10, 0.0, [1.0, 2.0, 3.0], 0)
+    long = RequestRecord(10, 0.0, [1.0, 2.0, 3.0, 3.1, 3.2], 0)
     assert steady_time_per_output_token([short, long]) == 1.0
 
 
@@ -28,32 +28,39 @@ def test_steady_decode_ends_with_the_first_request_to_finish():
 )
 def test_lock_step_decode_is_measured_as_its_step(waits: list[int], tokens: int, step: float):
     last = max(waits)
-    records = [RequestRecord(1, 0.0, [step * i for i in range(wait, last + tokens + 1)]) for wait in waits]
+    records = [RequestRecord(1, 0.0, [step * i for i in range(wait, last + tokens + 1)], 0) for wait in waits]
     assert steady_time_per_output_token(records) == pytest.approx(step)
 
 
 def test_without_a_moment_of_common_decode_there_is_no_figure():
-    done = RequestRecord(10, 0.0, [1.0, 2.0])
-    late = RequestRecord(10, 0.0, [3.0, 4.0])
+    done = RequestRecord(10, 0.0, [1.0, 2.0], 0)
+    late = RequestRecord(10, 0.0, [3.0, 4.0], 0)
     with pytest.raises(LlmirError, match="no steady decode"):
         steady_time_per_output_token([done, late])
 
 
 def test_a_request_without_tokens_is_an_error():
     with pytest.raises(LlmirError, match="no output token"):
-        figures([RequestRecord(10, 0.0, [])])
+        figures([RequestRecord(10, 0.0, [], 0)])
 
 
 def test_rates_are_over_the_whole_run():
-    measured = figures([RequestRecord(30, 5.0, [6.0, 7.0, 8.0]), RequestRecord(10, 5.5, [6.0, 8.0, 9.0])])
+    measured = figures([RequestRecord(30, 5.0, [6.0, 7.0, 8.0], 0), RequestRecord(10, 5.5, [6.0, 8.0, 9.0], 0)])
     assert measured["output_tokens_per_second"] == 6 / 4
     assert measured["total_tokens_per_second"] == 46 / 4
 
 
 def test_time_to_first_token_is_the_median_over_requests():
     submitted_and_first = [(0.0, 1.0), (1.0, 3.0), (2.0, 12.0)]
-    records = [RequestRecord(1, submitted, [first, 20.0]) for submitted, first in submitted_and_first]
+    records = [RequestRecord(1, submitted, [first, 20.0], 0) for submitted, first in submitted_and_first]
     assert figures(records)["time_to_first_token"] == 2.0
+
+
+def test_where_every_request_asks_for_one_token_there_is_no_time_per_output_token():
+    measured = figures([RequestRecord(1024, 0.0, [2.0], 1023), RequestRecord(1024, 0.0, [4.0], 1023)])
+    assert measured["time_to_first_token"] == 3.0
+    assert measured["output_tokens_per_second"] == 0.5
+    assert "time_per_output_token" not in measured
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmir.compare.options import CompareOptions
-from llmir.compare.orchestration import ProgressEvent, order, run
+from llmir.compare.orchestration import ProgressEvent, ReportFiles, order, run
 from llmir.compare.process import SideFailedError
 from llmir.errors import LlmirError
 
@@ -23,15 +23,15 @@ def test_sides_alternate():
 def test_every_run_is_a_process_of_its_own_and_one_of_each_side_is_asked_for_quality(
     options: Options, worker: Sequence[str], starts: Path
 ):
-    run(options(), worker=worker)
+    run([options()], worker=worker)
     noted = [line.split() for line in starts.read_text().splitlines()]
-    assert [side for side, *_ in noted] == [side for _, side in order(3)]
-    assert [quality for _, quality, _ in noted] == ["True", "True", "False", "False", "False", "False"]
+    assert [side for _, side, *_ in noted] == [side for _, side in order(3)]
+    assert [quality for _, _, quality, _ in noted] == ["True", "True", "False", "False", "False", "False"]
     assert len({binding for *_, binding in noted}) == 1
 
 
 def test_rows_hold_medians_and_pairwise_ratios(options: Options, worker: Sequence[str]):
-    rows = {row.metric: row for row in run(options(), worker=worker).rows}
+    rows = {row.metric: row for row in run([options()], worker=worker).rows}
     row = rows["time_per_output_token"]
     assert (row.framework, row.workload) == ("vllm", "smoke")
     assert (row.baseline, row.llmir, row.speedup) == (1.0, 0.5, 2.0)
@@ -40,14 +40,55 @@ def test_rows_hold_medians_and_pairwise_ratios(options: Options, worker: Sequenc
     assert rows["output_tokens_per_second"].speedup == pytest.approx(5 / 3)
 
 
-def test_extra_start_up_time_is_reported(options: Options, worker: Sequence[str]):
-    (start_up,) = run(options(), worker=worker).start_up
-    assert (start_up.baseline, start_up.llmir, start_up.extra) == (3.0, 4.0, 1.0)
+def test_a_first_start_stands_apart_from_the_later_ones(options: Options, worker: Sequence[str]):
+    (start_up,) = run([options()], worker=worker).start_up
+    assert (start_up.baseline_first, start_up.llmir_first) == (13.0, 14.0)
+    assert (start_up.baseline_later, start_up.llmir_later) == (3.0, 4.0)
+
+
+def test_a_single_pair_has_no_later_start(options: Options, worker: Sequence[str]):
+    (start_up,) = run([options(pairs=1)], worker=worker).start_up
+    assert (start_up.baseline_later, start_up.llmir_later) == (None, None)
+
+
+def test_frameworks_run_one_after_the_other_into_one_report(options: Options, worker: Sequence[str]):
+    events: list[ProgressEvent] = []
+    both = [options(pairs=1), options(framework="sglang", workloads=("smoke", "extend"), pairs=2)]
+    comparison = run(both, progress=events.append, worker=worker)
+    assert [part.framework for part in comparison.quality] == ["vllm", "sglang"]
+    assert [part.framework for part in comparison.start_up] == ["vllm", "sglang"]
+    assert {(row.framework, row.workload) for row in comparison.rows} == {
+        ("vllm", "smoke"),
+        ("sglang", "smoke"),
+        ("sglang", "extend"),
+    }
+    assert list(comparison.environment["frameworks"]) == ["vllm", "sglang"]
+    assert events[-1].total == 6
+    assert [event.done for event in events] == sorted(event.done for event in events)
+
+
+def test_a_workload_has_no_row_for_a_metric_it_cannot_have(options: Options, worker: Sequence[str]):
+    comparison = run([options(workloads=("extend",))], worker=worker)
+    assert [row.metric for row in comparison.rows] == [
+        "time_to_first_token",
+        "output_tokens_per_second",
+        "total_tokens_per_second",
+    ]
+    workloads = comparison.environment["frameworks"]["vllm"]["workloads"]
+    assert workloads["extend"]["cached_tokens"] == {"baseline": 9, "llmir": 9}
+
+
+def test_nothing_runs_unless_every_framework_is_installed(options: Options, starts: Path, monkeypatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(LlmirError, match=r"sglang is not installed .* run: make \.venvs/sglang"):
+        run([options(framework="sglang")])
+    assert not starts.exists()
 
 
 def test_the_json_report_has_the_agreed_keys(options: Options, worker: Sequence[str], tmp_path: Path):
     path = tmp_path / "results" / "report.json"
-    run(options(json_path=path), worker=worker)
+    run([options()], ReportFiles(json=path), worker=worker)
     report = json.loads(path.read_text())
     assert {"framework", "workload", "metric", "baseline", "llmir", "speedup"} <= report["rows"][0].keys()
     assert [row["metric"] for row in report["rows"]] == [
@@ -65,31 +106,32 @@ def test_the_json_report_has_the_agreed_keys(options: Options, worker: Sequence[
         "perplexity_llmir",
         "perplexity_relative_difference",
     } <= report["quality"][0].keys()
-    assert {"machine", "versions", "variables", "preloads", "thread_binding", "settings"} <= report[
-        "environment"
-    ].keys()
+    assert {"machine", "commit", "model", "frameworks"} <= report["environment"].keys()
+    conditions = report["environment"]["frameworks"]["vllm"]
+    assert {"versions", "variables", "preloads", "settings", "workloads", "pairs"} <= conditions.keys()
+    assert conditions["settings"].keys() == {"baseline", "llmir"}
 
 
 def test_no_quality_unless_asked(options: Options, worker: Sequence[str]):
-    assert run(options(quality=False), worker=worker).quality == []
+    assert run([options(quality=False)], worker=worker).quality == []
 
 
 def test_quality_can_be_asked_for_alone(options: Options, worker: Sequence[str]):
-    comparison = run(options(workloads=()), worker=worker)
+    comparison = run([options(workloads=())], worker=worker)
     assert comparison.rows == []
     assert comparison.quality[0].max_logprob_difference == pytest.approx(0.1)
 
 
 def test_progress_counts_the_processes(options: Options, worker: Sequence[str]):
     events: list[ProgressEvent] = []
-    run(options(pairs=1), events.append, worker=worker)
+    run([options(pairs=1)], progress=events.append, worker=worker)
     assert events[-1].done == events[-1].total == 2
-    assert "baseline, pair 1 of 1: ready after 0 s" in [event.text for event in events]
+    assert "vLLM baseline, pair 1 of 1: ready after 0 s" in [event.text for event in events]
 
 
-def failure(options: CompareOptions, worker: Sequence[str]) -> str:
+def failure(options: CompareOptions, worker: Sequence[str], files: ReportFiles | None = None) -> str:
     with pytest.raises(SideFailedError) as caught:
-        run(options, worker=worker)
+        run([options], files, worker=worker)
     message = str(caught.value)
     for kept in re.findall(r"its log is (\S+\.log)", message):
         Path(kept).unlink()  # raises if the message named a file that is not there
@@ -101,10 +143,10 @@ def test_a_failed_side_is_named_with_the_cause_and_the_tail_of_its_log(
 ):
     path = tmp_path / "report.json"
     message = failure(
-        options(llmir_engine={"attention_backend": "LLMIR", "behaviour": "raise"}, json_path=path), worker
+        options(llmir_engine={"attention_backend": "LLMIR", "behaviour": "raise"}), worker, ReportFiles(json=path)
     )
     first, second, *tail = message.splitlines()
-    assert first == "the llmir side of the comparison ended with exit code 3: llmir cannot serve layer 'x'"
+    assert first == "the llmir side of the vLLM comparison ended with exit code 3: llmir cannot serve layer 'x'"
     assert second.startswith("its log is ")
     assert tail[-1].startswith("RuntimeError")
     assert not path.exists()
@@ -116,6 +158,15 @@ def test_a_failed_side_is_named_with_the_cause_and_the_tail_of_its_log(
 )
 def test_a_side_that_vanishes_is_an_error(options: Options, worker: Sequence[str], behaviour: str, message: str):
     assert message in failure(options(engine={"behaviour": behaviour}), worker)
+
+
+def test_a_process_killed_for_its_childs_failure_is_reported_with_the_childs_error(
+    options: Options, worker: Sequence[str]
+):
+    made = options(framework="sglang", engine={"behaviour": "child"})
+    assert failure(made, worker).splitlines()[0] == (
+        "the baseline side of the SGLang comparison was ended by SIGKILL: NotImplementedError: there is no such kernel"
+    )
 
 
 def test_a_validation_error_is_given_whole(options: Options, worker: Sequence[str]):

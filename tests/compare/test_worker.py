@@ -4,11 +4,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from llmir.compare import worker
+from llmir.compare.frameworks import FRAMEWORKS, framework_named
 from llmir.compare.job import Job
 from llmir.compare.measuring import RequestRecord
 from llmir.compare.quality import Continuation, QualityTask
@@ -31,7 +33,7 @@ class FakeEngine:
     def serve(self, requests):
         self.asked.append("serve")
         self.served += [request.prompt_token_ids for request in requests]
-        return [RequestRecord(len(r.prompt_token_ids), 0.0, [1.0] * r.max_tokens) for r in requests]
+        return [RequestRecord(len(r.prompt_token_ids), 0.0, [1.0] * r.max_tokens, 0) for r in requests]
 
     def continue_greedily(self, prompts, output_tokens):
         self.asked.append("continue")
@@ -51,7 +53,8 @@ class FakeEngine:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     engine = FakeEngine("m", {})
-    monkeypatch.setattr(worker, "engine_type", lambda framework: lambda model, arguments: engine)
+    fake = replace(FRAMEWORKS["vllm"], load=lambda: lambda model, arguments: engine)
+    monkeypatch.setitem(FRAMEWORKS, "vllm", fake)
     return engine
 
 
@@ -75,6 +78,14 @@ def test_no_two_prompts_share_a_beginning(engine: FakeEngine):
     assert len(set(firsts)) == len(firsts)
 
 
+def test_prompts_that_are_to_be_cached_are_served_before_and_in_every_timed_run(engine: FakeEngine):
+    result = worker.measure(job({"extend": 2}), lambda line: None)
+    assert engine.asked == ["serve"] * 4
+    cached, *timed = (engine.served[start : start + 16] for start in (16, 32, 48))
+    assert all(prompts == cached for prompts in timed)
+    assert len(result.runs["extend"]) == 2
+
+
 def test_the_cold_run_starts_from_an_empty_prefix_cache(engine: FakeEngine):
     worker.measure(job({}, QualityTask(2, 32, 4, 2, 64)), lambda line: None)
     assert engine.asked == ["serve", "forget", "continue", "continue", "score"]
@@ -87,7 +98,7 @@ def test_start_up_counts_from_the_start_of_the_process(engine: FakeEngine):
 
 def test_an_unknown_framework_is_an_error():
     with pytest.raises(LlmirError, match="cannot compare 'tgi'"):
-        worker.engine_type("tgi")
+        framework_named("tgi")
 
 
 def test_a_worker_does_not_outlive_its_parent():

@@ -9,7 +9,8 @@ VOCABULARY = range(100, 40000)
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [("short", (16, 128, 64)), ("chat", (16, 1024, 128)), ("long", (16, 3072, 64))]
+    ("name", "shape"),
+    [("short", (16, 128, 64)), ("chat", (16, 1024, 128)), ("long", (16, 3072, 64)), ("extend", (16, 1024, 1))],
 )
 def test_named_workloads_have_their_shapes(name: str, shape: tuple[int, int, int]):
     requests = workload_named(name).requests(VOCABULARY, seed=0, repeat=0)

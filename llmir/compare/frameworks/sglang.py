@@ -1,0 +1,54 @@
+"""SGLang, as a comparison runs it on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from llmir.compare.engine import Engine
+from llmir.compare.frameworks.base import Framework
+
+#: SGLang's cache is sized in tokens: twice what 16 requests of the longest kind need, so that nothing is evicted
+#: while it is timed.
+_LONGEST_REQUESTS_IN_CACHE = 32
+
+
+def _arguments(longest: int, kv_cache_bytes: int) -> dict[str, Any]:
+    return {
+        "device": "cpu",
+        "context_length": longest,
+        "max_total_tokens": _LONGEST_REQUESTS_IN_CACHE * longest,
+        "log_level": "info",
+    }
+
+
+def _environment(cpus: Collection[int]) -> dict[str, str]:
+    """SGLang's CPU engine, one OpenMP thread a CPU.
+
+    The threads are not bound: SGLang starts its scheduler from a process whose own first thread would already be
+    bound to one CPU, and the scheduler would inherit that one for all its threads.
+    """
+    return {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": str(len(cpus))}
+
+
+def _load() -> Callable[[str, dict[str, Any]], Engine]:
+    from llmir.compare.sglang_engine import SglangEngine
+
+    return SglangEngine
+
+
+SGLANG = Framework(
+    name="sglang",
+    title="SGLang",
+    packages=("sglang", "sgl-kernel", "sglang-kernel"),
+    workloads=("short", "chat", "extend"),
+    pairs=2,
+    arguments=_arguments,
+    baseline={"attention_backend": "torch_native"},
+    llmir={"attention_backend": "llmir"},
+    environment=_environment,
+    recorded_variables=("SGLANG_",),
+    conditions=("{attention_backend}", "{dtype}", "page size {page_size}", "{threads} threads"),
+    echoes=(),
+    load=_load,
+)

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import sys
+from importlib import util
+from pathlib import Path
+
+import pytest
+
+from llmir.compare.interpreter import interpreter_with
+from llmir.errors import LlmirError
+
+
+def test_a_framework_that_is_installed_here_runs_here():
+    assert interpreter_with("pytest").executable == sys.executable
+
+
+def test_a_framework_may_have_an_environment_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    python = tmp_path / ".venvs" / "other" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    monkeypatch.chdir(tmp_path)
+    found = interpreter_with("other")
+    assert found.executable == str(python)
+    assert found.prefix == tmp_path / ".venvs" / "other"
+
+
+def test_a_folder_of_the_frameworks_name_is_not_the_framework(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert util.find_spec("other") is not None
+    with pytest.raises(LlmirError, match=r"other is not installed .* run: make \.venvs/other"):
+        interpreter_with("other")
