@@ -86,7 +86,7 @@ def _binary(name: str) -> Arithmetic:
             raise UnsupportedLayerError(recorder.path, f"it computes {func} with {kwargs}")
         x, y = args[0], args[1]
         kind = recorder.type_of(result)
-        if isinstance(y, torch.Tensor):
+        if isinstance(y, torch.Tensor) and (y.is_meta or y.ndim):  # else a number that the model's code wrote as one
             value = build.elementwise(name, recorder.value(x), recorder.value(y), result_type=kind)
         else:
             value = build.elementwise(name, recorder.value(x), scalar=float(y), result_type=kind)

@@ -47,6 +47,7 @@ def import_module(server_args: ServerArgs, rank: int = 0) -> ir.Module:
         facts = {"dtype": config.dtype, "page_size": info.allowed_block_sizes[0], "max_length": config.context_len}
 
         def forward(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            _watch_native_calls(model)
             return model.forward(ids, positions, _batch(ids, positions))
 
         return record(model, info, handlers(**facts), lambda module: False, forward)
@@ -125,6 +126,13 @@ def _build(config: Any, args: Any) -> torch.nn.Module:
     bootstrap.init_layer_runtime(model_config=config)
     architecture = (config.hf_config.architectures or ["a model without a class"])[0]
     return build_on_meta(build_model, f"SGLang cannot build {architecture} for the model {args.model_path!r}")
+
+
+def _watch_native_calls(model: torch.nn.Module) -> None:
+    """Some models call a layer's ``forward_native``, the plain PyTorch one, directly; that is a call of the layer too."""
+    for module in model.modules():
+        if "forward" in vars(module) and hasattr(module, "forward_native"):
+            module.forward_native = module.forward
 
 
 def _batch(ids: torch.Tensor, positions: torch.Tensor) -> Any:

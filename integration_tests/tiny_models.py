@@ -1,4 +1,4 @@
-"""Models of each family that vLLM serves, small enough to build in a moment: a config.json and no weights."""
+"""Models of families that the frameworks serve, small enough to build in a moment: a config.json and no weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,10 +26,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {**_LLAMA, "architectures": ["Qwen2ForCausalLM"]},
     "qwen3": {**_LLAMA, "architectures": ["Qwen3ForCausalLM"], "head_dim": 128},
     "mistral": {**_LLAMA, "architectures": ["MistralForCausalLM"], "sliding_window": 128},
+    "olmo3": {
+        **_LLAMA,
+        "architectures": ["Olmo3ForCausalLM"],
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 128,
+        "pad_token_id": 0,
+    },
     "phi3": {**_LLAMA, "architectures": ["Phi3ForCausalLM"], "pad_token_id": 0},
     "gemma2": {
         **_LLAMA,
         "architectures": ["Gemma2ForCausalLM"],
+        "hidden_act": "gelu_pytorch_tanh",
         "hidden_activation": "gelu_pytorch_tanh",
         "head_dim": 64,
         "query_pre_attn_scalar": 64,

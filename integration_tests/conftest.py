@@ -1,0 +1,39 @@
+"""Fixtures for real frameworks, whichever it is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import FAMILIES, WriteModel
+
+
+@pytest.fixture
+def write_model(tmp_path: Path) -> WriteModel:
+    """``write_model("llama", head_dim=32)``: the folder of a tiny model of a family, with changes."""
+
+    def write(family: str, **changes: Any) -> str:
+        folder = tmp_path / family
+        folder.mkdir(exist_ok=True)
+        config = {"model_type": family, **FAMILIES[family], **changes}
+        (folder / "config.json").write_text(json.dumps(config))
+        return str(folder)
+
+    return write
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder of the test's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("LLMIR_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """The folder of the real model that `make models` fetches."""
+    folder = Path(__file__).parents[1] / "models" / "smollm2-135m-instruct"
+    if not (folder / "config.json").exists():
+        pytest.skip("run `make models` first")
+    return str(folder)

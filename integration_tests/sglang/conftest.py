@@ -1,0 +1,19 @@
+"""What real SGLang reads when it is imported, and llmir registered with it."""
+
+import os
+from importlib import util
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+
+collect_ignore_glob = [] if util.find_spec("sglang") else ["*"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plugins() -> None:
+    """SGLang's plugins, loaded as its launcher and its Engine do before they read any argument."""
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
