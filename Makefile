@@ -44,7 +44,7 @@ $(SGLANG): $(SGLANG)/.llmir-installed
 	touch $@
 
 # What stands in for two packages that SGLang imports and that have no CPU build.
-$(SGLANG)/.shims-installed: $(SGLANG)/.requirements-installed $(wildcard shims/sglang-cpu/*.* shims/sglang-cpu/sgl_kernel/*.py)
+$(SGLANG)/.shims-installed: $(SGLANG)/.requirements-installed $(wildcard $(addprefix shims/sglang-cpu/,*.py *.pth *.toml sgl_kernel/*.py))
 	$(SGLANG)/bin/python -m pip $(PIP_OPTIONS) install --quiet --no-deps --no-build-isolation ./shims/sglang-cpu
 	touch $@
 

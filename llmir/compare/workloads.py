@@ -81,6 +81,7 @@ WORKLOADS: dict[str, Workload] = {
             equal_requests(16, 1024, 1),
             prefix_cached=True,
         ),
+        Workload("brief", "16 requests, 1024 tokens in, 16 out", 1, equal_requests(16, 1024, 16)),
         Workload(
             "smoke", "2 requests, 48 tokens in, 8 out: shows that all works, no speed", 1, equal_requests(2, 48, 8)
         ),
