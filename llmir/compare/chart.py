@@ -17,7 +17,7 @@ FORMATS = (".png", ".svg", ".pdf")
 
 _BASELINE_COLOUR, _LLMIR_COLOUR = "#9aa5b1", "#1f6feb"
 #: Inches.
-_PANEL_WIDTH, _BAR_HEIGHT, _PANEL_MARGINS = 4.0, 0.36, 0.9
+_PANEL_WIDTH, _BAR_HEIGHT, _PANEL_MARGINS = 4.5, 0.36, 0.9
 
 
 def check_format(path: Path) -> None:
@@ -51,19 +51,20 @@ def draw_chart(comparison: Comparison, path: Path) -> None:
 
 
 def _panel(axes: Any, metric: Metric, rows: Sequence[Row]) -> None:
-    for i, row in enumerate(rows):
+    names: list[str] = []
+    for row in rows:
         title = framework_named(row.framework).title
-        for offset, name, value, colour, text in (
-            (0, title, row.baseline, _BASELINE_COLOUR, amount(row, row.baseline)),
-            (1, f"{title} with llmir", row.llmir, _LLMIR_COLOUR, f"{amount(row, row.llmir)}\n{speedup(row)}"),
+        for name, value, colour, text in (
+            (title, row.baseline, _BASELINE_COLOUR, amount(row, row.baseline)),
+            (f"{title} with llmir", row.llmir, _LLMIR_COLOUR, f"{amount(row, row.llmir)}\n{speedup(row)}"),
         ):
-            bars = axes.barh(2 * i + offset, value, color=colour, tick_label=None)
+            bars = axes.barh(len(names), value, color=colour)
             axes.bar_label(bars, [text], padding=3, fontsize=8)
-            axes.annotate(name, (0, 2 * i + offset), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+            names.append(name)
     better = "less is better" if metric.lower_is_better else "more is better"
-    unit = "seconds; " if metric.unit == "seconds" else "a second; "
-    axes.set_title(f"{rows[0].workload}: {heading(metric.name)} ({unit}{better})", fontsize=9)
-    axes.set_yticks([])
+    unit = "seconds" if metric.unit == "seconds" else "a second"
+    axes.set_title(f"{rows[0].workload}: {heading(metric.name)} ({unit}; {better})", fontsize=9)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.45)
+    axes.margins(x=0.5)  # room for the text behind the longest bar
     axes.spines[["top", "right"]].set_visible(False)

@@ -122,7 +122,7 @@ def _framework_lines(name: str, conditions: dict[str, Any]) -> list[str]:
     preloads = ", ".join(conditions["preloads"]) or "nothing"
     return [
         f"{framework.title}: {sides[0]}; with llmir: {sides[1]}",
-        f"{framework.title}: pairs of processes {conditions['pairs']}; preloaded {preloads}; {versions}",
+        f"{framework.title}: pairs {conditions['pairs']}; preloaded {preloads}; {versions}",
     ]
 
 

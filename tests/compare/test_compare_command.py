@@ -1,0 +1,68 @@
+"""``llmir compare`` on the command line, up to where processes would start."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from llmir import compare as package
+from llmir.cli import app
+from llmir.cli import compare as command
+from llmir.compare.options import CompareOptions
+from llmir.compare.orchestration import ProgressEvent
+from llmir.errors import LlmirError
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[CompareOptions]:
+    """What would be run."""
+    runs: list[CompareOptions] = []
+
+    def note(options: Sequence[CompareOptions], files: object, progress: object) -> None:
+        runs.extend(options)
+
+    monkeypatch.setattr(package, "run", note)
+    monkeypatch.setattr(package, "print_report", lambda comparison: None)
+    return runs
+
+
+def invoke(*arguments: str) -> None:
+    CliRunner().invoke(app, ["compare", *arguments], catch_exceptions=False)
+
+
+def test_all_is_every_framework_with_its_own_workloads_and_pairs(asked: list[CompareOptions], model: Path):
+    invoke("all", "--model", str(model))
+    assert [(options.framework, options.workloads, options.pairs) for options in asked] == [
+        ("vllm", None, None),
+        ("sglang", None, None),
+    ]
+
+
+def test_what_is_asked_for_holds_for_every_framework(asked: list[CompareOptions], model: Path):
+    invoke("all", "--model", str(model), "--workload", "short", "--workload", "extend", "--pairs", "5", "--no-quality")
+    assert len(asked) == 2
+    for options in asked:
+        assert (tuple(options.runs()), options.pair_count(), options.quality) == (("short", "extend"), 5, False)
+
+
+def test_an_unknown_framework_is_refused(asked: list[CompareOptions], model: Path):
+    with pytest.raises(LlmirError, match="cannot compare 'tgi'; it compares vllm, sglang"):
+        invoke("tgi", "--model", str(model))
+    assert not asked
+
+
+def test_the_bar_is_drawn_on_events_alone(monkeypatch: pytest.MonkeyPatch):
+    output = io.StringIO()
+    monkeypatch.setattr(command, "progress", Console(file=output, force_terminal=True, width=80))
+    threads = threading.active_count()
+    with command._shown_progress() as show:
+        show(ProgressEvent(1, 4, "vLLM baseline, pair 1 of 2: ready"))
+        # A bar that redraws itself has a thread for it.
+        assert threading.active_count() == threads
+        assert "1/4" in output.getvalue()
