@@ -11,6 +11,7 @@ import itertools
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from llmir.errors import LlmirError
@@ -18,6 +19,8 @@ from llmir.errors import LlmirError
 BACKEND_NAME = "llmir"
 #: The step of SGLang's argument resolution after which the attention backend is known and the page size is not.
 RESOLUTION_STEP = "handle_attention_backend_compatibility"
+#: What ``sys.argv`` begins with under SGLang's own commands.
+LAUNCHERS = ("launch_server.py", "sglang")
 POOL_HOOK = "sglang.srt.platforms.interface.SRTPlatform.get_kv_pool_cls"
 
 logger = logging.getLogger("sglang.llmir")
@@ -63,7 +66,12 @@ def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
     if is_asked_for(server_args):
         from llmir.frontends.sglang.planning import prepare
 
-        prepare(server_args)
+        try:
+            prepare(server_args)
+        except LlmirError as error:
+            if Path(sys.argv[0]).name in LAUNCHERS:  # a person at a shell, to whom no traceback says more
+                raise SystemExit(f"error: {error}") from error
+            raise
 
 
 def _pool(pool_class: type | None, platform: Any, *, kind: str) -> type | None:

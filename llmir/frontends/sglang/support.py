@@ -36,6 +36,10 @@ def check_arguments(args: Any, model: Any) -> None:
 
     ``args`` reads as SGLang's resolved server arguments, ``model`` is its ModelConfig.
     """
+    refuse(
+        {f"page size {args.page_size} is not a number of tokens": args.page_size is not None and args.page_size < 1},
+        "give a --page-size of 1 or more, or leave it out and llmir chooses",
+    )
     backends = {args.prefill_attention_backend or args.attention_backend}
     backends.add(args.decode_attention_backend or args.attention_backend)
     dtype = dtype_name(model.dtype)
@@ -52,7 +56,6 @@ def check_arguments(args: Any, model: Any) -> None:
         f"the KV cache dtype is {args.kv_cache_dtype!r}, and llmir keeps the model's own ({dtype})": (
             CACHE_DTYPES.get(args.kv_cache_dtype, "none") not in (None, dtype)
         ),
-        f"page size {args.page_size} is not a number of tokens": args.page_size is not None and args.page_size < 1,
         f"speculative decoding ({args.speculative_algorithm}), for which SGLang has no operators on this CPU": (
             args.speculative_algorithm is not None
         ),
