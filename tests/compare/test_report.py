@@ -61,7 +61,7 @@ def test_a_metric_that_a_workload_cannot_have_has_no_column(both: Comparison):
         "perplexity",
         "same greedy text",
         "vLLM start-up: first 13.0 s, with llmir 14.0 s; later 3.0 s, with llmir 4.0 s",
-        "vLLM: own, bfloat16, block size 128, threads bound to CPUs 2; with llmir: own, bfloat16, block size 128",
+        "vLLM: own attention, bfloat16, block size 128, threads on CPUs 2; with llmir: own attention, bfloat16",
     ],
 )
 def test_quality_start_up_and_settings_are_shown(comparison: Comparison, text: str):

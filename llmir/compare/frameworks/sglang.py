@@ -48,7 +48,7 @@ SGLANG = Framework(
     llmir={"attention_backend": "llmir"},
     environment=_environment,
     recorded_variables=("SGLANG_",),
-    conditions=("{attention_backend}", "{dtype}", "page size {page_size}", "{threads} threads"),
+    conditions=("{attention_backend} attention", "{dtype}", "page size {page_size}", "{threads} threads"),
     echoes=(),
     load=_load,
 )

@@ -44,7 +44,7 @@ VLLM = Framework(
     llmir={"attention_backend": "LLMIR"},
     environment=_environment,
     recorded_variables=("VLLM_", "TORCHINDUCTOR_"),
-    conditions=("{attention_backend}", "{dtype}", "block size {block_size}", "threads bound to CPUs {threads}"),
+    conditions=("{attention_backend} attention", "{dtype}", "block size {block_size}", "threads on CPUs {threads}"),
     echoes=("Engine core initialization failed", "WorkerProc initialization failed", "Executor failed"),
     load=_load,
 )
