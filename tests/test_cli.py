@@ -5,11 +5,13 @@ import sys
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from llmir import cli
 from llmir.cli import check as checks
+from llmir.cli import frameworks
 from llmir.compare import environment
 from llmir.errors import LlmirError, MissingBindingsError
 from llmir.ir.signature import AttentionSignature, KernelSpec, KernelVariant, StepPolicy
@@ -190,6 +192,34 @@ class TestCompileRefusesBefore:
         assert "abacus" in err
 
 
+@pytest.mark.parametrize(
+    ("installed", "asked", "used"),
+    [
+        ((frameworks.VLLM, frameworks.SGLANG), None, "vllm"),
+        ((frameworks.SGLANG,), None, "sglang"),
+        ((frameworks.VLLM,), "sglang", "sglang"),
+    ],
+)
+def test_compile_reads_with_the_framework_asked_for_or_installed(run, monkeypatch, installed, asked, used):
+    def fail(module):
+        if module == "llmir.ir.bindings":
+            return None
+        raise LlmirError(f"{module} was imported")
+
+    monkeypatch.setattr(frameworks, "installed", lambda: list(installed))
+    monkeypatch.setattr(cli.compile.importlib, "import_module", fail)
+    _, _, err = run("compile", "m", *(["--framework", asked] if asked else []))
+    assert f"llmir.frontends.{used}.offline was imported" in err
+
+
+def test_compile_says_that_there_is_no_framework(run, monkeypatch):
+    monkeypatch.setattr(frameworks, "installed", lambda: [])
+    code, _, err = run("compile", "m")
+    assert code == 1
+    assert is_one_sentence(err)
+    assert "llmir check" in err
+
+
 def test_compile_refuses_a_model_that_is_not_there(run, tmp_path):
     code, _, err = run("compile", tmp_path / "missing")
     assert code == 1
@@ -250,25 +280,84 @@ class TestCheck:
         assert code == 0
         assert "advice" in out
 
-    def test_finds_no_vllm(self, monkeypatch):
-        def missing(name):
-            raise metadata.PackageNotFoundError(name)
+    @pytest.fixture
+    def environment_with(self, monkeypatch):
+        """``environment_with(vllm="0.32.0")``: an environment in which these distributions are installed."""
 
-        monkeypatch.setattr(metadata, "version", missing)
-        assert checks.vllm().failed
+        def make(**installed):
+            def version(name):
+                if name.replace("-", "_") not in installed:
+                    raise metadata.PackageNotFoundError(name)
+                return installed[name.replace("-", "_")]
 
-    @pytest.mark.parametrize(("version", "failed"), [("0.32.0", False), ("0.32.1+cpu", False), ("0.33.0", True)])
-    def test_wants_the_vllm_it_is_made_for(self, monkeypatch, version, failed):
-        monkeypatch.setattr(metadata, "version", lambda name: version)
-        assert checks.vllm().failed == failed
+            monkeypatch.setattr(metadata, "version", version)
 
-    def test_finds_the_plugin_not_registered(self, monkeypatch):
+        return make
+
+    def test_finds_no_framework(self, environment_with):
+        environment_with()
+        (finding,) = frameworks.findings()
+        assert finding.failed
+        assert all(text in finding.found + finding.remedy for text in ("vLLM", "SGLang", "make .venvs/sglang"))
+
+    @pytest.mark.parametrize(
+        ("framework", "version", "failed"),
+        [
+            (frameworks.VLLM, "0.32.0", False),
+            (frameworks.VLLM, "0.32.1+cpu", False),
+            (frameworks.VLLM, "0.33.0", True),
+            (frameworks.SGLANG, "0.5.23", False),
+            (frameworks.SGLANG, "0.5.23.post1", False),
+            (frameworks.SGLANG, "0.5.230", True),
+        ],
+    )
+    def test_wants_the_release_it_is_made_for(self, environment_with, framework, version, failed):
+        environment_with(**{framework.name: version})
+        assert frameworks.version(framework).failed == failed
+
+    @pytest.mark.parametrize("framework", frameworks.FRAMEWORKS)
+    def test_finds_the_plugin_not_registered(self, monkeypatch, framework):
         monkeypatch.setattr(metadata, "entry_points", lambda group: [])
-        assert checks.plugin().failed
+        assert frameworks.plugin(framework).failed
 
-    def test_finds_the_plugin_hidden(self, monkeypatch):
-        monkeypatch.setenv("VLLM_PLUGINS", "other")
-        assert checks.plugin().failed
+    @pytest.mark.parametrize(
+        ("framework", "value", "hidden"),
+        [
+            (frameworks.VLLM, "other", True),
+            (frameworks.VLLM, "", True),
+            (frameworks.VLLM, "other,llmir", False),
+            (frameworks.SGLANG, "other", True),
+            (frameworks.SGLANG, "", False),
+            (frameworks.SGLANG, "other, llmir", False),
+        ],
+    )
+    def test_finds_the_plugin_hidden(self, monkeypatch, framework, value, hidden):
+        monkeypatch.setattr(metadata, "entry_points", lambda group: [SimpleNamespace(name="llmir")])
+        monkeypatch.setenv(framework.variable, value)
+        finding = frameworks.plugin(framework)
+        assert finding.failed == hidden
+        if hidden:
+            assert framework.variable in finding.found
+            assert f"add llmir to {framework.variable}" in finding.remedy
+
+    def test_finds_nothing_in_the_place_of_sglangs_operators(self, environment_with):
+        environment_with(sglang="0.5.23")
+        assert frameworks.sglang_operators().failed
+        environment_with(sglang="0.5.23", llmir_sglang_cpu_shims="1")
+        assert not frameworks.sglang_operators().failed
+
+    def test_advises_to_tell_sglang_of_the_cpu(self, monkeypatch):
+        monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
+        finding = frameworks.sglang_on_cpu()
+        assert finding.remedy
+        assert not finding.failed
+        monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
+        assert not frameworks.sglang_on_cpu().remedy
+
+    def test_looks_at_every_framework_that_is_installed(self, environment_with):
+        environment_with(vllm="0.32.0", sglang="0.5.23")
+        subjects = [finding.subject for finding in frameworks.findings()]
+        assert subjects == ["vLLM", "vLLM plugin", "SGLang", "SGLang plugin", "SGLang operators", "SGLang on a CPU"]
 
     def test_finds_no_bindings(self, monkeypatch):
         def missing(name):

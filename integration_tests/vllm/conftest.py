@@ -6,4 +6,6 @@ from importlib import util
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
-collect_ignore_glob = [] if util.find_spec("vllm") else ["*"]
+# This folder alone would be found as a module without an origin.
+installed = getattr(util.find_spec("vllm"), "origin", None)
+collect_ignore_glob = [] if installed else ["*"]

