@@ -1,4 +1,4 @@
-"""SGLang's server with llmir's flag: it answers, streams, outlives a client that leaves, and refuses in one sentence."""
+"""SGLang's server with llmir's flag: it answers, streams, outlives clients that leave, and refuses in one sentence."""
 
 import json
 import os
@@ -151,7 +151,8 @@ def test_an_engine_raises_the_refusal_and_leaves_no_process(smollm2: str, tmp_pa
     script = (
         "import sys, sglang\n"
         "try:\n"
-        "    sglang.Engine(model_path=sys.argv[1], device='cpu', attention_backend='llmir', kv_cache_dtype='fp8_e4m3')\n"
+        "    asked = dict(attention_backend='llmir', kv_cache_dtype='fp8_e4m3')\n"
+        "    sglang.Engine(model_path=sys.argv[1], device='cpu', **asked)\n"
         "except Exception as error:\n"
         "    print(type(error).__name__, error)\n"
     )

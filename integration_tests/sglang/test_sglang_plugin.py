@@ -108,7 +108,7 @@ class TestWhereSGLangIsAnother:
     )
     def test_a_command_that_asks_for_llmir_ends(self, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
         monkeypatch.setattr(sys, "argv", ["launch_server.py", *arguments])
-        with pytest.raises(SystemExit, match="could not register with this SGLang .*resolution_hooks.*llmir check"):
+        with pytest.raises(SystemExit, match=r"could not register with this SGLang .*resolution_hooks.*llmir check"):
             plugin.register()
 
     @pytest.mark.parametrize("arguments", [[], ["--attention-backend", "torch_native"], ["--model-path", "llmir"]])
