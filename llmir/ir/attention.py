@@ -89,9 +89,11 @@ def check_selection(selection: Selection, block_size: int, layout: str) -> None:
             all(isinstance(size, int) and size >= 0 for size in tiles.values()),
             f"tile sizes of variant {variant.name!r} must be integers, not {tiles}",
         )
+        chunk = variant.key_chunk
         require(
-            variant.key_chunk > 0 and (layout == "row" or block_size % variant.key_chunk == 0),
-            f"key_chunk {variant.key_chunk} of variant {variant.name!r} does not divide the block size {block_size}",
+            chunk > 0 and (layout == "row" or block_size % chunk == 0 or chunk % block_size == 0),
+            f"key_chunk {chunk} of variant {variant.name!r} neither divides the block size {block_size} nor is a "
+            f"multiple of it",
         )
 
 

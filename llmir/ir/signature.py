@@ -88,9 +88,8 @@ class KernelVariant:
     value_vectors: int
     """Vectors of output a query row keeps in registers."""
     prefetch: int
-    """Cache lines at the start of the next chunk's keys, and of its values, that are asked for ahead: the rest
-    of a chunk is read strictly forward, which hardware prefetchers follow. In layout "row": keys ahead whose rows
-    are asked for, since where they lie stands in the block table alone."""
+    """How far ahead memory is asked for; 0: not at all. 1: while a page's keys or values are read, the same place of
+    those that come next, wherever their page lies. In layout "row": keys ahead whose rows are asked for."""
 
 
 @dataclass(frozen=True)

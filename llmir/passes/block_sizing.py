@@ -125,14 +125,16 @@ def laid_out(layer: AttentionSignature, block_size: int, isa: Isa) -> AttentionS
 
 
 def piece_bytes(layer: AttentionSignature, block_size: int, isa: Isa) -> int:
-    """Bytes decode reads at a time: a chunk's keys, and then as many of its values.
+    """Bytes decode reads at a time: the keys of a chunk that lie in one page, and then as many of its values.
 
     Of a "row" cache, the rows on their way: they lie in many places, but memory is asked for all of them at once,
     as it is for the lines of a contiguous piece.
     """
     signature = laid_out(layer, block_size, isa)
-    rows = signature.layout == "row"
-    keys = tiles.ROWS_AHEAD if rows else tiles.key_chunk(signature, isa, tiles.DECODE_KEYS)
+    if signature.layout == "row":
+        keys = tiles.ROWS_AHEAD
+    else:
+        keys = min(block_size, tiles.key_chunk(signature, isa, tiles.DECODE_KEYS))
     return keys * layer.head_size * ELEMENT_BYTES[layer.element_type]
 
 

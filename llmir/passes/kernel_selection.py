@@ -135,7 +135,7 @@ class KernelSelection:
                 "prefill_chunk_kb": prefill.key_chunk * key_bytes(signature) / 1024,
                 "figures": figures.origin,
             },
-            alternatives=_other_tiles(isa, prefill, signature.key_group(isa)),
+            alternatives=_other_tiles(signature, isa, prefill),
         )
 
 
@@ -154,11 +154,11 @@ def _registers(variant: KernelVariant) -> int:
     return tiles.registers(variant.row_tile, max(variant.key_vectors, variant.value_vectors))
 
 
-def _other_tiles(isa: Isa, prefill: KernelVariant, group: int) -> list[dict[str, Any]]:
+def _other_tiles(signature: AttentionSignature, isa: Isa, prefill: KernelVariant) -> list[dict[str, Any]]:
     """Prefill tiles of other heights, each as wide as it can be."""
     others = []
     for rows in (2, 4, 6, 8, 12):
-        vectors = tiles.key_vectors(isa, rows, prefill.key_chunk, group)
+        vectors = tiles.key_vectors(signature, isa, rows, prefill.key_chunk)
         tile = replace(prefill, row_tile=rows, key_vectors=vectors)
         if tile.row_tile != prefill.row_tile:
             others.append(

@@ -23,9 +23,10 @@ PREFILL_KEYS = 128
 SOFTMAX_KEYS = 8
 #: Query rows of a prefill item: each key and value read serves this many rows.
 PREFILL_ROWS = 96
-#: Cache lines of the next chunk's keys, and of its values, that decode asks for ahead. With both cores of a Zen 5
-#: reading, 8 and 16 were 3-5 % faster than asking for whole chunks, 32 was not.
-DECODE_PREFETCH = 16
+#: Decode asks for the next page's keys or values while it reads those of one page. On Zen 5, against asking for the
+#: first 16 lines of the next chunk, decode from blocks of 128 took 0.87-0.95 times as long; decode from blocks of 16,
+#: 32 and 64 tokens takes 1.1-1.3, 1.0-1.2 and 1.0 times as long as from blocks of 128, where it took 1.5, 1.3 and 1.1.
+DECODE_PREFETCH = 1
 #: Gathered keys and values of one chunk of a "row" cache, in bytes: about a first-level cache, and a small part of any
 #: second-level one. Decode from blocks of one token (Zen 5, head size 128) took 1.56 times as long as from blocks of
 #: 128, with 64 KB 1.68 times; prefill takes 1.03 times as long with either.
@@ -73,21 +74,32 @@ def balanced(total: int, most: int) -> int:
 
 
 def key_chunk(signature: AttentionSignature, isa: Isa, most: int) -> int:
-    """Keys between two softmax steps: the most whole key groups up to ``most`` that divide a block.
+    """Keys between two softmax steps, up to ``most``: whole blocks, or of a larger block the most whole key groups
+    that divide it.
 
     Of a "row" cache, the most whose gathered keys and values are STAGED_BYTES or less, as a power of two of groups.
     """
     s, group = signature, signature.key_group(isa)
     if s.layout != "row":
+        if s.block_size <= most:
+            return most // s.block_size * s.block_size
         return max(keys for keys in range(group, max(most, group) + 1, group) if s.block_size % keys == 0)
     fitting = min(most, STAGED_BYTES // (2 * s.head_size * ELEMENT_BYTES[s.element_type]))
     return group * 2 ** int(math.log2(max(1, fitting // group)))
 
 
-def key_vectors(isa: str, rows: int, keys: int, group: int) -> int:
-    """Vectors of scores a row keeps: the most whole key groups that divide a chunk and fit; one group at least."""
-    lanes = LANES[isa]
-    tiles = [tile for tile in range(group, MOST_VECTORS * lanes + 1, group) if keys % tile == 0]
+def key_vectors(signature: AttentionSignature, isa: Isa, rows: int, chunk: int) -> int:
+    """Vectors of scores a row keeps: the most whole key groups that divide a chunk and fit; one group at least.
+
+    They divide what of a chunk lies in one page, or are several pages.
+    """
+    lanes, group = LANES[isa], signature.key_group(isa)
+    page = chunk if signature.layout == "row" else min(chunk, signature.block_size)
+    tiles = [
+        tile
+        for tile in range(group, MOST_VECTORS * lanes + 1, group)
+        if chunk % tile == 0 and (page % tile == 0 or tile % page == 0)
+    ]
     return max(tile // lanes for tile in tiles if tile == group or fits(isa, rows, tile // lanes))
 
 
@@ -120,14 +132,13 @@ def decode_variant(signature: AttentionSignature, isa: Isa) -> KernelVariant:
 
 def prefill_variant(signature: AttentionSignature, isa: Isa) -> KernelVariant:
     """Many tokens a request: a register tile of a matrix product."""
-    group = signature.key_group(isa)
     keys = key_chunk(signature, isa, PREFILL_KEYS)
     return KernelVariant(
         name="prefill",
         max_tokens=prefill_tokens(signature.queries_per_kv),
         row_tile=MOST_ROWS,
         key_chunk=keys,
-        key_vectors=key_vectors(isa, MOST_ROWS, keys, group),
+        key_vectors=key_vectors(signature, isa, MOST_ROWS, keys),
         value_vectors=value_vectors(isa, MOST_ROWS, signature.head_size, MOST_VECTORS),
         prefetch=ROWS_AHEAD if signature.layout == "row" else 0,
     )

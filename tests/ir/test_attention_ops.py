@@ -115,7 +115,7 @@ def test_append_needs_a_cache():
 
 def test_selection_s_chunks_divide_the_block():
     module = attention_module(cache=cache_type(block_size=96), selection=selection())
-    refused(module, "key_chunk 64 of variant 'decode' does not divide the block size 96")
+    refused(module, "key_chunk 64 of variant 'decode' neither divides the block size 96")
 
 
 def test_selection_s_chunks_of_rows_are_of_any_size():

@@ -73,10 +73,13 @@ def spec_of(signature: AttentionSignature, isa: str, decode_tokens: int = 1, pre
 
 @st.composite
 def variants(draw, name: str, max_tokens: int, signature: AttentionSignature, isa: str) -> KernelVariant:
-    lanes, group, rows = LANES[isa], signature.key_group(isa), signature.layout == "row"
-    chunks = [c for c in (8, 16, 24, 32, 48, 64, 128) if c % group == 0 and (rows or signature.block_size % c == 0)]
-    chunk = draw(st.sampled_from(chunks))
-    vectors = draw(st.sampled_from([v for v in (1, 2, 3, 4) if chunk % (v * lanes) == 0 and v * lanes % group == 0]))
+    lanes, group, rows, block = LANES[isa], signature.key_group(isa), signature.layout == "row", signature.block_size
+
+    def fits(keys: int) -> bool:
+        return keys % group == 0 and (rows or block % keys == 0 or keys % block == 0)
+
+    chunk = draw(st.sampled_from([c for c in (8, 16, 24, 32, 48, 64, 96, 128, 160, 192) if fits(c)]))
+    vectors = draw(st.sampled_from([v for v in (1, 2, 3, 4) if chunk % (v * lanes) == 0 and fits(v * lanes)]))
     return KernelVariant(
         name,
         max_tokens=draw(st.integers(1, max_tokens)),

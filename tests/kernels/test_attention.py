@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmir.errors import KernelError
-from llmir.ir.signature import HEAD_SIZES, AttentionSignature, StepPolicy
+from llmir.ir.signature import HEAD_SIZES, LANES, AttentionSignature, StepPolicy
 from llmir.kernels.cpu.lowering import compile_object
 
 NO_SPLITS = StepPolicy(decode_tokens=1, split_keys=1 << 20, items_per_thread=1)
@@ -101,6 +101,20 @@ def test_rows_with_a_window_and_splits(isa, block_size):
     check(spec_of(s, isa), Batch(cached=(700, 40, 0), new=(1, 20, 1), threads=2), SPLITS)
 
 
+@pytest.mark.parametrize(("isa", "element_type"), KINDS)
+@pytest.mark.parametrize("block_size", [16, 32])
+@pytest.mark.parametrize("key_vectors", [1, 4])
+def test_chunks_of_several_pages(isa, element_type, block_size, key_vectors):
+    s = signature(isa, element_type, head_size=80, block_size=block_size, window=150)
+    tile = max(key_vectors * LANES[isa], s.key_group(isa))
+    variants = [
+        dataclasses.replace(v, key_chunk=128, key_vectors=tile // LANES[isa], prefetch=16)
+        for v in spec_of(s, isa).variants
+    ]
+    batch = Batch(cached=(700, 0, 63, 130, 16), new=(1, 70, 1, 33, 1), threads=2)
+    check(dataclasses.replace(spec_of(s, isa), variants=tuple(variants)), batch, SPLITS)
+
+
 @pytest.mark.parametrize("isa", RUNNABLE_ISAS)
 def test_the_layout_does_not_change_the_result(isa):
     packed, rows = signature(isa), dataclasses.replace(signature(isa), layout="row")
@@ -123,7 +137,7 @@ def test_many_threads_share_few_items():
         ({"head_size": 72}, "head size 72"),
         ({"layout": "logical"}, "layout"),
         ({"scale": 0.0}, "scale"),
-        ({"block_size": 48}, "must divide the block size 48"),
+        ({"block_size": 80}, "must divide the block size 80, or be a multiple of it"),
     ],
 )
 def test_what_cannot_be_generated_is_named(change, words):

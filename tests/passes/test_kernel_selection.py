@@ -45,7 +45,7 @@ def test_the_pass_sets_layout_variants_and_conditions(parse):
     assert '"logical"' not in str(module)
     assert (
         'selection = #llm.selection<"avx512_bf16", [{key_chunk = 128 : i64, key_vectors = 2 : i64, '
-        'max_tokens = 1 : i64, name = "decode", prefetch = 16 : i64, row_tile = 3 : i64, value_vectors = 4 : i64}, '
+        'max_tokens = 1 : i64, name = "decode", prefetch = 1 : i64, row_tile = 3 : i64, value_vectors = 4 : i64}, '
         '{key_chunk = 128 : i64, key_vectors = 4 : i64, max_tokens = 32 : i64, name = "prefill", prefetch = 0 : i64, '
         "row_tile = 6 : i64, value_vectors = 4 : i64}]"
     ) in ops(module)[0]
@@ -169,13 +169,13 @@ def test_splits_are_whole_chunks_whose_own_cost_is_small(signature, isa):
 def test_the_tiles_of_smollm2_and_llama():
     smollm2 = AttentionSignature(9, 3, 64, "bf16", 128, 0.125)
     llama = AttentionSignature(32, 8, 128, "bf16", 128, 0.125)
-    assert tiles.decode_variant(smollm2, "avx512_bf16") == KernelVariant("decode", 1, 3, 128, 2, 4, 16)
+    assert tiles.decode_variant(smollm2, "avx512_bf16") == KernelVariant("decode", 1, 3, 128, 2, 4, 1)
     assert tiles.prefill_variant(smollm2, "avx512_bf16") == KernelVariant("prefill", 32, 6, 128, 4, 4, 0)
-    assert tiles.decode_variant(llama, "avx512_bf16") == KernelVariant("decode", 1, 2, 128, 2, 8, 16)
+    assert tiles.decode_variant(llama, "avx512_bf16") == KernelVariant("decode", 1, 2, 128, 2, 8, 1)
     assert tiles.prefill_variant(llama, "plain") == KernelVariant("prefill", 24, 6, 128, 2, 2, 0)
 
 
-def test_chunks_of_an_odd_block_divide_it():
+def test_chunks_are_whole_blocks_or_divide_one():
     blocks = {size: AttentionSignature(9, 3, 64, "bf16", size, 0.125, layout="pair") for size in (16, 48, 96, 160)}
     chunks = {size: tiles.key_chunk(signature, "avx512_bf16", 128) for size, signature in blocks.items()}
-    assert chunks == {16: 16, 48: 48, 96: 96, 160: 32}
+    assert chunks == {16: 128, 48: 96, 96: 96, 160: 32}

@@ -2,8 +2,8 @@
 
 An item is a tile of query rows (tokens x the query heads of one KV head) against a range of one KV head's
 cache. The keys come in chunks, found through the block table, and the rows in tiles of ``row_tile``; what one
-chunk does to one tile of rows is in chunk.py, how an item ends in endings.py. A chunk lies in one page, or, in
-layout "row", is gathered from many (staging.py).
+chunk does to one tile of rows is in chunk.py, how an item ends in endings.py. A chunk lies in one page or several
+(place.py), or, in layout "row", is gathered from many (staging.py).
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from llmir.kernels.cpu import builder as b
 from llmir.kernels.cpu.abi import Item
 from llmir.kernels.cpu.chunk import NOTHING_SEEN, ChunkEmitter, RowTile
 from llmir.kernels.cpu.endings import EndingEmitter
-from llmir.kernels.cpu.fields import argument, count_argument, first_row, item_field, key_address
+from llmir.kernels.cpu.fields import argument, count_argument, first_row, item_field
 from llmir.kernels.cpu.geometry import Geometry
+from llmir.kernels.cpu.place import PieceTable
 from llmir.kernels.cpu.products import STEP_BYTES
 from llmir.kernels.cpu.staging import StagingEmitter
 
@@ -91,18 +92,16 @@ class AttentionEmitter:
         v, s = self.variant, self.signature
         begin, end = item_field(self.item, Item.KEY_BEGIN), item_field(self.item, Item.KEY_END)
         last_chunk = b.mul(b.div(b.sub(end, 1), v.key_chunk), v.key_chunk)
-        staging = StagingEmitter(self.geometry, self.arguments, self.item) if s.layout == "row" else None
-
-        def address(position: ir.Value) -> ir.Value:
-            return key_address(self.arguments, self.item, s, position)
+        g = self.geometry
+        staging = StagingEmitter(g, self.arguments, self.item) if s.layout == "row" else None
+        pieces = PieceTable(g)
 
         def chunk(first_key: ir.Value) -> None:
             if staging:
-                keys = staging.gather(first_key)
+                place = pieces.of_gathered(staging.gather(first_key))
             else:
-                keys = address(first_key)
-                if v.prefetch:
-                    chunks.prefetch(address(b.minimum(b.add(first_key, v.key_chunk), last_chunk)))
+                next_chunk = b.minimum(b.add(first_key, v.key_chunk), last_chunk)
+                place = pieces.of_pages(self.arguments, self.item, first_key, next_chunk)
             valid = b.minimum(b.sub(end, first_key), v.key_chunk)
 
             def tile(number: ir.Value) -> None:
@@ -117,7 +116,7 @@ class AttentionEmitter:
                 if s.window:
                     window_begin = b.sub(rows.lowest_limit(), s.window)
                     sees_chunk = b.both(sees_chunk, b.less(window_begin, b.add(first_key, v.key_chunk)))
-                b.when(sees_chunk, lambda: chunks.attend(rows, first_key, valid, keys))
+                b.when(sees_chunk, lambda: chunks.attend(rows, first_key, valid, place))
 
             b.loop(0, self.tiles, 1, tile)
 

@@ -111,6 +111,11 @@ def rem(a: Integer, b: Integer) -> Value:
     return arith.remui(*_same(a, b))
 
 
+def maximum(a: Integer, b: Integer) -> Value:
+    """The larger signed integer."""
+    return arith.maxsi(*_same(a, b))
+
+
 def minimum(a: Integer, b: Integer) -> Value:
     """The smaller signed integer."""
     return arith.minsi(*_same(a, b))

@@ -24,16 +24,14 @@ from llmir.kernels.cpu.loader import load_object, process_symbol
 from llmir.kernels.cpu.object_cache import ObjectCache
 from llmir.target import Measurements, Target
 
-#: Contiguous pieces that are read in random order, in bytes: the range a page of a KV cache takes.
-PIECES = tuple(4096 << i for i in range(7))
+#: Contiguous pieces that are read in random order, in bytes: the range that the keys of a page take.
+PIECES = tuple(1024 << i for i in range(9))
 
 #: Memory that is read: several times the last-level cache, so that none of it is still there.
 _LEAST_MEMORY, _MEMORY_CACHES = 256 << 20, 4
 #: Sequential pieces of a streaming read, the unit by which threads share it.
 _STREAM_PIECE = 1 << 20
 _VECTORS_PER_ITERATION, _SUMS = 16, 8
-#: Cache lines of the next piece that are asked for ahead, as the decode kernel does.
-_LINES_AHEAD = 16
 #: Dot products in flight: enough to hide their latency, and with both operands within the registers.
 _ACCUMULATORS = {"avx512_bf16": 24, "avx512": 24, "plain": 12}
 _PRODUCT_ITERATIONS = 200_000
@@ -117,8 +115,8 @@ class _Kernels:
     def read(self, piece_bytes: int, shuffled: bool = False) -> Callable[[int], float]:
         """A function of the number of threads that reads the memory piece by piece: bytes a second.
 
-        Pieces in shuffled order are read the way the attention kernel reads a cache: before one is read, the
-        beginning of the next is asked for.
+        Pieces in shuffled order are read the way the attention kernel reads a cache: while one is read, the same
+        place of the next is asked for.
         """
         offsets = np.arange(0, self.memory.nbytes - piece_bytes + 1, piece_bytes, np.int64)
         if shuffled:
@@ -174,7 +172,7 @@ def _compile(isa: str) -> bytes:
         return b.load(b.offset(work, getattr(_Work, name).offset), type_)
 
     def read(work: ir.Value, ahead: bool) -> None:
-        """Takes pieces until none is left and adds up their integers; ``ahead``: prefetches where the next begins."""
+        """Takes pieces until none is left and adds up their integers; ``ahead``: prefetches the next one meanwhile."""
         i64 = b.integer(64)
         vector = b.vector_of(LANES[isa], b.integer(32))
         vector_bytes = 4 * LANES[isa]
@@ -195,14 +193,14 @@ def _compile(isa: str) -> bytes:
                 return b.offset(memory, b.load(b.offset(offsets, b.mul(place, 8)), i64))
 
             piece = piece_at(number)
-            if ahead:
-                next_piece = piece_at(b.minimum(b.add(number, 1), b.sub(items, 1)))
-                for line in range(_LINES_AHEAD):
-                    b.prefetch(b.offset(next_piece, line * CACHE_LINE), NEAR_CACHE)
+            next_piece = piece_at(b.minimum(b.add(number, 1), b.sub(items, 1))) if ahead else piece
 
             def add_vectors(at: ir.Value, *sums: ir.Value) -> list[ir.Value]:
                 added = list(sums)
-                address = b.offset(piece, at)
+                address, address_ahead = b.offset(piece, at), b.offset(next_piece, at)
+                if ahead:
+                    for line in range(0, _VECTORS_PER_ITERATION * vector_bytes, CACHE_LINE):
+                        b.prefetch(b.offset(address_ahead, line), NEAR_CACHE)
                 for v in range(_VECTORS_PER_ITERATION):
                     loaded = b.load(b.offset(address, v * vector_bytes), vector)
                     added[v % _SUMS] = b.add(added[v % _SUMS], loaded)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from llmir.ir.bindings import ir
 from llmir.kernels.cpu import builder as b
 from llmir.kernels.cpu.geometry import LOG2_E, Geometry
+from llmir.kernels.cpu.place import ChunkPlace
 from llmir.kernels.cpu.products import STEP_BYTES
 
 #: The running maximum before any key, and the score of a masked key: lower still, so that a row that has
@@ -58,15 +59,9 @@ class ChunkEmitter:
         self.probabilities = b.stack_array(g.variant.row_tile * g.probability_bytes)
         self.alphas = b.stack_array(g.variant.row_tile * g.vector_bytes)
 
-    def prefetch(self, keys: ir.Value) -> None:
-        """Asks for the beginning of a chunk's keys and of its values."""
-        for start in (keys, b.offset(keys, self.geometry.values_offset)):
-            for line in range(self.variant.prefetch):
-                b.prefetch(b.offset(start, line * CACHE_LINE), NEAR_CACHE)
-
-    def attend(self, tile: RowTile, first_key: ir.Value, valid: ir.Value, keys: ir.Value) -> None:
+    def attend(self, tile: RowTile, first_key: ir.Value, valid: ir.Value, place: ChunkPlace) -> None:
         """One chunk against one tile of rows."""
-        self._scores(tile, valid, keys)
+        self._scores(tile, valid, place)
         if self.signature.soft_cap:
             self._soft_cap()
         chunk_end = b.add(first_key, self.variant.key_chunk)
@@ -76,11 +71,11 @@ class ChunkEmitter:
             crosses = b.either(crosses, b.less(first_key, window_begin))
         b.when(crosses, lambda: self._mask(tile, first_key, valid))
         self._softmax(tile)
-        self._outputs(tile, valid, b.offset(keys, self.geometry.values_offset))
+        self._outputs(tile, valid, place)
 
     # -- the steps of a chunk
 
-    def _scores(self, tile: RowTile, valid: ir.Value, keys: ir.Value) -> None:
+    def _scores(self, tile: RowTile, valid: ir.Value, place: ChunkPlace) -> None:
         """S = Q K^T for the chunk: ``row_tile`` x ``key_vectors`` accumulators at a time."""
         v, p = self.variant, self.products
         zero = b.constant(0.0, p.f32_vector())
@@ -88,14 +83,20 @@ class ChunkEmitter:
         tile_keys = v.key_vectors * p.lanes
 
         def key_tile(number: ir.Value) -> None:
-            base = b.offset(keys, b.mul(number, self._key_place(v.key_vectors, 0)))
+            pieces = self._tile_pieces(place, number)
+            piece_vectors = v.key_vectors // len(pieces)
 
             def steps(step: ir.Value, *accumulators: ir.Value) -> list[ir.Value]:
                 sums = list(accumulators)
-                at_keys = b.offset(base, b.mul(step, self.geometry.key_line_bytes))
+                inside = b.mul(step, self.geometry.key_line_bytes)
+                at_pieces = [(b.offset(here, inside), b.offset(ahead, inside)) for here, ahead in pieces]
                 at_query = b.offset(tile.queries, b.mul(step, STEP_BYTES))
                 for u in range(unroll):
-                    loaded = [p.load_step(b.offset(at_keys, self._key_place(k, u))) for k in range(v.key_vectors)]
+                    loaded = [
+                        self._load(here, ahead, self._key_place(k, u))
+                        for here, ahead in at_pieces
+                        for k in range(piece_vectors)
+                    ]
                     for r in range(v.row_tile):
                         query = p.load_broadcast(b.offset(at_query, r * self.geometry.query_bytes + u * STEP_BYTES))
                         for k in range(v.key_vectors):
@@ -111,8 +112,27 @@ class ChunkEmitter:
 
         b.loop(0, b.ceil_div(valid, tile_keys), 1, key_tile)
 
+    def _tile_pieces(self, place: ChunkPlace, number: ir.Value) -> list[tuple[ir.Value, ir.Value]]:
+        """Addresses of the keys of a chunk's tile ``number``, one for each page it covers, and of what comes after."""
+        g = self.geometry
+        tile_keys = self.variant.key_vectors * self.products.lanes
+        if tile_keys > g.page_keys:
+            count = tile_keys // g.page_keys
+            pages = [b.add(b.mul(number, count), i) for i in range(count)]
+            return [(place.keys(page), place.keys(b.add(page, 1))) for page in pages]
+        tiles = g.page_keys // tile_keys
+        page, number_inside = b.div(number, tiles), b.rem(number, tiles)
+        inside = b.mul(number_inside, self._key_place(self.variant.key_vectors, 0))
+        return [(b.offset(place.keys(page), inside), b.offset(place.keys(b.add(page, 1)), inside))]
+
+    def _load(self, here: ir.Value, ahead: ir.Value, at: int) -> ir.Value:
+        """One step of keys or values; asks for the same place of the next piece."""
+        if self.geometry.reads_ahead:
+            b.prefetch(b.offset(ahead, at), NEAR_CACHE)
+        return self.products.load_step(b.offset(here, at))
+
     def _key_place(self, vector: int, step: int) -> int:
-        """Byte offset of one step of a vector of keys inside a chunk."""
+        """Byte offset of one step of a vector of keys inside a page."""
         g = self.geometry
         group, inside = divmod(vector, g.group_vectors)
         return group * g.key_group_bytes + step * g.key_line_bytes + inside * self.products.step_vector_bytes
@@ -195,67 +215,104 @@ class ChunkEmitter:
 
         b.loop(0, self.variant.row_tile, 1, row)
 
-    def _outputs(self, tile: RowTile, valid: ir.Value, values: ir.Value) -> None:
+    def _outputs(self, tile: RowTile, valid: ir.Value, place: ChunkPlace) -> None:
         """O = alpha O + P V, ``value_vectors`` of the head at a time."""
         for first in range(0, self.geometry.head_vectors, self.variant.value_vectors):
             count = min(self.variant.value_vectors, self.geometry.head_vectors - first)
-            self._output_columns(tile, valid, values, range(first, first + count))
+            self._output_columns(tile, valid, place, range(first, first + count))
 
-    def _output_columns(self, tile: RowTile, valid: ir.Value, values: ir.Value, columns: range) -> None:
-        v, p = self.variant, self.products
-        type_ = p.f32_vector()
-        line_bytes = self.geometry.value_line_bytes
-        whole_steps = b.div(valid, p.elements_per_step)
-        unroll = math.gcd(v.key_chunk // p.elements_per_step, _STEPS_PER_ITERATION)
-        unrolled_end = b.mul(b.div(whole_steps, unroll), unroll)
+    def _output_columns(self, tile: RowTile, valid: ir.Value, place: ChunkPlace, columns: range) -> None:
+        """Some columns of O: whole pages first, then the keys of the last one."""
+        g, v = self.geometry, self.variant
+        type_ = self.products.f32_vector()
 
         def places_of(r: int) -> list[ir.Value]:
-            output = b.offset(tile.state, r * self.geometry.state_bytes + 2 * self.geometry.vector_bytes)
-            return [b.offset(output, c * self.geometry.vector_bytes) for c in columns]
+            output = b.offset(tile.state, r * g.state_bytes + 2 * g.vector_bytes)
+            return [b.offset(output, c * g.vector_bytes) for c in columns]
 
-        def step_of(sums: list[ir.Value], step_values: list[ir.Value], probabilities: ir.Value) -> None:
+        sums: list[ir.Value] = []
+        for r in range(v.row_tile):
+            alpha = b.load(b.offset(self.alphas, r * g.vector_bytes), type_)
+            sums += [b.fmul(b.load(at, type_), alpha) for at in places_of(r)]
+        sums = self._add_pages(sums, place, valid, columns)
+        for r in range(v.row_tile):
+            for c, at in enumerate(places_of(r)):
+                b.store(sums[r * len(columns) + c], at)
+
+    def _add_pages(self, sums: list[ir.Value], place: ChunkPlace, valid: ir.Value, columns: range) -> list[ir.Value]:
+        """``sums`` with the chunk's values."""
+        g = self.geometry
+        page_bytes = g.page_keys // self.products.elements_per_step * STEP_BYTES
+
+        def page(keys: ir.Value | int):
+            def body(number: ir.Value | int, *accumulators: ir.Value) -> list[ir.Value]:
+                pieces = place.values(number), place.values(b.add(number, 1))
+                probabilities = b.offset(self.probabilities, b.mul(number, page_bytes))
+                return self._add_values(list(accumulators), pieces, probabilities, keys, columns)
+
+            return body
+
+        if g.chunk_pages == 1:
+            return page(valid)(0, *sums)
+        whole_pages = b.div(valid, g.page_keys)  # more than the pages before the window, or no row saw the chunk
+        sums = b.loop(place.first_page, whole_pages, 1, page(g.page_keys), sums)
+        return b.loop(whole_pages, b.ceil_div(valid, g.page_keys), 1, page(b.rem(valid, g.page_keys)), sums)
+
+    def _add_values(
+        self,
+        sums: list[ir.Value],
+        pieces: tuple[ir.Value, ir.Value],
+        probabilities: ir.Value,
+        keys: ir.Value | int,
+        columns: range,
+    ) -> list[ir.Value]:
+        """``sums`` with P V of ``keys`` values of a piece (the first; the second comes after it).
+
+        A number of keys that is known here is one of whole steps.
+        """
+        v, p, g = self.variant, self.products, self.geometry
+        page_steps = g.page_keys // p.elements_per_step
+        unroll = math.gcd(page_steps, _STEPS_PER_ITERATION)
+        if page_steps == 2 * unroll:
+            unroll //= 2  # LLVM unrolls a loop of two rounds too, and then runs out of registers: prefill took 1.2x
+
+        def step_of(sums: list[ir.Value], step_values: list[ir.Value], at: ir.Value) -> None:
             for r in range(v.row_tile):
-                probability = p.load_broadcast(b.offset(probabilities, r * self.geometry.probability_bytes))
+                probability = p.load_broadcast(b.offset(at, r * g.probability_bytes))
                 for c, value in enumerate(step_values):
                     i = r * len(columns) + c
                     sums[i] = p.dot(sums[i], probability, value)
 
+        def places(step: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+            inside = b.mul(step, g.value_line_bytes)
+            here, ahead = (b.offset(piece, inside) for piece in pieces)
+            return here, ahead, b.offset(probabilities, b.mul(step, STEP_BYTES))
+
         def steps(count: int):
             def body(step: ir.Value, *accumulators: ir.Value) -> list[ir.Value]:
-                sums = list(accumulators)
-                at_values = b.offset(values, b.mul(step, line_bytes))
-                at_probability = b.offset(self.probabilities, b.mul(step, STEP_BYTES))
+                added = list(accumulators)
+                here, ahead, at_probability = places(step)
                 for u in range(count):
-                    places = [u * line_bytes + c * p.step_vector_bytes for c in columns]
-                    loaded = [p.load_step(b.offset(at_values, place)) for place in places]
-                    step_of(sums, loaded, b.offset(at_probability, u * STEP_BYTES))
-                return sums
+                    at = u * g.value_line_bytes
+                    loaded = [self._load(here, ahead, at + c * p.step_vector_bytes) for c in columns]
+                    step_of(added, loaded, b.offset(at_probability, u * STEP_BYTES))
+                return added
 
             return body
 
-        sums: list[ir.Value] = []
-        for r in range(v.row_tile):
-            alpha = b.load(b.offset(self.alphas, r * self.geometry.vector_bytes), type_)
-            sums += [b.fmul(b.load(place, type_), alpha) for place in places_of(r)]
+        def half_step(step: ir.Value, *accumulators: ir.Value) -> list[ir.Value]:
+            """The last step of an odd range: its second value may never have been written."""
+            added = list(accumulators)
+            here, _, at_probability = places(step)
+            step_of(added, [p.load_half_step(b.offset(here, c * p.step_vector_bytes)) for c in columns], at_probability)
+            return added
+
+        if isinstance(keys, int):
+            return b.loop(0, page_steps, unroll, steps(unroll), sums)
+        whole_steps = b.div(keys, p.elements_per_step)
+        unrolled_end = b.mul(b.div(whole_steps, unroll), unroll)
         sums = b.loop(0, unrolled_end, unroll, steps(unroll), sums)
         sums = b.loop(unrolled_end, whole_steps, 1, steps(1), sums)
         if p.elements_per_step > 1:
-            half_step = self._half_step(values, columns, step_of)
-            sums = b.loop(whole_steps, b.ceil_div(valid, p.elements_per_step), 1, half_step, sums)
-        for r in range(v.row_tile):
-            for c, place in enumerate(places_of(r)):
-                b.store(sums[r * len(columns) + c], place)
-
-    def _half_step(self, values: ir.Value, columns: range, step_of):
-        """The last step of an odd range: its second value may never have been written."""
-        p = self.products
-        line_bytes = self.geometry.value_line_bytes
-
-        def body(step: ir.Value, *accumulators: ir.Value) -> list[ir.Value]:
-            sums = list(accumulators)
-            at_values = b.offset(values, b.mul(step, line_bytes))
-            loaded = [p.load_half_step(b.offset(at_values, c * p.step_vector_bytes)) for c in columns]
-            step_of(sums, loaded, b.offset(self.probabilities, b.mul(step, STEP_BYTES)))
-            return sums
-
-        return body
+            sums = b.loop(whole_steps, b.ceil_div(keys, p.elements_per_step), 1, half_step, sums)
+        return sums

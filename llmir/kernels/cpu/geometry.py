@@ -95,6 +95,22 @@ class Geometry:
         return self.head_vectors * self.products.step_vector_bytes
 
     @property
+    def chunk_pages(self) -> int:
+        """Pages of a chunk; one where they are as large, or gathered from a "row" cache."""
+        s = self.spec.signature
+        return 1 if s.layout == "row" else max(1, self.variant.key_chunk // s.block_size)
+
+    @property
+    def page_keys(self) -> int:
+        """Keys of a chunk that lie in one page."""
+        return self.variant.key_chunk // self.chunk_pages
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether reading a piece of memory asks for the next one; a "row" cache does so while it gathers."""
+        return self.variant.prefetch > 0 and self.spec.signature.layout != "row"
+
+    @property
     def values_offset(self) -> int:
         """From a chunk's keys to its values, in a page or, of a "row" cache, gathered from many."""
         s = self.spec.signature

@@ -40,9 +40,15 @@ def check(spec: KernelSpec) -> None:
         raise KernelError(f"the attention scale must be positive, not {s.scale}")
     for v in spec.variants:
         tile, group = v.key_vectors * lanes, s.key_group(spec.isa)
-        if s.layout != "row" and s.block_size % v.key_chunk:
+        if s.layout != "row" and s.block_size % v.key_chunk and v.key_chunk % s.block_size:
             raise KernelError(
-                f"variant {v.name!r}: {v.key_chunk} keys a chunk must divide the block size {s.block_size}"
+                f"variant {v.name!r}: {v.key_chunk} keys a chunk must divide the block size {s.block_size}, "
+                f"or be a multiple of it"
+            )
+        if s.layout != "row" and s.block_size % tile and tile % s.block_size:
+            raise KernelError(
+                f"variant {v.name!r}: {v.key_vectors} vectors of keys must divide the block size {s.block_size}, "
+                f"or be a multiple of it"
             )
         if v.key_chunk % tile or tile % group:
             raise KernelError(
