@@ -4,14 +4,17 @@ Log-probabilities in bfloat16 are some hundredths of a nat off, whoever computes
 own kernels in bfloat16 and in float32: llmir's may not be further off.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
 from engines import Answers, ask, largest_gap, make_plan_here, mean_error
+from safetensors.torch import load_file, save_file
 
 #: Tokens of KV cache, where an engine does not say otherwise.
 ROOM = 16384
@@ -24,6 +27,7 @@ LLMIR: dict[str, dict[str, Any]] = {
     "float16": {"dtype": "float16"},
     "float32": {"dtype": "float32", "page_size": 16},
     "two ranks": {"tp_size": 2, "page_size": 16},
+    "two stages": {"pp_size": 2, "page_size": 32},
 }
 #: Engines whose kernels run on several threads; on a busy machine those wait for one another, so the others have one.
 SEVERAL_THREADS = "page 16, chunked prefill"
@@ -42,7 +46,22 @@ Answered = Callable[[str], Answers]
 
 
 @pytest.fixture(scope="module")
-def answered(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Answered:
+def untied(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same model with its output weights stored apart: SGLang's Llama has no pipeline stages with tied ones."""
+    folder = tmp_path_factory.mktemp("untied")
+    for path in Path(smollm2).iterdir():
+        (folder / path.name).symlink_to(path)
+    weights = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
+    for name in ("model.safetensors", "config.json"):
+        (folder / name).unlink()
+    save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def answered(smollm2: str, untied: str, tmp_path_factory: pytest.TempPathFactory) -> Answered:
     """``answered("page 1")``: what the engine called so answered; each is started once."""
     known: dict[str, Answers] = {}
     cache = tmp_path_factory.mktemp("cache")
@@ -51,15 +70,16 @@ def answered(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Answered
         own = name in LLMIR
         arguments = {"attention_backend": "llmir" if own else "torch_native", "max_total_tokens": ROOM}
         arguments |= (LLMIR if own else SGLANG)[name]
+        model = untied if "pp_size" in arguments else smollm2
         if own:
-            make_plan_here(smollm2, arguments)
+            make_plan_here(model, arguments)
         jobs = (ALL_JOBS if name in BFLOAT16 else "ragged,scores") if own else REFERENCE_JOBS
         if name == "exact":
             jobs = "ragged,scores"
-        ranks = arguments.get("tp_size", 1)
+        ranks = arguments.get("tp_size", 1) * arguments.get("pp_size", 1)
         threads = "all" if name == SEVERAL_THREADS else "|".join(map(str, (CPUS * ranks)[:ranks]))
         folder = tmp_path_factory.mktemp("engine")
-        return ask(smollm2, jobs, arguments, folder, LLMIR_CACHE=str(cache), SGLANG_CPU_OMP_THREADS_BIND=threads)
+        return ask(model, jobs, arguments, folder, LLMIR_CACHE=str(cache), SGLANG_CPU_OMP_THREADS_BIND=threads)
 
     def answered(name: str) -> Answers:
         if name not in known:
@@ -74,7 +94,8 @@ def answered(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Answered
 @pytest.mark.parametrize("name", LLMIR)
 def test_llmir_serves_every_layer_with_the_users_pages(answered: Answered, name: str) -> None:
     answers = answered(name)
-    assert "serves 30 layers" in answers.log
+    layers = re.findall(r"attention_\w+ serves (\d+) layers", answers.log)
+    assert sum(map(int, layers)) == 30 * LLMIR[name].get("tp_size", 1)
     assert answers.jobs["server"]["attention_backend"] == "llmir"
     assert answers.jobs["server"]["page_size"] == LLMIR[name].get("page_size", answers.jobs["server"]["page_size"])
 
@@ -135,3 +156,7 @@ def test_prefill_and_decode_share_batches(answered: Answered) -> None:
 
 def test_each_rank_has_its_share_of_the_heads(answered: Answered) -> None:
     assert answered("two ranks").log.count("attention_6x2x64_bf16_block16 serves 30 layers") == 2
+
+
+def test_each_stage_has_its_share_of_the_layers(answered: Answered) -> None:
+    assert answered("two stages").log.count("attention_9x3x64_bf16_block32 serves 15 layers") == 2

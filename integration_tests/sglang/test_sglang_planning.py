@@ -137,7 +137,7 @@ def test_each_fact_of_the_configuration_is_a_plan_of_its_own(write_model: WriteM
     for fields in ({}, base, {"dtype": "float32"}, {"page_size": 64}, {"context_length": 256}, {"tp_size": 2}):
         resolve(llama, **fields)
     assert len(made) == 6
-    resolve(llama, max_total_tokens=4096, max_running_requests=7)
+    resolve(llama, max_total_tokens=4096, max_running_requests=7, pp_size=2)
     assert len(made) == 6, "and others are none"
 
 
@@ -203,7 +203,6 @@ class TestPlanFiles:
         ("llama", {"decode_attention_backend": "torch_native"}, r"different backends \(llmir, torch_native\)"),
         ("llama", {"attention_backend": "torch_native", "prefill_attention_backend": "llmir"}, "different backends"),
         ("llama", {"is_embedding": True}, "embedding model"),
-        ("llama", {"pp_size": 2}, "pipeline parallelism"),
         ("llama", {"attn_cp_size": 2}, "context parallelism"),
         ("llama", {"tp_size": 2, "dp_size": 2, "enable_dp_attention": True}, "data-parallel ranks"),
         ("llama", {"enable_torch_compile": True}, "--enable-torch-compile"),

@@ -26,9 +26,12 @@ from llmir.ir.module import ModelInfo
 
 
 def configure(**fields: Any) -> ServerArgs:
-    """Server arguments to read a model with: ``fields`` as a user gave them, but without llmir and without weights."""
+    """Server arguments to read a whole model with: ``fields`` as a user gave them, but without llmir and weights.
+
+    Pipeline stages have layers of one model, so they share its plan.
+    """
     plain = {"attention_backend": "torch_native", "prefill_attention_backend": None, "decode_attention_backend": None}
-    server_args = ServerArgs(**{"device": "cpu", **fields, **plain, "load_format": "dummy"})
+    server_args = ServerArgs(**{"device": "cpu", **fields, **plain, "load_format": "dummy", "pp_size": 1})
     server_args.resolve_once()
     return server_args
 

@@ -74,7 +74,6 @@ def check_arguments(args: Any, model: Any) -> None:
             args.enable_two_batch_overlap or args.enable_pdmux
         ),
         "a diffusion model (--dllm-algorithm)": args.dllm_algorithm is not None,
-        "pipeline parallelism": args.pp_size > 1,
         "context parallelism": max(args.attn_cp_size or 1, args.dcp_size or 1) > 1,
         "attention layers of data-parallel ranks": (args.attn_dp_size or 1) > 1,
     }
