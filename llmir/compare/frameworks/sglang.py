@@ -13,9 +13,18 @@ from llmir.compare.frameworks.base import Framework
 _LONGEST_REQUESTS_IN_CACHE = 32
 
 
+#: The best of what runs on two cores without AMX, by benchmarks/sglang_settings.py (results/sglang-settings.json):
+#: torch_native, pages of one token, bfloat16, all cores, and chunks of this size, which began answers soonest of the
+#: settings that were among the fastest. flex_attention decoded as fast and began later, float32 took twice as long to
+#: begin, other page sizes changed nothing. Decode does not depend on the size of a chunk, and the rows of that
+#: benchmark in which nothing else differs spread over 403 to 568 ms a token: no finer choice could be told from noise.
+_CHUNK = 2048
+
+
 def _arguments(longest: int, kv_cache_bytes: int) -> dict[str, Any]:
     return {
         "device": "cpu",
+        "chunked_prefill_size": _CHUNK,
         "context_length": longest,
         "max_total_tokens": _LONGEST_REQUESTS_IN_CACHE * longest,
         "log_level": "info",
@@ -44,7 +53,7 @@ SGLANG = Framework(
     workloads=("short", "chat", "extend"),
     pairs=2,
     arguments=_arguments,
-    baseline={"attention_backend": "torch_native"},
+    baseline={"attention_backend": "torch_native", "page_size": 1},
     llmir={"attention_backend": "llmir"},
     environment=_environment,
     recorded_variables=("SGLANG_",),
