@@ -1,4 +1,4 @@
-"""How many tokens a block of the KV cache holds: the size with the least time per decode step.
+"""How many tokens a block of the KV cache holds: the smallest size of about the least time per decode step.
 
 Costs pull in two directions. Small blocks waste less: fewer slots of a request's last block lie empty, and less
 of a shared prefix is computed again because a prefix cache keeps whole blocks alone. Blocks smaller than a
@@ -22,6 +22,9 @@ from llmir.passes import tiles
 from llmir.passes.model_cost import ModelCost
 from llmir.target import Measurements, Target
 from llmir.workload import Workload
+
+#: Figures of a machine measured twice differ by so much and more, and the workload is a guess.
+FIGURES_ERROR = 0.03
 
 
 @dataclass(frozen=True)
@@ -153,18 +156,23 @@ def token_bytes(layer: AttentionSignature) -> int:
 
 
 def all_threads_bandwidth(piece_bytes: int, figures: Measurements) -> float:
-    """Bytes a second of all threads reading pieces in random order: one thread's, as streaming scales."""
-    scaling = figures.read_bandwidth_all / figures.read_bandwidth
-    return min(figures.piece_rate(piece_bytes) * scaling, figures.read_bandwidth_all)
+    """Bytes a second of all threads reading pieces in random order.
+
+    What holds one thread back is how many of its own reads are under way; what holds all of them back is the memory.
+    """
+    return min(figures.piece_rate(piece_bytes) * figures.threads, figures.read_bandwidth_all)
 
 
 def cheapest(costs: Sequence[BlockCost]) -> BlockCost:
-    """The block size of the least time; of equals the smallest, which shares prefixes best."""
-    return min(costs, key=lambda cost: (cost.seconds, cost.block_size))
+    """The smallest block size whose time is the least, or cannot be told from it: it shares prefixes best."""
+    least = min(cost.seconds for cost in costs)
+    return min(
+        (cost for cost in costs if cost.seconds <= least * (1 + FIGURES_ERROR)), key=lambda cost: cost.block_size
+    )
 
 
 class BlockSizing:
-    """Gives every KV cache of the module the block size of the least time, unless the user has set one."""
+    """Gives every KV cache of the module the :func:`cheapest` block size, unless the user has set one."""
 
     name = "block-sizing"
 
@@ -193,7 +201,7 @@ class BlockSizing:
         add_remark(module, self._remark(chosen, best, costs, fixed=info.block_size_fixed))
 
     def _remark(self, chosen: BlockCost, best: BlockCost, costs: Sequence[BlockCost], *, fixed: bool) -> Remark:
-        why = "set by the user" if fixed else "least time"
+        why = "set by the user" if fixed else f"smallest within {FIGURES_ERROR:.0%} of the least time"
         gathering = f"{chosen.gather_seconds * 1e6:.0f} gathering rows, " if chosen.gather_seconds else ""
         reason = (
             f"{why}: {chosen.seconds * 1e6:.0f} us per decode step of {self.workload.concurrency} requests, "

@@ -88,7 +88,10 @@ def test_where_larger_pieces_read_faster_a_block_holds_a_whole_chunk(parse):
 def test_the_remark_holds_the_numbers_of_every_size(parse):
     (remark,) = remarks(run(parse(), BlockSizing(HOST.with_measurements(FLAT), NAMED["mixed"])))
     assert remark.decision == "32 tokens a block"
-    assert remark.reason.startswith("least time: ") and "reading pieces of 4 KB at 20.0 GB/s" in remark.reason
+    assert (
+        remark.reason.startswith("smallest within 3% of the least time: ")
+        and "reading pieces of 4 KB at 20.0 GB/s" in remark.reason
+    )
     assert remark.numbers["figures"] == "made up: flat" and remark.numbers["workload"] == "mixed"
     assert {a["block_size"] for a in remark.alternatives} == {64, 128}
     assert all(a["total_us"] > remark.numbers["total_us"] for a in remark.alternatives)
@@ -177,9 +180,12 @@ def test_doubling_a_block_never_reads_slower_and_never_recomputes_less(workload,
 
 
 @given(workloads, figures)
-def test_the_chosen_size_is_the_least_of_all(workload, speed):
+def test_the_chosen_size_cannot_be_told_from_the_least_and_no_smaller_one_could(workload, speed):
     found = [cost(size, workload, speed) for size in (32, 48, 64, 128)]
-    assert cheapest(found).seconds == min(each.seconds for each in found)
+    most = 1.03 * min(each.seconds for each in found)
+    chosen = cheapest(found)
+    assert chosen.seconds <= most
+    assert all(each.seconds > most for each in found if each.block_size < chosen.block_size)
 
 
 def test_equal_costs_give_the_smallest_block():
@@ -198,11 +204,13 @@ def test_a_shared_prefix_is_charged_by_the_computing_of_half_a_block():
     assert found.recompute_seconds == pytest.approx(starts_per_step * 63.5 * token_seconds)
 
 
-def test_sharing_prefixes_makes_blocks_smaller():
-    strides = replace(SLOW, piece_bandwidth=((4096, 2e9), (16384, 20e9)))
-    alone = cheapest([cost(size, shared(0), strides) for size in (32, 64, 128)])
-    together = cheapest([cost(size, shared(4095), strides) for size in (32, 64, 128)])
-    assert (alone.block_size, together.block_size) == (128, 32)
+def test_sharing_prefixes_makes_small_blocks_the_fastest():
+    strides = replace(SLOW, piece_bandwidth=((4096, 4e9), (8192, 6e9), (16384, 20e9)))
+
+    def fastest(shared_tokens):
+        return min((32, 64, 128), key=lambda size: cost(size, shared(shared_tokens), strides).seconds)
+
+    assert (fastest(0), fastest(4095)) == (128, 32)
 
 
 def test_a_window_bounds_what_is_read():
@@ -228,6 +236,10 @@ def test_prefill_counts_the_products_of_queries_with_keys_and_of_probabilities_w
 
 def test_decode_reads_a_chunks_keys_at_a_time():
     assert [piece_bytes(SIGNATURE, size, "avx512_bf16") for size in (32, 64, 128)] == [4096, 8192, 16384]
+
+
+def test_threads_read_pieces_each_by_itself():
+    assert all_threads_bandwidth(1024, replace(FLAT, threads=2, piece_bandwidth=((1024, 8e9),))) == 16e9
 
 
 def test_no_more_is_read_than_all_threads_can_stream():
