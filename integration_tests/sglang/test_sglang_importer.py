@@ -101,7 +101,8 @@ def test_heads_are_padded_as_sglang_pads_them_for_its_cpu_ranks(smollm2: str) ->
 
 
 def test_qwen2_has_biases(write_model: WriteModel) -> None:
-    biased = [op.weight.name for op in ops_of(load(write_model("qwen2")), ops.Linear) if op.bias is not None]
+    module = load(write_model("qwen2"))  # kept: an op does not keep its module alive
+    biased = [op.weight.name for op in ops_of(module, ops.Linear) if op.bias is not None]
     assert biased == [f"model.layers.{i}.self_attn.qkv_proj.weight" for i in range(LAYERS)]
 
 

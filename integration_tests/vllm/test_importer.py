@@ -95,7 +95,8 @@ def test_a_rank_has_its_share(write_model: WriteModel) -> None:
 
 
 def test_qwen2_has_biases(write_model: WriteModel) -> None:
-    biased = [op.weight.name for op in ops_of(load(write_model("qwen2")), ops.Linear) if op.bias is not None]
+    module = load(write_model("qwen2"))  # kept: an op does not keep its module alive
+    biased = [op.weight.name for op in ops_of(module, ops.Linear) if op.bias is not None]
     assert biased == [f"model.layers.{i}.self_attn.qkv_proj.weight" for i in range(LAYERS)]
 
 
@@ -123,7 +124,8 @@ def test_other_models_of_known_layers_come_free(write_model: WriteModel, family:
 
 def test_the_real_model(smollm2: str) -> None:
     assert {(s.num_heads, s.num_kv_heads, s.head_size) for s in signatures(load(smollm2))} == {(9, 3, 64)}
-    assert len(caches_of(load(smollm2))) == 30
+    module = load(smollm2)
+    assert len(caches_of(module)) == 30
 
 
 @pytest.mark.parametrize(
