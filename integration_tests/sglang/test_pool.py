@@ -7,9 +7,9 @@ import torch
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc, MHATokenToKVPool
 
 from llmir.errors import LlmirError
+from llmir.frontends.common.support import UnsupportedFeatureError
 from llmir.frontends.sglang import pool as pools
 from llmir.frontends.sglang.pool import LlmirKVPool
-from llmir.frontends.sglang.support import UnsupportedFeatureError
 from llmir.ir.signature import AttentionSignature, KernelSpec
 from llmir.target import ISAS
 

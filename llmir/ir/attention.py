@@ -76,7 +76,7 @@ def check_attention(op: Any) -> None:
 
 
 def check_selection(selection: Selection, block_size: int, layout: str) -> None:
-    """Verify that a selection reads as records, and its chunks divide a block; in layout "row" they need not."""
+    """Verify that a selection reads as records, and its chunks are whole blocks or divide one, but in layout "row"."""
     try:
         variants, _ = selection.variants, selection.policy
     except TypeError as error:

@@ -82,7 +82,7 @@ class KernelVariant:
     max_tokens: int
     row_tile: int
     key_chunk: int
-    """Keys between two softmax steps; divides the block size, except in layout "row"."""
+    """Keys between two softmax steps: whole blocks, or a part that divides one; in layout "row" any number."""
     key_vectors: int
     """Vectors of scores a query row keeps in registers; whole key groups."""
     value_vectors: int

@@ -125,7 +125,8 @@ def rope(
 ) -> tuple[Tensor, Tensor | None]:
     """Query and key turned by their ``positions`` [tokens].
 
-    ``neox``: a pair of elements is half a head apart, not side by side. ``scaling``: see :func:`rope_scaling`.
+    ``neox``: a pair of elements is half a head apart, not side by side.
+    ``scaling``: a long-context variant, its ``kind`` and numbers.
     """
     value = build.rope(
         recorder.value(positions),
@@ -142,7 +143,24 @@ def rope(
     return recorder.new(value[0], query), recorder.new(value[1], key)
 
 
-def rope_scaling(layer: nn.Module) -> dict[str, Any]:
+def rotary_embedding(
+    recorder: Recorder, layer: Any, plain: type, positions: Tensor, query: Tensor, key: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`rope` of a layer as both frameworks write it; one of class ``plain`` has no long-context variant."""
+    return rope(
+        recorder,
+        positions,
+        query,
+        key,
+        head_size=layer.head_size,
+        rotary_size=layer.rotary_dim,
+        base=layer.base,
+        neox=getattr(layer, "is_neox_style", True),
+        scaling=None if type(layer) is plain else _rope_scaling(layer),
+    )
+
+
+def _rope_scaling(layer: nn.Module) -> dict[str, Any]:
     """A rotary embedding's long-context variant: its class and the numbers it keeps."""
     numbers = {name: fact for name, fact in vars(layer).items() if type(fact) in (int, float) and name[0] != "_"}
     return {"kind": type(layer).__name__, **numbers}

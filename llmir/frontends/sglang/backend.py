@@ -89,7 +89,8 @@ class LlmirAttentionBackend(AttentionBackend):
 
         ``q`` [tokens, heads * head_dim]. With ``save_kv_cache`` False the cache has them already.
         """
-        support.check_call(f"layer {layer.layer_id}", k, call)
+        if k is None or call:  # checked once for all layers when the model was imported; so as a rule there is nothing
+            support.check_call(f"layer {layer.layer_id}", k, call)
         size = layer.qk_head_dim
         output = q.new_empty((q.shape[0], layer.tp_q_head_num * size))
         query = q.view(-1, layer.tp_q_head_num, size)

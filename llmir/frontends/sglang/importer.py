@@ -41,7 +41,7 @@ def import_module(server_args: ServerArgs, rank: int = 0) -> ir.Module:
 
     Raises UnsupportedLayerError for a layer llmir does not know, ImportModelError where SGLang cannot build the model.
     """
-    args, config = _as_given(server_args), model_config_of(server_args)
+    args, config = _AsGiven(server_args), model_config_of(server_args)
     info = ModelInfo(**{**support.model_facts(args, config), "rank": rank})
     from llmir.frontends.sglang.layers import handlers
 
@@ -65,10 +65,6 @@ class _AsGiven:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._view, name)
-
-
-def _as_given(server_args: ServerArgs) -> Any:
-    return _AsGiven(server_args)
 
 
 @contextmanager

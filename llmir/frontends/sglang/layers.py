@@ -142,17 +142,7 @@ def _rope(
 ) -> Any:
     if offsets is not None or fused_set_kv_buffer_arg is not None:
         raise UnsupportedLayerError(path, "it also writes the KV cache, or shifts positions")
-    return emit.rope(
-        recorder,
-        positions,
-        query,
-        key,
-        head_size=layer.head_size,
-        rotary_size=layer.rotary_dim,
-        base=layer.base,
-        neox=getattr(layer, "is_neox_style", True),
-        scaling=None if type(layer) is rotary.RotaryEmbedding else emit.rope_scaling(layer),
-    )
+    return emit.rotary_embedding(recorder, layer, rotary.RotaryEmbedding, positions, query, key)
 
 
 _ACTIVATIONS: dict[type, str] = {

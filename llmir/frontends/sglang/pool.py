@@ -13,8 +13,8 @@ from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from sglang.srt.runtime_context import get_server_args
 
 from llmir.errors import LlmirError
+from llmir.frontends.common.support import UnsupportedFeatureError
 from llmir.frontends.sglang.planning import plan_of
-from llmir.frontends.sglang.support import UnsupportedFeatureError
 from llmir.runtime.pages import key_and_value_rows
 
 

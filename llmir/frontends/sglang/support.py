@@ -12,15 +12,12 @@ from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.support import (
     ELEMENT_TYPES,
     WITHOUT,
-    UnsupportedFeatureError,
     dtype_check,
     dtype_name,
     refuse,
     refuse_layer,
 )
 from llmir.runtime.layers import LayerFacts
-
-__all__ = ["UnsupportedFeatureError"]
 
 #: SGLang's names of KV cache dtypes that llmir has kernels for, and the model dtype each must go with.
 CACHE_DTYPES = {"auto": None, "bfloat16": "bfloat16", "bf16": "bfloat16"}

@@ -104,17 +104,7 @@ def _rope(
     query: torch.Tensor,
     key: torch.Tensor | None = None,
 ) -> Any:
-    return emit.rope(
-        recorder,
-        positions,
-        query,
-        key,
-        head_size=layer.head_size,
-        rotary_size=layer.rotary_dim,
-        base=layer.base,
-        neox=getattr(layer, "is_neox_style", True),
-        scaling=None if type(layer) is rotary_embedding.RotaryEmbedding else emit.rope_scaling(layer),
-    )
+    return emit.rotary_embedding(recorder, layer, rotary_embedding.RotaryEmbedding, positions, query, key)
 
 
 _ACTIVATIONS: dict[type, str] = {

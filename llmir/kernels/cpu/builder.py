@@ -14,6 +14,7 @@ from llmir.ir.bindings import arith, ir, llvm, math, scf, vector
 
 Value: TypeAlias = ir.Value
 Integer: TypeAlias = Value | int
+POINTER_BYTES = 8
 
 _DYNAMIC_INDEX = -(2**31)  # llvm.getelementptr's mark for "this index is an operand"
 _FAST = arith.FastMathFlags.nnan | arith.FastMathFlags.ninf | arith.FastMathFlags.nsz
@@ -184,6 +185,11 @@ def offset(base: Value, by: Integer) -> Value:
 def load(address: Value, type_: ir.Type, alignment: int | None = None) -> Value:
     """The value at ``address``; ``alignment`` in bytes where it is not the type's own."""
     return llvm.load(type_, address, alignment=alignment)
+
+
+def load_pointer(table: Value, number: Integer) -> Value:
+    """Entry ``number`` of a table of addresses."""
+    return load(offset(table, mul(number, POINTER_BYTES)), pointer())
 
 
 def store(value: Value, address: Value, alignment: int | None = None) -> None:

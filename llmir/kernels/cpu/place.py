@@ -15,8 +15,6 @@ from llmir.kernels.cpu.abi import Item
 from llmir.kernels.cpu.fields import item_field, key_address
 from llmir.kernels.cpu.geometry import Geometry
 
-_POINTER_BYTES = 8
-
 
 @dataclass(frozen=True)
 class ChunkPlace:
@@ -30,7 +28,7 @@ class ChunkPlace:
 
     def keys(self, page: ir.Value | int) -> ir.Value:
         """Address of the keys of the chunk's page ``page``; of page ``chunk_pages``, of the first values."""
-        return b.load(b.offset(self.table, b.mul(page, _POINTER_BYTES)), b.pointer())
+        return b.load_pointer(self.table, page)
 
     def values(self, page: ir.Value | int) -> ir.Value:
         """Address of the values of the chunk's page ``page``; of page ``chunk_pages``, of the next chunk's keys."""
@@ -42,7 +40,7 @@ class PieceTable:
 
     def __init__(self, geometry: Geometry):
         self.geometry = geometry
-        self._table = b.stack_array((2 * geometry.chunk_pages + 1) * _POINTER_BYTES)
+        self._table = b.stack_array((2 * geometry.chunk_pages + 1) * b.POINTER_BYTES)
 
     def of_gathered(self, keys: ir.Value) -> ChunkPlace:
         """The pieces of a chunk that was gathered at ``keys``."""
@@ -78,4 +76,4 @@ class PieceTable:
         self._set(self.geometry.chunk_pages + page, b.offset(keys, self.geometry.values_offset))
 
     def _set(self, piece: int, address: ir.Value) -> None:
-        b.store(address, b.offset(self._table, piece * _POINTER_BYTES))
+        b.store(address, b.offset(self._table, piece * b.POINTER_BYTES))

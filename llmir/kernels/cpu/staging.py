@@ -21,7 +21,6 @@ from llmir.kernels.cpu.fields import item_field, key_address
 from llmir.kernels.cpu.geometry import Geometry
 
 _WORD_BYTES = 4
-_POINTER_BYTES = 8
 #: x86 shuffles two registers most cheaply within lanes of 128 bits: four words.
 _LANE_WORDS = 4
 
@@ -36,7 +35,7 @@ class StagingEmitter:
         self.variant = g.variant
         self.arguments, self.item = arguments, item
         self.keys = b.stack_array(2 * g.values_offset)
-        pointers = _POINTER_BYTES * (g.variant.key_chunk + g.variant.prefetch)
+        pointers = b.POINTER_BYTES * (g.variant.key_chunk + g.variant.prefetch)
         self.key_rows, self.value_rows = b.stack_array(pointers), b.stack_array(pointers)
         self.zeros = b.stack_array(g.row_bytes)
         zero = b.constant(0, self._words())
@@ -70,19 +69,16 @@ class StagingEmitter:
             if self.signature.window:
                 window_begin = b.add(item_field(self.item, Item.POSITION), 1 - self.signature.window)
                 needed = b.both(needed, b.at_least(position, window_begin))
-            place = b.mul(number, _POINTER_BYTES)
+            place = b.mul(number, b.POINTER_BYTES)
             b.store(b.select(needed, key, self.zeros), b.offset(self.key_rows, place))
             b.store(b.select(needed, b.offset(key, half_page), self.zeros), b.offset(self.value_rows, place))
 
         b.loop(0, count, 1, find)
 
-    def _row(self, rows: ir.Value, number: ir.Value | int) -> ir.Value:
-        return b.load(b.offset(rows, b.mul(number, _POINTER_BYTES)), b.pointer())
-
     def _ask_ahead(self, rows: ir.Value, at: ir.Value | int) -> None:
         """Asks for the cache line at ``at`` of the row that is ``prefetch`` keys ahead of the first of ``rows``."""
         if self.variant.prefetch:
-            b.prefetch(b.offset(self._row(rows, self.variant.prefetch), at), NEAR_CACHE)
+            b.prefetch(b.offset(b.load_pointer(rows, self.variant.prefetch), at), NEAR_CACHE)
 
     # -- one vector's worth of keys and their values
 
@@ -91,9 +87,9 @@ class StagingEmitter:
         group, inside = b.div(first, g.group_vectors * p.lanes), b.rem(first, g.group_vectors * p.lanes)
         step_bytes = p.elements_per_step * p.element_bytes
         column = b.offset(self.keys, b.add(b.mul(group, g.key_group_bytes), b.mul(inside, step_bytes)))
-        self._stage_keys(b.offset(self.key_rows, b.mul(first, _POINTER_BYTES)), column)
+        self._stage_keys(b.offset(self.key_rows, b.mul(first, b.POINTER_BYTES)), column)
         values = b.offset(self.keys, b.add(g.values_offset, b.mul(first, g.row_bytes)))
-        self._stage_values(b.offset(self.value_rows, b.mul(first, _POINTER_BYTES)), values)
+        self._stage_values(b.offset(self.value_rows, b.mul(first, b.POINTER_BYTES)), values)
 
     def _stage_keys(self, rows: ir.Value, column: ir.Value) -> None:
         """``lanes`` rows into a column of ``[steps][group][elements per step]``, a cache line of each at a time.
@@ -102,16 +98,17 @@ class StagingEmitter:
         """
         g, p = self.geometry, self.products
 
-        def line(at: ir.Value) -> None:
-            start = b.minimum(at, g.row_bytes - CACHE_LINE)
+        def line(first: ir.Value) -> None:
+            start = b.minimum(first, g.row_bytes - CACHE_LINE)
             for i in range(p.lanes):
-                self._ask_ahead(b.offset(rows, i * _POINTER_BYTES), start)
+                self._ask_ahead(b.offset(rows, i * b.POINTER_BYTES), start)
             for part in range(0, CACHE_LINE, g.vector_bytes):
+                at = b.add(start, part)
                 words = [
-                    b.load(b.offset(self._row(rows, i), b.add(start, part)), self._words(), alignment=p.element_bytes)
+                    b.load(b.offset(b.load_pointer(rows, i), at), self._words(), alignment=p.element_bytes)
                     for i in range(p.lanes)
                 ]
-                step = b.div(b.add(start, part), p.elements_per_step * p.element_bytes)
+                step = b.div(at, p.elements_per_step * p.element_bytes)
                 target = b.offset(column, b.mul(step, g.key_line_bytes))
                 for number, vector in enumerate(self._steps(transposed(words))):
                     b.store(vector, b.offset(target, number * g.key_line_bytes), alignment=p.element_bytes)
@@ -132,11 +129,11 @@ class StagingEmitter:
         part = b.vector_of(p.lanes, b.integer(8 * p.element_bytes))
 
         def step(first: ir.Value) -> None:
-            own = b.offset(rows, b.mul(first, _POINTER_BYTES))
-            sources = [self._row(own, i) for i in range(p.elements_per_step)]
+            own = b.offset(rows, b.mul(first, b.POINTER_BYTES))
+            sources = [b.load_pointer(own, i) for i in range(p.elements_per_step)]
             for i in range(p.elements_per_step):
                 for at in range(0, g.row_bytes, CACHE_LINE):
-                    self._ask_ahead(b.offset(own, i * _POINTER_BYTES), at)
+                    self._ask_ahead(b.offset(own, i * b.POINTER_BYTES), at)
             target = b.offset(values, b.mul(first, g.row_bytes))
             for v in range(g.head_vectors):
                 at = v * p.lanes * p.element_bytes
