@@ -58,7 +58,10 @@ class Measurements:
     read_bandwidth_all: float
     """Streaming read of ``threads`` threads together."""
     piece_bandwidth: tuple[tuple[int, float], ...]
-    """(bytes of a contiguous piece, bandwidth of one thread reading such pieces in random order), ascending."""
+    """(bytes of a piece, bandwidth of ``threads`` threads together), ascending.
+
+    Pages of two contiguous pieces, keys and values, are read in random order, as attention reads a KV cache.
+    """
     bf16_rate: float
     """bfloat16 dot products accumulated in float32, one thread; the float32 rate where there is no instruction."""
     f32_rate: float
@@ -78,18 +81,22 @@ class Measurements:
             raise TargetError(f"the figures of a target must be positive ({self.origin}); calibrate it again")
 
     def piece_rate(self, piece_bytes: int) -> float:
-        """Bandwidth in bytes a second of one thread that reads pieces of ``piece_bytes`` in random order.
+        """Bandwidth in bytes a second of all threads that read pieces of ``piece_bytes`` in random order.
 
         Between two measured sizes the time per piece is linear in its size (a fixed cost to find a piece, then
-        a stream); below the smallest, that fixed cost stays; above the largest, its bandwidth does.
+        a stream); below the smallest, that fixed cost stays; above the largest, its bandwidth does. No piece is
+        faster than a stream: where one was measured to be, something slowed the stream.
         """
+        return min(self._piece_rate(piece_bytes), self.read_bandwidth_all)
+
+    def _piece_rate(self, piece_bytes: int) -> float:
         points = self.piece_bandwidth
         smallest, largest = points[0], points[-1]
         if piece_bytes >= largest[0]:
             return largest[1]
         if piece_bytes <= smallest[0]:
-            found = max(0.0, smallest[0] / smallest[1] - smallest[0] / self.read_bandwidth)
-            return piece_bytes / (found + piece_bytes / self.read_bandwidth)
+            found = max(0.0, smallest[0] / smallest[1] - smallest[0] / self.read_bandwidth_all)
+            return piece_bytes / (found + piece_bytes / self.read_bandwidth_all)
         upper = next(i for i, (size, _) in enumerate(points) if size >= piece_bytes)
         (low, low_rate), (high, high_rate) = points[upper - 1], points[upper]
         share = (piece_bytes - low) / (high - low)
@@ -170,7 +177,8 @@ class Target:
             return self.measured
         socket = _PUBLISHED[self.isa]
         together = min(socket.read_bandwidth_all, self.cores * socket.read_bandwidth)
-        return replace(socket, read_bandwidth_all=together, threads=self.cores)
+        pieces = tuple((size, rate / socket.threads * self.cores) for size, rate in socket.piece_bandwidth)
+        return replace(socket, read_bandwidth_all=together, piece_bandwidth=pieces, threads=self.cores)
 
     def cache_bytes(self, level: int) -> int:
         """Bytes of one cache of ``level``, 0 where the machine has none or does not tell."""
@@ -273,7 +281,7 @@ def _published(
     law), and never more than the socket's bandwidth (bytes a second).
     """
     one = min(socket_bandwidth, misses * _CACHE_LINE / latency)
-    pieces = tuple((size, size / (_ACCESSES_PER_PIECE * latency + size / one)) for size in _PIECES)
+    pieces = tuple((size, size / (_ACCESSES_PER_PIECE * latency + size / one) * cores) for size in _PIECES)
     return Measurements(
         read_bandwidth=one,
         read_bandwidth_all=min(socket_bandwidth, one * cores),

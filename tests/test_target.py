@@ -159,6 +159,18 @@ def test_larger_pieces_are_never_slower_where_measurements_say_so(a, b):
     assert MEASURED.piece_rate(small) <= MEASURED.piece_rate(large) * (1 + 1e-12)
 
 
+def test_no_piece_is_read_faster_than_memory_streams():
+    assert replace(MEASURED, read_bandwidth_all=10e9).piece_rate(65536) == 10e9
+
+
+def test_published_pieces_are_read_by_as_many_threads_as_there_are_cores():
+    whole = Target.named("cpu:plain")
+    few = replace(whole, cores=2).figures
+    assert few.piece_rate(4096) == pytest.approx(
+        min(whole.figures.piece_bandwidth[0][1] / 64 * 2, 2 * few.read_bandwidth)
+    )
+
+
 def test_the_rate_at_a_measured_size_is_the_measured_one():
     assert MEASURED.piece_rate(4096) == pytest.approx(7e9)
     assert MEASURED.piece_rate(65536) == 14e9

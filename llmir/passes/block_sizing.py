@@ -20,11 +20,11 @@ from llmir.ir.remarks import Remark, add_remark
 from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature, Isa
 from llmir.passes import tiles
 from llmir.passes.model_cost import ModelCost
-from llmir.target import Measurements, Target
+from llmir.target import Target
 from llmir.workload import Workload
 
 #: Figures of a machine measured twice differ by so much and more, and the workload is a guess.
-FIGURES_ERROR = 0.03
+FIGURES_ERROR = 0.05
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def block_cost(
     for layer, piece in zip(layers, pieces, strict=True):
         layer_bytes = batch * workload.mean_decode_tokens(layer.window) * token_bytes(layer)
         read_bytes += layer_bytes
-        read_seconds += layer_bytes / all_threads_bandwidth(piece, figures)
+        read_seconds += layer_bytes / figures.piece_rate(piece)
         keys = starts_per_step * workload.mean_prefill_keys(layer.window)
         prefill_seconds += keys * prefill_seconds_per_key(layer, block_size, target)
         if tiles.layout(target.isa, layer.element_type, block_size) == "row":
@@ -153,14 +153,6 @@ def prefill_seconds_per_key(layer: AttentionSignature, block_size: int, target: 
 def token_bytes(layer: AttentionSignature) -> int:
     """Bytes of one token's keys and values in one layer."""
     return 2 * layer.num_kv_heads * layer.head_size * ELEMENT_BYTES[layer.element_type]
-
-
-def all_threads_bandwidth(piece_bytes: int, figures: Measurements) -> float:
-    """Bytes a second of all threads reading pieces in random order.
-
-    What holds one thread back is how many of its own reads are under way; what holds all of them back is the memory.
-    """
-    return min(figures.piece_rate(piece_bytes) * figures.threads, figures.read_bandwidth_all)
 
 
 def cheapest(costs: Sequence[BlockCost]) -> BlockCost:

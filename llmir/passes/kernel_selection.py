@@ -50,7 +50,7 @@ def split_seconds(signature: AttentionSignature, isa: Isa, figures: Measurements
     """What one more split costs: its rows' states written and read once, and one random access to begin at."""
     state_bytes = 4 * signature.queries_per_kv * (2 * LANES[isa] + signature.head_size)
     piece, rate = figures.piece_bandwidth[0]
-    access = max(0.0, piece / rate - piece / figures.read_bandwidth)
+    access = figures.threads * max(0.0, piece / rate - piece / figures.read_bandwidth_all)
     return 2 * state_bytes / figures.read_bandwidth + access
 
 

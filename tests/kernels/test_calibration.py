@@ -59,12 +59,12 @@ def test_another_machine_cannot_be_measured_from_here():
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("shuffled", [False, True])
-def test_read_kernel_reads_every_byte_once(small, threads, shuffled):
+@pytest.mark.parametrize("piece", [None, 1024, 4096, 65536])
+def test_every_byte_is_read_once(small, threads, piece):
     kernels = calibration._Kernels(dataclasses.replace(Target.detect(), cores=2))
     words = kernels.memory.view(np.uint32)
     words[:] = np.random.default_rng(0).integers(0, 2**32, words.size, np.uint32)
-    kernels.read(4096, shuffled)(threads)
+    (kernels.pages(piece) if piece else kernels.stream)(threads)
     lanes = kernels.results.view(np.uint32).reshape(2, -1)[:threads].sum(dtype=np.uint32)
     assert lanes == words.sum(dtype=np.uint32)
 

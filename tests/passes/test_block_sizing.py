@@ -10,7 +10,7 @@ from llmir.errors import LlmirError
 from llmir.ir.module import caches_of
 from llmir.ir.remarks import remarks
 from llmir.ir.signature import AttentionSignature
-from llmir.passes.block_sizing import BlockSizing, all_threads_bandwidth, block_cost, cheapest, piece_bytes
+from llmir.passes.block_sizing import BlockSizing, block_cost, cheapest, piece_bytes
 from llmir.passes.model_cost import ModelCost
 from llmir.target import Measurements, Target
 from llmir.workload import NAMED, Request, Workload
@@ -19,7 +19,7 @@ from llmir.workload import NAMED, Request, Workload
 FLAT = Measurements(
     read_bandwidth=10e9,
     read_bandwidth_all=20e9,
-    piece_bandwidth=((1024, 10e9), (1 << 20, 10e9)),
+    piece_bandwidth=((1024, 20e9), (1 << 20, 20e9)),
     bf16_rate=1e18,
     f32_rate=1e18,
     fork_join_seconds=1e-5,
@@ -27,7 +27,7 @@ FLAT = Measurements(
     origin="made up: flat",
 )
 #: Large pieces are read much faster.
-STEEP = replace(FLAT, piece_bandwidth=((1024, 0.1e9), (1 << 20, 10e9)), origin="made up: steep")
+STEEP = replace(FLAT, piece_bandwidth=((1024, 0.2e9), (1 << 20, 20e9)), origin="made up: steep")
 #: Products take their time.
 SLOW = replace(FLAT, bf16_rate=1e11, f32_rate=5e10, origin="made up: slow")
 HOST = Target.named("cpu:avx512_bf16")
@@ -38,7 +38,7 @@ figures = st.builds(
     lambda found, one, scaling: Measurements(
         read_bandwidth=one,
         read_bandwidth_all=one * scaling,
-        piece_bandwidth=tuple((size, size / (found + size / one)) for size in (4096, 16384, 65536, 262144)),
+        piece_bandwidth=tuple((size, 2 * size / (found + size / one)) for size in (4096, 16384, 65536, 262144)),
         bf16_rate=1e11,
         f32_rate=5e10,
         fork_join_seconds=1e-5,
@@ -89,7 +89,7 @@ def test_the_remark_holds_the_numbers_of_every_size(parse):
     (remark,) = remarks(run(parse(), BlockSizing(HOST.with_measurements(FLAT), NAMED["mixed"])))
     assert remark.decision == "32 tokens a block"
     assert (
-        remark.reason.startswith("smallest within 3% of the least time: ")
+        remark.reason.startswith("smallest within 5% of the least time: ")
         and "reading pieces of 4 KB at 20.0 GB/s" in remark.reason
     )
     assert remark.numbers["figures"] == "made up: flat" and remark.numbers["workload"] == "mixed"
@@ -182,7 +182,7 @@ def test_doubling_a_block_never_reads_slower_and_never_recomputes_less(workload,
 @given(workloads, figures)
 def test_the_chosen_size_cannot_be_told_from_the_least_and_no_smaller_one_could(workload, speed):
     found = [cost(size, workload, speed) for size in (32, 48, 64, 128)]
-    most = 1.03 * min(each.seconds for each in found)
+    most = 1.05 * min(each.seconds for each in found)
     chosen = cheapest(found)
     assert chosen.seconds <= most
     assert all(each.seconds > most for each in found if each.block_size < chosen.block_size)
@@ -205,7 +205,7 @@ def test_a_shared_prefix_is_charged_by_the_computing_of_half_a_block():
 
 
 def test_sharing_prefixes_makes_small_blocks_the_fastest():
-    strides = replace(SLOW, piece_bandwidth=((4096, 4e9), (8192, 6e9), (16384, 20e9)))
+    strides = replace(SLOW, piece_bandwidth=((4096, 8e9), (8192, 12e9), (16384, 20e9)))
 
     def fastest(shared_tokens):
         return min((32, 64, 128), key=lambda size: cost(size, shared(shared_tokens), strides).seconds)
@@ -236,14 +236,6 @@ def test_prefill_counts_the_products_of_queries_with_keys_and_of_probabilities_w
 
 def test_decode_reads_a_chunks_keys_at_a_time():
     assert [piece_bytes(SIGNATURE, size, "avx512_bf16") for size in (32, 64, 128)] == [4096, 8192, 16384]
-
-
-def test_threads_read_pieces_each_by_itself():
-    assert all_threads_bandwidth(1024, replace(FLAT, threads=2, piece_bandwidth=((1024, 8e9),))) == 16e9
-
-
-def test_no_more_is_read_than_all_threads_can_stream():
-    assert all_threads_bandwidth(1 << 22, replace(FLAT, piece_bandwidth=((1024, 30e9),))) == 20e9
 
 
 def test_the_models_cost_counts_the_weights_it_reads(parse):

@@ -12,11 +12,12 @@ import json
 import mmap
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmir.errors import KernelError
 from llmir.ir.signature import LANES
@@ -26,11 +27,15 @@ from llmir.target import Measurements, Target
 
 #: Contiguous pieces that are read in random order, in bytes: the range that the keys of a page take.
 PIECES = tuple(1024 << i for i in range(9))
+#: Keys that attention reads before it reads their values, in bytes: of several pages where one has fewer.
+_CHUNK = 16 << 10
 
 #: Memory that is read: several times the last-level cache, so that none of it is still there.
 _LEAST_MEMORY, _MEMORY_CACHES = 256 << 20, 4
-#: Sequential pieces of a streaming read, the unit by which threads share it.
+#: Sequential pieces of a streaming read.
 _STREAM_PIECE = 1 << 20
+#: What a thread takes at a time, in whole pieces: so much that the counter which deals them out costs nothing.
+_TAKEN_BYTES = 256 << 10
 _VECTORS_PER_ITERATION, _SUMS = 16, 8
 #: Dot products in flight: enough to hide their latency, and with both operands within the registers.
 _ACCUMULATORS = {"avx512_bf16": 24, "avx512": 24, "plain": 12}
@@ -46,6 +51,7 @@ class _Work(ctypes.Structure):
     _fields_ = (
         ("next_item", ctypes.c_int64),  # the kernel's own work counter
         ("items", ctypes.c_int64),
+        ("items_together", ctypes.c_int64),  # dealt to a thread at a time
         ("offsets", ctypes.c_void_p),  # int64 [items]: where each piece begins
         ("piece_bytes", ctypes.c_int64),
         ("memory", ctypes.c_void_p),
@@ -83,18 +89,24 @@ def _machine_key(target: Target) -> str:
 
 def _measure(target: Target) -> Measurements:
     kernels = _Kernels(target)
-    stream = kernels.read(_STREAM_PIECE)
-    one = stream(1)
+    stream, *pages = _best([kernels.stream, *(kernels.pages(piece) for piece in PIECES)], target.cores)
+    (one,) = _best([kernels.stream], 1)
     return Measurements(
         read_bandwidth=one,
-        read_bandwidth_all=max(one, stream(target.cores)),  # below one thread's: other programs held the cores
-        piece_bandwidth=tuple((piece, kernels.read(piece, shuffled=True)(1)) for piece in PIECES),
+        read_bandwidth_all=max(one, stream),  # below one thread's: other programs held the cores
+        piece_bandwidth=tuple(zip(PIECES, pages, strict=True)),
         bf16_rate=kernels.product_rate("bf16"),
         f32_rate=kernels.product_rate("f32"),
         fork_join_seconds=kernels.fork_join_seconds(),
         threads=target.cores,
         origin=f"measured on this {target.model}",
     )
+
+
+def _best(reads: Sequence[Callable[[int], float]], threads: int) -> list[float]:
+    """The most bytes a second of each read, in turns: what disturbs the machine for a while disturbs all of them."""
+    rounds = [[read(threads) for read in reads] for _ in range(_REPEATS)]
+    return [max(rates) for rates in zip(*rounds, strict=True)]
 
 
 class _Kernels:
@@ -106,28 +118,38 @@ class _Kernels:
             process_symbol("GOMP_parallel")
         )
         self.kernels = load_object(_compile(target.isa))
-        size = max(_LEAST_MEMORY, _MEMORY_CACHES * target.cache_bytes(3))
+        wanted = max(_LEAST_MEMORY, _MEMORY_CACHES * target.cache_bytes(3))
+        size = -(-wanted // _STREAM_PIECE) * _STREAM_PIECE
         # A mapping of our own and not numpy's: numpy asks for huge pages, which the KV cache does not get.
         self.memory = np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
         self.memory.fill(0)
         self.results = np.zeros(_OPERAND_BYTES * target.cores, np.uint8)
 
-    def read(self, piece_bytes: int, shuffled: bool = False) -> Callable[[int], float]:
-        """A function of the number of threads that reads the memory piece by piece: bytes a second.
+    def stream(self, threads: int) -> float:
+        """Reads the memory from begin to end: bytes a second."""
+        return self._read("read", np.arange(0, self.memory.nbytes, _STREAM_PIECE, np.int64), _STREAM_PIECE, threads)
 
-        Pieces in shuffled order are read the way the attention kernel reads a cache: while one is read, the same
-        place of the next is asked for.
+    def pages(self, piece_bytes: int) -> Callable[[int], float]:
+        """A function of the number of threads that reads pages of two pieces in random order: bytes a second.
+
+        It reads as attention reads a cache: some pages' keys, then their values, and while one piece is read, the
+        same place of the next is asked for.
         """
-        offsets = np.arange(0, self.memory.nbytes - piece_bytes + 1, piece_bytes, np.int64)
-        if shuffled:
-            np.random.default_rng(0).shuffle(offsets)
-        work = self._work(items=len(offsets), offsets=offsets.ctypes.data, piece_bytes=piece_bytes)
+        together = max(1, _CHUNK // piece_bytes)
+        pages = np.arange(0, self.memory.nbytes, 2 * piece_bytes, np.int64)
+        np.random.default_rng(0).shuffle(pages)
+        keys = pages.reshape(-1, together)
+        pieces = np.concatenate([keys, keys + piece_bytes], axis=1).reshape(-1)
+        return lambda threads: self._read("read_ahead", pieces, piece_bytes, threads)
 
-        def rate(threads: int) -> float:
-            kernel = "read_ahead" if shuffled else "read"
-            return len(offsets) * piece_bytes / min(self._seconds(kernel, work, threads) for _ in range(_REPEATS))
-
-        return rate
+    def _read(self, kernel: str, offsets: NDArray[np.int64], piece_bytes: int, threads: int) -> float:
+        work = self._work(
+            items=len(offsets),
+            items_together=max(1, _TAKEN_BYTES // piece_bytes),
+            offsets=offsets.ctypes.data,
+            piece_bytes=piece_bytes,
+        )
+        return len(offsets) * piece_bytes / self._seconds(kernel, work, threads)
 
     def product_rate(self, element_type: str) -> float:
         """Floating-point operations a second of one thread's dot products."""
@@ -177,16 +199,20 @@ def _compile(isa: str) -> bytes:
         vector = b.vector_of(LANES[isa], b.integer(32))
         vector_bytes = 4 * LANES[isa]
         items, piece_bytes = field(work, "items", i64), field(work, "piece_bytes", i64)
+        together = field(work, "items_together", i64)
         offsets, memory = field(work, "offsets", b.pointer()), field(work, "memory", b.pointer())
         own_sum = b.stack_array(vector_bytes)
         zero = b.constant(0, vector)
         b.store(zero, own_sum)
 
         def take() -> ir.Value:
-            number = b.atomic_add(b.offset(work, _Work.next_item.offset), 1)
-            left = b.less(number, items)
-            b.choose(left, lambda: read_piece(number), lambda: store_result(b.sub(number, items)))
+            first = b.atomic_add(b.offset(work, _Work.next_item.offset), together)
+            left = b.less(first, items)
+            b.choose(left, lambda: read_pieces(first), lambda: store_result(b.div(b.sub(first, items), together)))
             return left
+
+        def read_pieces(first: ir.Value) -> None:
+            b.loop(first, b.minimum(b.add(first, together), items), 1, read_piece)
 
         def read_piece(number: ir.Value) -> None:
             def piece_at(place: ir.Value) -> ir.Value:
