@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from llmir.ir import sharing_costs
+from llmir.ir.signature import SharingCosts
+
+TILE = 6
+#: A key takes 20 ns from memory, 4 ns from a small cache and 12 from a large one; a tile of rows 2 ns a key.
+COSTS = SharingCosts(
+    most_rows=48,
+    least_tokens=128,
+    read_key=20.0,
+    cached_key=((256, 4.0), (1024, 8.0), (4096, 12.0)),
+    tile_key=2.0,
+    row=100.0,
+    margin=0.9,
+)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "time"), [(1, 4.0), (256, 4.0), (640, 6.0), (1024, 8.0), (2560, 10.0), (4096, 12.0), (10**6, 12.0)]
+)
+def test_cached_key_is_linear_between_points_and_constant_beyond(tokens, time):
+    assert sharing_costs.cached_key(COSTS, tokens) == pytest.approx(time)
+
+
+def test_alone_reads_from_memory_once_and_from_the_cache_after_that():
+    assert sharing_costs.alone(COSTS, 1024, np.array([4, 4, 4]), TILE) == pytest.approx(1024 * (20 + 8 + 8))
+
+
+def test_alone_takes_the_products_where_they_take_longer():
+    rows = np.array([4, 48, 72])  # 1, 8 and 12 tiles: 2, 16 and 24 ns a key
+    assert sharing_costs.alone(COSTS, 1024, rows, TILE) == pytest.approx(1024 * (24 + 16 + 8))
+
+
+def test_order_of_requests_does_not_matter():
+    rows = np.array([1, 90, 7, 30, 4])
+    times = {sharing_costs.alone(COSTS, 1024, order, TILE) for order in (rows, rows[::-1], np.roll(rows, 2))}
+    assert max(times) == pytest.approx(min(times))
+
+
+def test_shared_reads_once_with_tiles_across_requests_and_pays_for_each_row():
+    rows = np.full(32, 4)  # 128 rows: 22 tiles, 44 ns a key
+    assert sharing_costs.shared(COSTS, 1024, rows, TILE) == pytest.approx(1024 * 44 + 128 * 100)
+    rows = np.full(8, 4)  # 32 rows: 6 tiles, 12 ns a key, less than reading it
+    assert sharing_costs.shared(COSTS, 1024, rows, TILE) == pytest.approx(1024 * 20 + 32 * 100)
+
+
+def test_long_part_of_many_requests_pays():
+    assert sharing_costs.pays(COSTS, 1024, np.full(8, 4), TILE)
+
+
+def test_short_part_does_not_pay_for_its_rows():
+    # From 128 tokens on reading would be worth it, were the states free.
+    assert not sharing_costs.pays(COSTS, 128, np.full(8, 4), TILE)
+    assert sharing_costs.pays(replace(COSTS, row=0.0), 128, np.full(8, 4), TILE)
+
+
+def test_part_shorter_than_the_least_is_never_shared():
+    costs = replace(COSTS, row=0.0)
+    assert not sharing_costs.pays(costs, 127, np.full(8, 4), TILE)
+
+
+def test_one_request_shares_nothing():
+    assert not sharing_costs.pays(replace(COSTS, margin=100.0), 1024, np.array([4]), TILE)
+
+
+def test_margin_is_kept():
+    rows = np.full(8, 4)
+    part = sharing_costs.shared(COSTS, 1024, rows, TILE) / sharing_costs.alone(COSTS, 1024, rows, TILE)
+    assert sharing_costs.pays(replace(COSTS, margin=part * 1.01), 1024, rows, TILE)
+    assert not sharing_costs.pays(replace(COSTS, margin=part * 0.99), 1024, rows, TILE)
