@@ -66,10 +66,7 @@ class LlmirAttention:
     def runner(self, threads: int) -> Callable[[], object]:
         """See :class:`attention_step.Side`."""
         step = self.step
-        table = self.table
-        self.runner_of_kernel.begin_step(
-            step.query_start.numpy(), step.seq_lens.numpy(), table.data_ptr(), table.stride(0), threads
-        )
+        self.runner_of_kernel.begin_step(step.query_start.numpy(), step.seq_lens.numpy(), self.table.numpy(), threads)
         query = (step.query.data_ptr(), step.query.stride(0))
         output = (self.output.data_ptr(), self.output.stride(0))
         cache, attend = self.cache.data_ptr(), self.runner_of_kernel.attend

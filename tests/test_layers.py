@@ -7,10 +7,11 @@ import pytest
 from test_plan import PLAN, SPEC
 
 from llmir.errors import PlanError, UnsupportedLayerError
+from llmir.ir.signature import SharingCosts
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.cpu.object_cache import ObjectCache
 from llmir.runtime.attention import AttentionRunner
-from llmir.runtime.layers import LayerFacts, PlannedLayers, heads
+from llmir.runtime.layers import LayerFacts, PlannedLayers, SharingCount, heads
 
 FACTS = LayerFacts(9, 3, 64, "bf16", 128, scale=0.125)
 
@@ -41,11 +42,29 @@ def test_layers_of_one_kernel_share_it(layers, loaded):
 
 def test_a_step_begins_for_every_kernel(layers, monkeypatch):
     begun = []
-    monkeypatch.setattr(AttentionRunner, "begin_step", lambda self, *step: begun.append(step))
+    begin_step = AttentionRunner.begin_step
+    monkeypatch.setattr(
+        AttentionRunner, "begin_step", lambda self, *step: begun.append(step) or begin_step(self, *step)
+    )
     layers.bind("layers.0", FACTS)
-    step = (np.array([0, 1], np.int32), np.array([5], np.int32), 4096, 16, 2)
+    step = (np.array([0, 1], np.int32), np.array([5], np.int32), np.zeros((1, 2), np.int32), 2)
     layers.begin_step(*step)
     assert begun == [step]
+    assert layers.sharing == SharingCount()
+
+
+def test_what_sharing_saves_is_counted_for_every_layer(loaded, tmp_path):
+    costs = SharingCosts(3, 128, read_key=2.0, cached_key=((1, 2.0),), tile_key=1.0, row=1.0, margin=1.0)
+    (kernel,) = PLAN.kernels
+    policy = replace(kernel.policy, sharing=costs)
+    layers = PlannedLayers(replace(PLAN, kernels=(replace(kernel, policy=policy),)), ObjectCache(tmp_path))
+    layers.bind("layers.0", FACTS)
+    layers.bind("layers.1", FACTS)
+    lengths, table = np.array([300, 200, 290], np.int32), np.array([[5, 6, 1], [5, 7, 0], [5, 6, 2]], np.int32)
+    for _ in range(2):
+        layers.begin_step(np.arange(4, dtype=np.int32), lengths, table, 1)
+    read_again = 2 * 128 + 128  # the first block by two, the second by one
+    assert layers.sharing == SharingCount(2, 2 * 3, 2 * 2 * read_again * 3 * 64 * 2 * 2)
 
 
 @pytest.mark.parametrize(

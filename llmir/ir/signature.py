@@ -65,9 +65,14 @@ class AttentionSignature:
         return 2 * lanes if self.layout == "row" or self.block_size % (2 * lanes) == 0 else lanes
 
     @property
+    def key_bytes(self) -> int:
+        """Bytes of one key and its value in one KV head."""
+        return 2 * self.head_size * ELEMENT_BYTES[self.element_type]
+
+    @property
     def page_bytes(self) -> int:
         """Bytes of one block of one KV head, keys and values."""
-        return 2 * self.block_size * self.head_size * ELEMENT_BYTES[self.element_type]
+        return self.block_size * self.key_bytes
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,31 @@ class KernelVariant:
 
 
 @dataclass(frozen=True)
+class SharingCosts:
+    """What it costs one thread to read a part of one KV head's cache: by each request, or once for all of them.
+
+    Times in nanoseconds. ``runtime/sharing.py`` says how they are weighed.
+    """
+
+    most_rows: int
+    """Requests with more query rows in a step (new tokens times queries_per_kv) read their cache alone: their own
+    rows share the reading already."""
+    least_tokens: int
+    """Shorter parts are never shared."""
+    read_key: float
+    """One key and its value, from memory."""
+    cached_key: tuple[tuple[int, float], ...]
+    """(tokens of the part, time): the same where another request has just read the part, which is then in a cache as
+    far as it fits; ascending."""
+    tile_key: float
+    """One tile of rows of the prefill variant against one key."""
+    row: float
+    """Leaving the state of one row, and merging it."""
+    margin: float
+    """A part is shared where that costs at most this part of reading it by each request."""
+
+
+@dataclass(frozen=True)
 class StepPolicy:
     """The run-time conditions by which a step's work list is cut."""
 
@@ -101,7 +131,9 @@ class StepPolicy:
     split_keys: int
     """Least keys in one split of a request's KV cache."""
     items_per_thread: int
-    """Split KV only while a step has fewer items than this times the threads."""
+    """An item that is more than one part in so many of a thread's work is split."""
+    sharing: SharingCosts | None = None
+    """When a part of the cache is read once for several requests; None: never."""
 
 
 @dataclass(frozen=True)

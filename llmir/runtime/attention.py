@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 
 from llmir.ir.signature import StepPolicy
-from llmir.kernels.cpu.abi import Arguments, partial_bytes
+from llmir.kernels.cpu.abi import Arguments, state_bytes
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.runtime.schedule import Int32, Schedule, Scheduler
 
@@ -24,28 +24,31 @@ class AttentionRunner:
         self._call = kernel.function
         self._arguments = Arguments(**kernel.openmp)
         self._address = ctypes.addressof(self._arguments)
-        self._partial_bytes = partial_bytes(kernel.spec)
+        self._state_bytes = kernel.spec.signature.num_kv_heads * state_bytes(kernel.spec)
         self._buffers: dict[str, np.ndarray] = {}
-        self._schedule: Schedule | None = None
+        self._step: tuple[Schedule, Int32] | None = None
 
-    def begin_step(
-        self, query_start: Int32, seq_lens: Int32, block_table: int, block_table_stride: int, threads: int
-    ) -> Schedule:
+    def begin_step(self, query_start: Int32, seq_lens: Int32, block_table: Int32, threads: int) -> Schedule:
         """Prepares the calls of one step and gives its work list.
 
-        ``query_start`` [requests + 1] and ``seq_lens`` [requests] as for Scheduler.schedule; ``block_table``:
-        address of int32 [requests, block_table_stride], which must stay as it is until the step is over.
+        ``query_start`` [requests + 1], ``seq_lens`` [requests] and ``block_table`` [requests, columns] as for
+        Scheduler.schedule; the table's rows are contiguous, and it must stay as it is until the step is over.
         """
-        schedule = self._scheduler.schedule(query_start, seq_lens, threads)
-        arguments = self._arguments
+        schedule = self._scheduler.schedule(query_start, seq_lens, block_table, threads)
+        merges, arguments = schedule.merges, self._arguments
         arguments.items = schedule.items.ctypes.data
         arguments.item_count = len(schedule.items)
-        arguments.block_table = block_table
-        arguments.block_table_stride = block_table_stride
+        arguments.block_table = block_table.ctypes.data
+        arguments.block_table_stride = block_table.strides[0] // block_table.itemsize
         arguments.threads = threads
-        arguments.partials = self._buffer("partials", schedule.partial_slots * self._partial_bytes)
-        arguments.split_counters = self._buffer("split_counters", schedule.split_groups * 4)
-        self._schedule = schedule  # keeps the items alive
+        arguments.members = merges.members.ctypes.data
+        arguments.merge_tokens = merges.tokens.ctypes.data
+        arguments.merge_begin = merges.begin.ctypes.data
+        arguments.merge_sources = merges.sources.ctypes.data
+        arguments.merges, arguments.state_rows = merges.count, merges.state_rows
+        arguments.states = self._buffer("states", merges.state_rows * self._state_bytes)
+        arguments.merge_counters = self._buffer("merge_counters", merges.count * 4 * self.spec.signature.num_kv_heads)
+        self._step = (schedule, block_table)  # keeps what the kernel has addresses of
         return schedule
 
     def attend(
@@ -77,7 +80,7 @@ class AttentionRunner:
     def _buffer(self, name: str, size: int) -> int | None:
         """Address of zeroed bytes, at least ``size``, aligned to a cache line; grown when a step needs more.
 
-        Kernels leave split counters at zero, and never read a partial state they have not written.
+        Kernels leave counters at zero, and never read a state they have not written.
         """
         if not size:
             return None

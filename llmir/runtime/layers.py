@@ -41,6 +41,18 @@ class LayerFacts:
     """See AttentionSignature; 0: none."""
 
 
+@dataclass
+class SharingCount:
+    """What reading shared prefixes once has saved since serving began."""
+
+    steps: int = 0
+    """Steps in which anything was shared."""
+    requests: int = 0
+    """Requests of which a part was read together with that of others, summed over steps."""
+    kv_bytes: int = 0
+    """Bytes of keys and values, of all layers, that were not read again."""
+
+
 class PlannedLayers:
     """Attention layers that share each step's work lists, with the plan's kernels loaded for them.
 
@@ -53,6 +65,7 @@ class PlannedLayers:
         self._object_cache = object_cache
         self._runners: dict[str, AttentionRunner] = {}
         self._layers: Counter[str] = Counter()
+        self.sharing = SharingCount()
 
     @property
     def kernels(self) -> dict[str, int]:
@@ -73,12 +86,16 @@ class PlannedLayers:
         self._layers[kernel.symbol] += 1
         return self._runners[kernel.symbol]
 
-    def begin_step(
-        self, query_start: Int32, seq_lens: Int32, block_table: int, block_table_stride: int, threads: int
-    ) -> None:
+    def begin_step(self, query_start: Int32, seq_lens: Int32, block_table: Int32, threads: int) -> None:
         """Prepare all layers for one step; the arguments are AttentionRunner.begin_step's."""
-        for runner in self._runners.values():
-            runner.begin_step(query_start, seq_lens, block_table, block_table_stride, threads)
+        requests = 0
+        for symbol, runner in self._runners.items():
+            schedule = runner.begin_step(query_start, seq_lens, block_table, threads)
+            requests = max(requests, schedule.shared_requests)
+            key_bytes = runner.spec.signature.key_bytes * runner.spec.signature.num_kv_heads
+            self.sharing.kv_bytes += schedule.keys_not_read * key_bytes * self._layers[symbol]
+        self.sharing.steps += requests > 0
+        self.sharing.requests += requests
 
 
 def heads(tensor: Any, head_size: int) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """Cuts one step of a serving framework into the work items of the attention kernel.
 
 A step is a batch of requests, each with some new query tokens at the end of its sequence: one when it decodes,
-many when it prefills, any mixture of both. The same items serve all of it.
+many when it prefills, any mixture of both. The same items serve all of it. What requests share of their caches
+(sharing.py) is read by items of its own, whose tokens are gathered from all of them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 
 from llmir.ir.signature import KernelSpec, StepPolicy
 from llmir.kernels.cpu.abi import ITEM_FIELDS, Item
+from llmir.runtime.merges import Merges, merges_of
+from llmir.runtime.prefix_tree import PrefixFinder, PrefixTree
+from llmir.runtime.sharing import SharedPart, shared_parts
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -24,10 +28,12 @@ class Schedule:
 
     items: Int32
     """[items, ITEM_FIELDS], longest first."""
-    partial_slots: int
-    """Splits that leave a partial state."""
-    split_groups: int
-    """Items that were split."""
+    merges: Merges
+    """Tokens whose attention is in parts."""
+    shared_requests: int
+    """Requests of which a part is read together with that of others."""
+    keys_not_read: int
+    """Keys, of every KV head, that would have been read once more for each of them."""
 
 
 class Scheduler:
@@ -37,25 +43,39 @@ class Scheduler:
         self._heads = spec.signature.num_kv_heads
         self._queries_per_kv = spec.signature.queries_per_kv
         self._window = spec.signature.window
+        self._block_size = spec.signature.block_size
         self._policy = policy
         names = [variant.name for variant in spec.variants]
         self._decode, self._prefill = names.index("decode"), names.index("prefill")
         self._max_tokens = np.array([v.max_tokens for v in spec.variants])
         self._key_chunk = np.array([v.key_chunk for v in spec.variants])
         self._row_tile = np.array([v.row_tile for v in spec.variants])
+        costs = policy.sharing
+        # A key costs an item at least its reading: as much as so many tiles of rows.
+        self._read_tiles = costs.read_key / costs.tile_key if costs else 1.0
+        self._finder = PrefixFinder()
+        self._shared: tuple[PrefixTree, Int64, list[SharedPart]] | None = None
 
-    def schedule(self, query_start: Int32, seq_lens: Int32, threads: int) -> Schedule:
+    def schedule(self, query_start: Int32, seq_lens: Int32, block_table: Int32, threads: int) -> Schedule:
         """The work list of a step.
 
         ``query_start`` [requests + 1]: where each request's new tokens begin among the step's tokens;
-        ``seq_lens`` [requests]: tokens of each request, the new ones included; ``threads``: who will run it.
+        ``seq_lens`` [requests]: tokens of each request, the new ones included; ``block_table`` [requests, columns];
+        ``threads``: who will run it.
         """
-        tiles = self._tiles(np.asarray(query_start, np.int64), np.asarray(seq_lens, np.int64))
-        items = np.repeat(tiles, self._heads, axis=0)
-        items[:, Item.KV_HEAD] = np.tile(np.arange(self._heads), len(tiles))
-        items, slots, groups = self._split(items, threads)
-        order = np.argsort(-self._cost(items), kind="stable")
-        return Schedule(np.ascontiguousarray(items[order], dtype=np.int32), slots, groups)
+        starts, lengths = np.asarray(query_start, np.int64), np.asarray(seq_lens, np.int64)
+        tiles = self._tiles(starts, lengths)
+        parts = self._parts(np.diff(starts), lengths, block_table)
+        gathered, keys_not_read = np.empty(0, np.int64), 0
+        if parts:
+            tiles, gathered, keys_not_read = self._share(tiles, starts, parts)
+        tiles = self._split(tiles, threads)
+        merges = merges_of(tiles, gathered, self._queries_per_kv, self._row_tile)
+        order = np.argsort(-self._cost(tiles), kind="stable")
+        items = np.repeat(tiles[order].astype(np.int32), self._heads, axis=0)
+        items[:, Item.KV_HEAD] = np.tile(np.arange(self._heads, dtype=np.int32), len(tiles))
+        sharing = np.unique(np.concatenate([part.requests for part in parts])) if parts else ()
+        return Schedule(items, merges, len(sharing), keys_not_read)
 
     def _tiles(self, query_start: Int64, seq_lens: Int64) -> Int64:
         """One row per tile of query tokens: items without their KV head."""
@@ -74,8 +94,7 @@ class Scheduler:
         tiles[:, Item.POSITION] = seq_lens[request] - new_tokens[request] + first
         tiles[:, Item.KEY_BEGIN] = self._first_key(tiles)
         tiles[:, Item.KEY_END] = tiles[:, Item.POSITION] + tiles[:, Item.TOKENS]
-        tiles[:, [Item.PARTIAL, Item.FIRST_PARTIAL, Item.GROUP]] = -1
-        tiles[:, Item.SPLITS] = 1
+        tiles[:, [Item.STATE, Item.MERGE, Item.MEMBERS]] = -1
         return tiles
 
     def _first_key(self, tiles: Int64) -> Int64 | int:
@@ -85,42 +104,96 @@ class Scheduler:
         chunk = self._key_chunk[tiles[:, Item.VARIANT]]
         return np.maximum(tiles[:, Item.POSITION] - self._window + 1, 0) // chunk * chunk
 
-    def _cost(self, items: Int64) -> Int64:
-        """Keys times row tiles: what an item's time grows with."""
+    def _cost(self, items: Int64) -> NDArray[np.float64]:
+        """Keys times row tiles, as far as their products take longer than reading: what an item's time grows with."""
         rows = items[:, Item.TOKENS] * self._queries_per_kv
         row_tiles = -(-rows // self._row_tile[items[:, Item.VARIANT]])
-        return (items[:, Item.KEY_END] - items[:, Item.KEY_BEGIN]) * row_tiles
+        return (items[:, Item.KEY_END] - items[:, Item.KEY_BEGIN]) * np.maximum(row_tiles, self._read_tiles)
 
-    def _split(self, items: Int64, threads: int) -> tuple[Int64, int, int]:
-        """Splits the key ranges of long items while there are too few items to keep all threads busy.
+    # -- sharing
 
-        Gives the items, the partial slots they use and the number of split groups.
+    def _parts(self, new_tokens: Int64, seq_lens: Int64, block_table: Int32) -> list[SharedPart]:
+        """What is read once in a step; decided anew where the tree or the rows have changed."""
+        costs = self._policy.sharing
+        if costs is None or len(new_tokens) < 2:
+            return []
+        rows = new_tokens * self._queries_per_kv
+        blocks = (seq_lens - new_tokens) // self._block_size  # what this step writes is nobody else's
+        blocks[(rows > costs.most_rows) | (new_tokens == 0)] = 0
+        tree = self._finder.find(block_table, blocks)
+        if not len(tree.first):
+            return []
+        if self._window:
+            first_keys = np.maximum(seq_lens - self._window, 0)
+        elif self._shared and self._shared[0] is tree and np.array_equal(self._shared[1], rows):
+            return self._shared[2]
+        else:
+            first_keys = np.zeros_like(rows)
+        parts = shared_parts(tree, rows, first_keys, self._block_size, int(self._row_tile[self._prefill]), costs)
+        self._shared = (tree, rows, parts)
+        return parts
+
+    def _share(self, tiles: Int64, query_start: Int64, parts: list[SharedPart]) -> tuple[Int64, Int64, int]:
+        """Takes the keys of ``parts`` out of the tiles of those who share them, and adds tiles that read them once.
+
+        Gives the tiles; the gathered tokens, which :data:`Item.MEMBERS` counts; and the keys that are not read again.
+        A tile whose tokens have parts elsewhere is marked by its :data:`Item.STATE` of 0.
         """
-        wanted = self._policy.items_per_thread * threads
-        if threads == 1 or len(items) >= wanted:
-            return items, 0, 0
-        keys = items[:, Item.KEY_END] - items[:, Item.KEY_BEGIN]
-        cost = self._cost(items)
-        splits = np.minimum(-(-cost * wanted // cost.sum()), keys // self._policy.split_keys)
-        chunk = self._key_chunk[items[:, Item.VARIANT]]
+        request, begin = tiles[:, Item.REQUEST], tiles[:, Item.KEY_BEGIN]
+        added, gathered, count, keys_not_read = [], [], 0, 0
+        for part in parts:
+            sharing = np.isin(request, part.requests)
+            tiles[sharing, Item.STATE] = 0
+            before = tiles[sharing & (begin < part.begin)]  # only in a window: not everybody sees these keys
+            before[:, Item.KEY_END] = part.begin
+            begin[sharing] = part.end
+            tokens = _ranges(query_start[part.requests], query_start[part.requests + 1])
+            once = self._gathered(part, len(tokens), count)
+            added += [before, once]
+            gathered.append(tokens)
+            count += len(tokens)
+            keys_not_read += (len(part.requests) - len(once)) * (part.end - part.begin)
+        return np.concatenate([tiles, *added]), np.concatenate(gathered), keys_not_read
+
+    def _gathered(self, part: SharedPart, tokens: int, first_member: int) -> Int64:
+        """Tiles of equally many gathered tokens."""
+        most = self._max_tokens[self._prefill]
+        cuts = np.linspace(0, tokens, -(-tokens // most) + 1).astype(np.int64)
+        tiles = np.zeros((len(cuts) - 1, ITEM_FIELDS), np.int64)
+        tiles[:, Item.VARIANT] = self._prefill
+        tiles[:, Item.TOKENS] = np.diff(cuts)
+        tiles[:, Item.REQUEST] = part.requests[0]
+        tiles[:, Item.POSITION] = part.end - 1
+        tiles[:, Item.KEY_BEGIN] = part.begin
+        tiles[:, Item.KEY_END] = part.end
+        tiles[:, Item.MERGE] = -1
+        tiles[:, Item.MEMBERS] = first_member + cuts[:-1]
+        return tiles
+
+    # -- splitting
+
+    def _split(self, tiles: Int64, threads: int) -> Int64:
+        """Splits the key ranges of tiles that would keep one thread busy while others wait."""
+        cost = self._cost(tiles)
+        most = cost.sum() * self._heads / (self._policy.items_per_thread * threads)
+        if threads == 1 or not len(tiles) or cost.max() <= most:
+            return tiles
+        keys = tiles[:, Item.KEY_END] - tiles[:, Item.KEY_BEGIN]
+        splits = np.minimum(np.ceil(cost / most).astype(np.int64), keys // self._policy.split_keys)
+        chunk = self._key_chunk[tiles[:, Item.VARIANT]]
         length = -(-keys // np.maximum(splits, 1))
         length = np.maximum(-(-length // chunk) * chunk, chunk)
         splits = -(-keys // length)
-        return self._cut(items, splits, length)
-
-    def _cut(self, items: Int64, splits: Int64, length: Int64) -> tuple[Int64, int, int]:
-        """Cuts every item into ``splits`` ranges of ``length`` keys."""
-        source = np.repeat(np.arange(len(items)), splits)
+        source = np.repeat(np.arange(len(tiles)), splits)
         part = np.arange(len(source)) - np.repeat(np.cumsum(splits) - splits, splits)
-        pieces = items[source]
+        pieces = tiles[source]
         pieces[:, Item.KEY_BEGIN] += part * length[source]
         pieces[:, Item.KEY_END] = np.minimum(pieces[:, Item.KEY_BEGIN] + length[source], pieces[:, Item.KEY_END])
-        divided = splits > 1
-        slots = np.where(divided, splits, 0)
-        first_slot = np.cumsum(slots) - slots
-        inside = divided[source]
-        pieces[inside, Item.FIRST_PARTIAL] = first_slot[source][inside]
-        pieces[inside, Item.PARTIAL] = (first_slot[source] + part)[inside]
-        pieces[inside, Item.SPLITS] = splits[source][inside]
-        pieces[inside, Item.GROUP] = (np.cumsum(divided) - 1)[source][inside]
-        return pieces, int(slots.sum()), int(divided.sum())
+        pieces[splits[source] > 1, Item.STATE] = 0
+        return pieces
+
+
+def _ranges(begin: Int64, end: Int64) -> Int64:
+    """All numbers of each range, one range after the other."""
+    counts = end - begin
+    return np.arange(counts.sum()) + np.repeat(begin - (np.cumsum(counts) - counts), counts)

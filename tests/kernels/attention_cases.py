@@ -7,13 +7,23 @@ between tokens. Entries of a block table that it must not follow lead out of the
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import numpy as np
 from hypothesis import strategies as st
 
-from llmir.ir.signature import HEAD_SIZES, LANES, AttentionSignature, KernelSpec, KernelVariant, StepPolicy
+from llmir.ir.signature import (
+    HEAD_SIZES,
+    LANES,
+    AttentionSignature,
+    KernelSpec,
+    KernelVariant,
+    SharingCosts,
+    StepPolicy,
+)
 from llmir.kernels import reference
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.cpu.object_cache import ObjectCache
@@ -42,6 +52,9 @@ class Batch:
     sharpness: float = 1.0
     """Factor on the queries: 0 makes all weights equal, a large one leaves one key a row."""
     seed: int = 0
+    prefixes: tuple[tuple[int, int], ...] = ()
+    """Of each request, an earlier one and how many of its tokens it begins with; as many whole blocks as both have in
+    the cache are the same blocks. Empty: nobody shares."""
 
 
 _OBJECTS = tempfile.TemporaryDirectory(prefix="llmir-tests-")
@@ -116,7 +129,8 @@ def specs(draw) -> KernelSpec:
 def batches(draw) -> Batch:
     requests = draw(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 70)), min_size=1, max_size=4))
     decodes = draw(st.lists(st.tuples(st.integers(0, 500), st.just(1)), max_size=3))
-    mixed = draw(st.permutations([*requests, *decodes]))
+    alike = draw(st.lists(st.tuples(st.integers(200, 300), st.sampled_from([1, 1, 2])), max_size=5))
+    mixed = draw(st.permutations([*requests, *decodes, *alike]))
     if not any(new for _, new in mixed):
         mixed = [*mixed, (0, 1)]
     return Batch(
@@ -126,14 +140,35 @@ def batches(draw) -> Batch:
         appends=draw(st.booleans()),
         sharpness=draw(st.sampled_from([0.0, 1.0, 20.0])),
         seed=draw(st.integers(0, 2**32 - 1)),
+        prefixes=draw(
+            st.one_of(
+                st.just(()),
+                st.tuples(*(st.tuples(st.integers(0, request), st.integers(0, 400)) for request in range(len(mixed)))),
+            )
+        ),
     )
 
+
+#: What decides nothing by its cost: everything of ``least_tokens`` and more is shared.
+SHARED = SharingCosts(
+    most_rows=1000, least_tokens=1, read_key=2.0, cached_key=((1, 1.0),), tile_key=1.0, row=1.0, margin=1e9
+)
 
 policies = st.builds(
     StepPolicy,
     decode_tokens=st.integers(1, 3),
     split_keys=st.sampled_from([16, 64, 1000]),
     items_per_thread=st.sampled_from([1, 4, 50]),
+    sharing=st.one_of(
+        st.none(),
+        st.builds(
+            partial(replace, SHARED),
+            most_rows=st.sampled_from([1, 8, 1000]),
+            least_tokens=st.sampled_from([1, 64]),
+            row=st.sampled_from([0.0, 100.0]),
+            margin=st.sampled_from([0.9, 1e9]),
+        ),
+    ),
 )
 
 
@@ -170,6 +205,16 @@ class Inputs:
         self.expected_caches = [cache.copy() for cache in self.caches]
         reference.append_kv(self.key, self.value, self.slots, *self.expected_caches)
 
+    def permuted(self, order: Sequence[int]) -> Inputs:
+        """The same step with its requests in another order."""
+        other = copy(self)
+        tokens = np.concatenate([np.arange(self.query_start[i], self.query_start[i + 1]) for i in order])
+        other.query_start = np.concatenate([[0], np.cumsum([self.batch.new[i] for i in order])]).astype(np.int32)
+        other.seq_lens, other.block_table = self.seq_lens[list(order)], self.block_table[list(order)]
+        other.query, other.key, other.value = self.query[tokens], self.key[tokens], self.value[tokens]
+        other.slots = self.slots[tokens]
+        return other
+
     def _encode(self, values: np.ndarray) -> np.ndarray:
         return reference.encode(values.astype(np.float32), self.signature.element_type)
 
@@ -183,9 +228,14 @@ class Inputs:
         self.num_blocks = sum(needed) + 3
         free = iter(rng.permutation(np.arange(1, self.num_blocks)))
         self.block_table = np.zeros((len(needed), max(needed) + 1), np.int32)
-        self.slots = rng.integers(-3 * size, 0, self.tokens + self.padding)
         for request, count in enumerate(needed):
             self.block_table[request, :count] = [next(free) for _ in range(count)]
+        cached = self.batch.cached
+        for request, (other, tokens) in enumerate(self.batch.prefixes):
+            shared = min(tokens, cached[request], cached[other]) // size
+            self.block_table[request, :shared] = self.block_table[other, :shared]
+        self.slots = rng.integers(-3 * size, 0, self.tokens + self.padding)
+        for request, count in enumerate(needed):
             positions = np.arange(self.batch.cached[request], self.seq_lens[request])
             blocks = self.block_table[request, positions // size].astype(np.int64)
             rows = slice(self.query_start[request], self.query_start[request + 1])
@@ -217,6 +267,15 @@ def address(array: np.ndarray) -> tuple[int, int]:
     return array.ctypes.data, array.strides[0] // array.itemsize
 
 
+def attend(spec: KernelSpec, inputs: Inputs, policy: StepPolicy) -> np.ndarray:
+    """What a step of new tokens that are in the cache gives: float32 [tokens, heads, head_size]."""
+    pages = aligned(reference.pack_pages(*inputs.expected_caches, spec.signature, spec.isa))
+    runner, output = AttentionRunner(loaded(spec), policy), inputs.output[: inputs.tokens].copy()
+    runner.begin_step(inputs.query_start, inputs.seq_lens, inputs.block_table, inputs.batch.threads)
+    runner.attend(address(inputs.query), (0, 0), (0, 0), address(output), pages.ctypes.data, 0, 0)
+    return reference.decode(output[:, : spec.signature.num_heads])
+
+
 def check(spec: KernelSpec, batch: Batch, policy: StepPolicy) -> float:
     """Run ``batch`` twice; outputs, the cache, and all that must stay untouched are as the reference says.
 
@@ -228,7 +287,7 @@ def check(spec: KernelSpec, batch: Batch, policy: StepPolicy) -> float:
     runner = AttentionRunner(loaded(spec), policy)
     outputs = [inputs.output.copy(), inputs.output.copy()]
     table = inputs.block_table
-    runner.begin_step(inputs.query_start, inputs.seq_lens, *address(table), batch.threads)
+    runner.begin_step(inputs.query_start, inputs.seq_lens, table, batch.threads)
     for output in outputs:
         runner.attend(
             address(inputs.query),

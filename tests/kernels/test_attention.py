@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="torch brings the OpenMP runtime")
 pytest.importorskip("llmir.ir.bindings", reason="kernels are compiled here")
 
-from attention_cases import RUNNABLE_ISAS, Batch, batches, check, layout_of, policies, spec_of, specs
+from attention_cases import (
+    RUNNABLE_ISAS,
+    SHARED,
+    Batch,
+    Inputs,
+    attend,
+    batches,
+    check,
+    layout_of,
+    policies,
+    spec_of,
+    specs,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -120,6 +133,50 @@ def test_the_layout_does_not_change_the_result(isa):
     packed, rows = signature(isa), dataclasses.replace(signature(isa), layout="row")
     batch = Batch(cached=(700, 40), new=(1, 20))
     assert check(spec_of(packed, isa), batch, NO_SPLITS) == check(spec_of(rows, isa), batch, NO_SPLITS)
+
+
+#: Two roots, two levels, and a request that shares nothing.
+TREE = Batch(
+    cached=(300, 310, 290, 50, 400, 333, 500, 410),
+    new=(1, 1, 2, 1, 1, 1, 1, 3),
+    threads=2,
+    prefixes=((0, 0), (0, 192), (1, 288), (3, 0), (0, 128), (4, 320), (6, 0), (6, 400)),
+)
+
+
+@pytest.mark.parametrize(("isa", "element_type"), KINDS)
+@pytest.mark.parametrize("block_size", [1, 16, 64])
+def test_shared_prefixes_are_read_once(isa, element_type, block_size):
+    s = signature(isa, element_type, block_size=block_size)
+    spec = spec_of(s, isa)
+    check(spec, TREE, dataclasses.replace(NO_SPLITS, sharing=SHARED))
+    check(spec, TREE, dataclasses.replace(SPLITS, sharing=SHARED))
+
+
+@pytest.mark.parametrize("more", [{"window": 300}, {"window": 40}, {"soft_cap": 3.0}])
+def test_shared_prefixes_of_other_attention(more):
+    s = signature(element_type="f32", block_size=16, **more)
+    check(spec_of(s, RUNNABLE_ISAS[0]), TREE, dataclasses.replace(SPLITS, sharing=SHARED))
+    check(spec_of(s, RUNNABLE_ISAS[0], decode_tokens=3), TREE, StepPolicy(3, 64, 4, SHARED))
+
+
+def test_sharing_changes_no_more_than_rounding():
+    spec = spec_of(signature(element_type="f32", block_size=16), RUNNABLE_ISAS[0])
+    inputs = Inputs(spec.signature, TREE)
+    alone, shared = (attend(spec, inputs, dataclasses.replace(NO_SPLITS, sharing=costs)) for costs in (None, SHARED))
+    np.testing.assert_allclose(alone, shared, rtol=1e-4, atol=1e-6)
+    assert (alone != shared).any()
+
+
+@given(order=st.permutations(range(8)))
+@settings(deadline=None, max_examples=20)
+def test_requests_in_another_order_give_the_same_outputs_in_that_order(order):
+    spec = spec_of(signature(element_type="f32", block_size=16), RUNNABLE_ISAS[0])
+    policy = dataclasses.replace(NO_SPLITS, sharing=SHARED)
+    inputs = Inputs(spec.signature, TREE)
+    outputs = np.split(attend(spec, inputs, policy), inputs.query_start[1:-1])
+    again = attend(spec, inputs.permuted(order), policy)
+    np.testing.assert_allclose(again, np.concatenate([outputs[i] for i in order]), rtol=1e-4, atol=1e-6)
 
 
 def test_step_of_no_new_tokens_in_some_requests():

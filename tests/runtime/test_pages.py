@@ -74,7 +74,7 @@ class Cache:
         output = torch.empty_like(query)
         table = np.zeros((1, self.count), np.int32)  # it attends to whatever is there
         lengths = np.array([self.count], np.int32)
-        runner.begin_step(np.array([0, self.count], np.int32), lengths, table.ctypes.data, self.count, 1)
+        runner.begin_step(np.array([0, self.count], np.int32), lengths, table, 1)
         tensors = [(t.data_ptr(), t.stride(0)) for t in (query, self.key, self.value, output)]
         runner.attend(*tensors, pages.data_ptr(), self.slots.data_ptr(), self.count)
         return pages

@@ -27,8 +27,12 @@ class Arguments(ctypes.Structure):
         ("slots", ctypes.c_void_p),  # int64 [append_tokens]: block * block_size + offset, negative: none
         ("block_table", ctypes.c_void_p),  # int32 [requests, block_table_stride]
         ("items", ctypes.c_void_p),  # int32 [item_count, ITEM_FIELDS]
-        ("partials", ctypes.c_void_p),  # float32: states of splits
-        ("split_counters", ctypes.c_void_p),  # int32 [split groups], zero before and after a call
+        ("states", ctypes.c_void_p),  # float32 [KV heads, state_rows, state]: what items leave to be merged
+        ("members", ctypes.c_void_p),  # int32: merges of gathered tokens, item by item
+        ("merge_tokens", ctypes.c_void_p),  # int32 [merges]: the token whose states are merged
+        ("merge_begin", ctypes.c_void_p),  # int32 [merges + 1]: its place in merge_sources
+        ("merge_sources", ctypes.c_void_p),  # int32: rows of states, of a token's first query head
+        ("merge_counters", ctypes.c_void_p),  # int32 [KV heads, merges], zero before and after a call
         ("query_stride", ctypes.c_int64),
         ("key_stride", ctypes.c_int64),
         ("value_stride", ctypes.c_int64),
@@ -36,6 +40,8 @@ class Arguments(ctypes.Structure):
         ("block_table_stride", ctypes.c_int64),
         ("append_tokens", ctypes.c_int64),
         ("item_count", ctypes.c_int64),
+        ("state_rows", ctypes.c_int64),
+        ("merges", ctypes.c_int64),
         ("next_item", ctypes.c_int64),  # the kernel's own work counter
         ("threads", ctypes.c_int64),
         ("gomp_parallel", ctypes.c_void_p),
@@ -50,20 +56,23 @@ ARGUMENT_OFFSET: dict[str, int] = {name: getattr(Arguments, name).offset for nam
 
 
 class Item(IntEnum):
-    """Columns of a work item (int32): some query tokens of one request against a range of one KV head's cache."""
+    """Columns of a work item (int32): some query tokens against a range of one KV head's cache.
+
+    The tokens follow one another in one request; or they are gathered from requests that share the range, and then
+    each of them sees all of it.
+    """
 
     VARIANT = 0  # position in KernelSpec.variants
-    TOKEN = 1  # first query token, a row of query and output
+    TOKEN = 1  # first query token, a row of query and output; not looked at where tokens are gathered
     TOKENS = 2
     KV_HEAD = 3
     REQUEST = 4  # row of the block table
-    POSITION = 5  # of the first query token in its request
-    KEY_BEGIN = 6  # a multiple of the variant's key_chunk
+    POSITION = 5  # of the first query token in its request; where tokens are gathered, KEY_END - 1
+    KEY_BEGIN = 6  # where a chunk may begin: in a block, a multiple of the variant's key_chunk
     KEY_END = 7
-    PARTIAL = 8  # where the state goes: a slot of partials, or -1: finish and write the output
-    FIRST_PARTIAL = 9  # first slot of the split group
-    SPLITS = 10  # items in the split group
-    GROUP = 11  # the split group's counter
+    STATE = 8  # where the states go: a row of states, or -1: finish and write the output
+    MERGE = 9  # merge of the first token, those of the others follow; not looked at where tokens are gathered
+    MEMBERS = 10  # where tokens are gathered, the place of the first one's merge in members; else -1
 
 
 ITEM_FIELDS = len(Item)
@@ -79,8 +88,3 @@ def padded_rows(spec: KernelSpec, variant: KernelVariant) -> int:
     """Query rows of a full item, rounded up to whole row tiles."""
     rows = variant.max_tokens * spec.signature.queries_per_kv
     return -(-rows // variant.row_tile) * variant.row_tile
-
-
-def partial_bytes(spec: KernelSpec) -> int:
-    """Bytes of one slot of ``partials``: the states of the largest item of any variant."""
-    return max(padded_rows(spec, variant) for variant in spec.variants) * state_bytes(spec)

@@ -1,9 +1,10 @@
 """Emits one work item of paged attention, in one variant's tile sizes.
 
 An item is a tile of query rows (tokens x the query heads of one KV head) against a range of one KV head's
-cache. The keys come in chunks, found through the block table, and the rows in tiles of ``row_tile``; what one
-chunk does to one tile of rows is in chunk.py, how an item ends in endings.py. A chunk lies in one page or several
-(place.py), or, in layout "row", is gathered from many (staging.py).
+cache. The tokens follow one another in a request, or come from many that share the range (members.py). The keys
+come in chunks, found through the block table, and the rows in tiles of ``row_tile``; what one chunk does to one tile
+of rows is in chunk.py, how an item ends in endings.py. A chunk lies in one page or several (place.py), or, in layout
+"row", is gathered from many (staging.py).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from llmir.kernels.cpu import builder as b
 from llmir.kernels.cpu.abi import Item
 from llmir.kernels.cpu.chunk import NOTHING_SEEN, ChunkEmitter, RowTile
 from llmir.kernels.cpu.endings import EndingEmitter
-from llmir.kernels.cpu.fields import argument, count_argument, first_row, item_field
+from llmir.kernels.cpu.fields import first_head, item_field
 from llmir.kernels.cpu.geometry import Geometry
+from llmir.kernels.cpu.members import ItemTokens
 from llmir.kernels.cpu.place import PieceTable
 from llmir.kernels.cpu.products import STEP_BYTES
 from llmir.kernels.cpu.staging import StagingEmitter
@@ -37,41 +39,36 @@ class AttentionEmitter:
         s = self.signature
         tokens = item_field(item, Item.TOKENS)
         rows = b.mul(tokens, s.queries_per_kv)
-        partial = item_field(item, Item.PARTIAL)
-        whole = b.less(partial, 0)
+        place = item_field(item, Item.STATE)
+        whole = b.less(place, 0)
         g = self.geometry
-        own_state = b.stack_array(g.padded_rows * g.state_bytes)
-        slot = b.offset(argument(arguments, "partials"), b.mul(partial, g.partial_bytes))
         self.item, self.arguments = item, arguments
-        self.state = b.select(whole, own_state, slot)
+        self.tokens = ItemTokens(arguments, item)
+        ending = EndingEmitter(g, arguments, item)
+        self.state = b.select(whole, b.stack_array(g.padded_rows * g.state_bytes), ending.state(place))
         self.queries = b.stack_array(g.padded_rows * g.query_bytes)
         self.limits = b.stack_array(g.padded_rows * 4)
         self.tiles = b.ceil_div(rows, self.variant.row_tile)
-        self._load_queries(tokens)
+        self._load_queries(rows)
         self._clear_state()
         self._walk_chunks(ChunkEmitter(g))
-        ending = EndingEmitter(g, arguments, item)
-        b.choose(whole, lambda: ending.finish(tokens, self.state), lambda: ending.count_split(tokens))
+        b.choose(whole, lambda: ending.finish(tokens, self.state), lambda: ending.leave(tokens, self.tokens))
 
-    def _load_queries(self, tokens: ir.Value) -> None:
+    def _load_queries(self, rows: ir.Value) -> None:
         """Queries and key limits of all rows into scratch; padding repeats the last row, so limits never fall."""
         s, p = self.signature, self.products
-        source = first_row(self.arguments, self.item, self.signature, "query")
-        token_bytes = b.mul(count_argument(self.arguments, "query_stride"), p.element_bytes)
-        position = item_field(self.item, Item.POSITION)
-        rows = b.mul(tokens, s.queries_per_kv)
         head_bytes = s.head_size * p.element_bytes
 
         def copy_row(row: ir.Value) -> None:
             inside = b.minimum(row, b.sub(rows, 1))
             token, head = b.div(inside, s.queries_per_kv), b.rem(inside, s.queries_per_kv)
-            address = b.offset(source, b.add(b.mul(token, token_bytes), b.mul(head, head_bytes)))
+            source = first_head(self.arguments, self.item, s, "query", self.tokens.token(token))
+            address = b.offset(source, b.mul(head, head_bytes))
             target = b.offset(self.queries, b.mul(row, self.geometry.query_bytes))
             for v in range(self.geometry.head_vectors):
                 scratch = v * p.lanes // p.elements_per_step * STEP_BYTES
                 p.copy_query(b.offset(address, v * p.lanes * p.element_bytes), b.offset(target, scratch))
-            limit = b.narrow(b.add(b.add(position, token), 1))
-            b.store(limit, b.offset(self.limits, b.mul(row, 4)))
+            b.store(b.narrow(self.tokens.limit(token)), b.offset(self.limits, b.mul(row, 4)))
 
         b.loop(0, b.mul(self.tiles, self.variant.row_tile), 1, copy_row)
 
@@ -91,7 +88,7 @@ class AttentionEmitter:
     def _walk_chunks(self, chunks: ChunkEmitter) -> None:
         v, s = self.variant, self.signature
         begin, end = item_field(self.item, Item.KEY_BEGIN), item_field(self.item, Item.KEY_END)
-        last_chunk = b.mul(b.div(b.sub(end, 1), v.key_chunk), v.key_chunk)
+        last_chunk = b.add(begin, b.mul(b.div(b.sub(b.sub(end, 1), begin), v.key_chunk), v.key_chunk))
         g = self.geometry
         staging = StagingEmitter(g, self.arguments, self.item) if s.layout == "row" else None
         pieces = PieceTable(g)

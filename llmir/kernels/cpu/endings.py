@@ -1,4 +1,8 @@
-"""Emits how a work item ends: its output written, or, for a split item, its partial state merged with the others'."""
+"""Emits how a work item ends: its output written, or its tokens' states left, to be merged with those of other items.
+
+A token's attention is in parts where its cache was split or shared. Each part leaves a state (m, l, O) for each of the
+token's query heads; whoever leaves the last one merges them all.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ from llmir.ir.bindings import ir
 from llmir.kernels.cpu import builder as b
 from llmir.kernels.cpu.abi import Item
 from llmir.kernels.cpu.chunk import NOTHING_SEEN
-from llmir.kernels.cpu.fields import argument, count_argument, first_row, item_field
+from llmir.kernels.cpu.fields import argument, count_argument, first_head, item_field, number
 from llmir.kernels.cpu.geometry import Geometry
+from llmir.kernels.cpu.members import ItemTokens
 
 
 class EndingEmitter:
@@ -20,70 +25,83 @@ class EndingEmitter:
         self.arguments = arguments
         self.item = item
 
-    def finish(self, tokens: ir.Value, state: ir.Value) -> None:
-        """output = O / l for every row of the item."""
-        s = self.signature
+    def state(self, row: ir.Value) -> ir.Value:
+        """Address of a row of the states of the item's KV head."""
+        before = b.mul(item_field(self.item, Item.KV_HEAD), count_argument(self.arguments, "state_rows"))
+        return b.offset(argument(self.arguments, "states"), b.mul(b.add(before, row), self.geometry.state_bytes))
 
-        def row(number: ir.Value) -> None:
-            at = b.offset(state, b.mul(number, self.geometry.state_bytes))
+    def finish(self, tokens: ir.Value, state: ir.Value) -> None:
+        """output = O / l for every row of an item whose tokens follow one another."""
+        s = self.signature
+        first = item_field(self.item, Item.TOKEN)
+
+        def row(place: ir.Value) -> None:
+            at = b.offset(state, b.mul(place, self.geometry.state_bytes))
             total = b.total(b.load(b.offset(at, self.geometry.vector_bytes), self.products.f32_vector()))
             outputs = [
                 b.load(b.offset(at, (2 + v) * self.geometry.vector_bytes), self.products.f32_vector())
                 for v in range(self.geometry.head_vectors)
             ]
-            self._write_row(number, outputs, total)
+            token, head = b.div(place, s.queries_per_kv), b.rem(place, s.queries_per_kv)
+            self._write_row(b.add(first, token), head, outputs, total)
 
         b.loop(0, b.mul(tokens, s.queries_per_kv), 1, row)
 
-    def _write_row(self, row: ir.Value, outputs: list[ir.Value], total: ir.Value) -> None:
+    def _write_row(self, token: ir.Value, head: ir.Value, outputs: list[ir.Value], total: ir.Value) -> None:
         s, p = self.signature, self.products
         inverse = b.splat(b.fdiv(b.constant(1.0, b.floating("f32")), total), p.lanes)
-        token, head = b.div(row, s.queries_per_kv), b.rem(row, s.queries_per_kv)
-        token_offset = b.mul(token, count_argument(self.arguments, "output_stride"))
-        elements = b.add(token_offset, b.mul(head, s.head_size))
-        target = b.offset(first_row(self.arguments, self.item, s, "output"), b.mul(elements, p.element_bytes))
+        heads = first_head(self.arguments, self.item, s, "output", token)
+        target = b.offset(heads, b.mul(head, s.head_size * p.element_bytes))
         for v, value in enumerate(outputs):
             place = b.offset(target, v * p.lanes * p.element_bytes)
             b.store(p.round(b.fmul(value, inverse)), place, alignment=p.element_bytes)
 
-    def count_split(self, tokens: ir.Value) -> None:
-        """Marks a split as done; whoever finishes the group's last split merges the group."""
-        counter = b.offset(argument(self.arguments, "split_counters"), b.mul(item_field(self.item, Item.GROUP), 4))
-        done = b.widen(b.atomic_add(counter, 1, bits=32))
-        last = b.equal(b.add(done, 1), item_field(self.item, Item.SPLITS))
+    def leave(self, tokens: ir.Value, item_tokens: ItemTokens) -> None:
+        """Counts the states left for each token; the last one of a token is followed by its merge."""
+        head = item_field(self.item, Item.KV_HEAD)
+        own_counters = b.mul(head, count_argument(self.arguments, "merges"))
 
-        def merge() -> None:
-            b.store(b.constant(0, b.integer(32)), counter)
-            self._merge(tokens)
+        def token(i: ir.Value) -> None:
+            merge = item_tokens.merge(i)
+            place = b.mul(b.add(own_counters, merge), 4)
+            counter = b.offset(argument(self.arguments, "merge_counters"), place)
+            done = b.add(b.widen(b.atomic_add(counter, 1, bits=32)), 1)
+            begins = argument(self.arguments, "merge_begin")
+            begin, end = number(begins, merge), number(begins, b.add(merge, 1))
 
-        b.when(last, merge)
+            def last() -> None:
+                b.store(b.constant(0, b.integer(32)), counter)
+                self._merge(merge, begin, end)
 
-    def _merge(self, tokens: ir.Value) -> None:
-        """output = sum_i w_i O_i / sum_i w_i l_i with w_i = 2**(m_i - max m): the log-sum-exp merge of splits."""
+            b.when(b.equal(done, b.sub(end, begin)), last)
+
+        b.loop(0, tokens, 1, token)
+
+    def _merge(self, merge: ir.Value, begin: ir.Value, end: ir.Value) -> None:
+        """output = sum_i w_i O_i / sum_i w_i l_i with w_i = 2**(m_i - max m): a token's parts, by log-sum-exp."""
         p = self.products
         type_ = p.f32_vector()
         scale = b.constant(self.geometry.exponent_scale, type_)
-        slot_bytes = self.geometry.partial_bytes
-        first_slot = b.mul(item_field(self.item, Item.FIRST_PARTIAL), slot_bytes)
-        group = b.offset(argument(self.arguments, "partials"), first_slot)
-        splits = item_field(self.item, Item.SPLITS)
+        sources = argument(self.arguments, "merge_sources")
+        token = number(argument(self.arguments, "merge_tokens"), merge)
 
-        def row(number: ir.Value) -> None:
-            at = b.offset(group, b.mul(number, self.geometry.state_bytes))
+        def row(head: ir.Value) -> None:
+            def state(source: ir.Value) -> ir.Value:
+                return self.state(b.add(number(sources, source), head))
 
-            def larger(split: ir.Value, largest: ir.Value) -> list[ir.Value]:
-                return [b.fmax(largest, b.load(b.offset(at, b.mul(split, slot_bytes)), type_))]
+            def larger(source: ir.Value, largest: ir.Value) -> list[ir.Value]:
+                return [b.fmax(largest, b.load(state(source), type_))]
 
-            (largest,) = b.loop(0, splits, 1, larger, [b.constant(NOTHING_SEEN, type_)])
+            (largest,) = b.loop(begin, end, 1, larger, [b.constant(NOTHING_SEEN, type_)])
 
-            def accumulate(split: ir.Value, *sums: ir.Value) -> list[ir.Value]:
-                state = b.offset(at, b.mul(split, slot_bytes))
-                weight = p.exp2(b.fmul(b.fsub(b.load(state, type_), largest), scale))
-                parts = [b.load(b.offset(state, (1 + i) * self.geometry.vector_bytes), type_) for i in range(len(sums))]
+            def accumulate(source: ir.Value, *sums: ir.Value) -> list[ir.Value]:
+                at = state(source)
+                weight = p.exp2(b.fmul(b.fsub(b.load(at, type_), largest), scale))
+                parts = [b.load(b.offset(at, (1 + i) * self.geometry.vector_bytes), type_) for i in range(len(sums))]
                 return [b.fma(part, weight, sum_) for part, sum_ in zip(parts, sums, strict=True)]
 
             zero = b.constant(0.0, type_)
-            total, *outputs = b.loop(0, splits, 1, accumulate, [zero] * (1 + self.geometry.head_vectors))
-            self._write_row(number, outputs, b.total(total))
+            total, *outputs = b.loop(begin, end, 1, accumulate, [zero] * (1 + self.geometry.head_vectors))
+            self._write_row(token, head, outputs, b.total(total))
 
-        b.loop(0, b.mul(tokens, self.signature.queries_per_kv), 1, row)
+        b.loop(0, self.signature.queries_per_kv, 1, row)

@@ -23,11 +23,18 @@ def item_field(item: ir.Value, field: Item) -> ir.Value:
     return b.widen(b.load(b.offset(item, 4 * field), b.integer(32)))
 
 
-def first_row(arguments: ir.Value, item: ir.Value, signature: AttentionSignature, name: str) -> ir.Value:
-    """Address of an item's first row in ``query`` or ``output``."""
-    token = b.mul(item_field(item, Item.TOKEN), count_argument(arguments, f"{name}_stride"))
+def number(table: ir.Value, place: ir.Value | int) -> ir.Value:
+    """Entry ``place`` of a table of int32, as i64."""
+    return b.widen(b.load(b.offset(table, b.mul(place, 4)), b.integer(32)))
+
+
+def first_head(
+    arguments: ir.Value, item: ir.Value, signature: AttentionSignature, name: str, token: ir.Value
+) -> ir.Value:
+    """Address of a token's first query head of an item's KV head, in ``query`` or ``output``."""
+    row = b.mul(token, count_argument(arguments, f"{name}_stride"))
     head = b.mul(item_field(item, Item.KV_HEAD), signature.queries_per_kv * signature.head_size)
-    return b.offset(argument(arguments, name), b.mul(b.add(token, head), ELEMENT_BYTES[signature.element_type]))
+    return b.offset(argument(arguments, name), b.mul(b.add(row, head), ELEMENT_BYTES[signature.element_type]))
 
 
 def key_address(arguments: ir.Value, item: ir.Value, signature: AttentionSignature, position: ir.Value) -> ir.Value:

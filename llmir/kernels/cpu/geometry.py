@@ -35,11 +35,6 @@ class Geometry:
         return abi.state_bytes(self.spec)
 
     @property
-    def partial_bytes(self) -> int:
-        """A slot of partial states."""
-        return abi.partial_bytes(self.spec)
-
-    @property
     def vector_bytes(self) -> int:
         """A vector of float32."""
         return 4 * self.products.lanes

@@ -1,0 +1,72 @@
+"""Where the parts of a token's attention leave their states, and which states each token is merged from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmir.kernels.cpu.abi import Item
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Merges:
+    """One merge a token that is in parts, ascending; what each is made of, the same for every KV head."""
+
+    tokens: Int32
+    """[merges]: rows of query and output."""
+    begin: Int32
+    """[merges + 1]: a merge's place in ``sources``."""
+    sources: Int32
+    """Rows of states, of a token's first query head."""
+    members: Int32
+    """Merges of gathered tokens, where :data:`Item.MEMBERS` says."""
+    state_rows: int
+    """Rows of states that the items of one KV head leave."""
+
+    @property
+    def count(self) -> int:
+        """Merges of one KV head."""
+        return len(self.tokens)
+
+
+_NOTHING = np.empty(0, np.int32)
+NO_MERGES = Merges(_NOTHING, np.zeros(1, np.int32), _NOTHING, _NOTHING, 0)
+
+
+def merges_of(tiles: Int64, gathered: Int64, queries_per_kv: int, row_tile: Int64) -> Merges:
+    """Gives the tiles that leave states (their :data:`Item.STATE` is not negative) room for them and their merges.
+
+    ``tiles`` [tiles, ITEM_FIELDS] are written in place; ``gathered``: the tokens that :data:`Item.MEMBERS` counts;
+    ``row_tile`` [variants]: states are left in whole tiles of rows.
+    """
+    parts = np.flatnonzero(tiles[:, Item.STATE] >= 0)
+    if not len(parts):
+        return NO_MERGES
+    part = tiles[parts]
+    tile_rows = row_tile[part[:, Item.VARIANT]]
+    rows = -(-part[:, Item.TOKENS] * queries_per_kv // tile_rows) * tile_rows
+    first_row = np.cumsum(rows) - rows
+    # One entry a token and part: where the token comes from, and where its state goes.
+    counts = part[:, Item.TOKENS]
+    inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    source = np.repeat(first_row, counts) + inside * queries_per_kv
+    listed = np.repeat(part[:, Item.MEMBERS], counts)
+    token = np.repeat(part[:, Item.TOKEN], counts) + inside
+    if len(gathered):
+        token = np.where(listed >= 0, gathered[listed + inside * (listed >= 0)], token)
+    order = np.argsort(token, kind="stable")
+    tokens, begin = np.unique(token[order], return_index=True)
+    tiles[parts, Item.STATE] = first_row
+    tiles[parts, Item.MERGE] = np.searchsorted(tokens, part[:, Item.TOKEN])
+    return Merges(
+        tokens.astype(np.int32),
+        np.append(begin, len(order)).astype(np.int32),
+        source[order].astype(np.int32),
+        np.searchsorted(tokens, gathered).astype(np.int32),
+        int(rows.sum()),
+    )

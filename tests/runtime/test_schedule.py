@@ -1,0 +1,175 @@
+"""The work lists of steps: every key that a token may see is read for it exactly once, whatever is shared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmir.ir.signature import AttentionSignature, KernelSpec, KernelVariant, SharingCosts, StepPolicy
+from llmir.kernels.cpu.abi import Item
+from llmir.runtime.schedule import Scheduler
+
+SIGNATURE = AttentionSignature(6, 2, 64, "bf16", 16, 0.125, layout="pair")
+VARIANTS = (KernelVariant("decode", 1, 3, 32, 2, 4, 1), KernelVariant("prefill", 8, 6, 32, 2, 4, 0))
+#: Whatever two requests have in common is read once.
+COSTS = SharingCosts(
+    most_rows=12, least_tokens=1, read_key=2.0, cached_key=((1, 2.0),), tile_key=1.0, row=0.0, margin=1e9
+)
+POLICY = StepPolicy(decode_tokens=1, split_keys=32, items_per_thread=2, sharing=COSTS)
+
+
+def scheduler(window: int = 0, policy: StepPolicy = POLICY) -> Scheduler:
+    return Scheduler(KernelSpec(replace(SIGNATURE, window=window), "avx512_bf16", VARIANTS), policy)
+
+
+class Step:
+    """Requests by their cached and new tokens, and of each an earlier one with which it begins for so many blocks."""
+
+    def __init__(self, requests: list[tuple[int, int, int, int]]):
+        self.cached = np.array([cached for cached, *_ in requests])
+        self.new = np.array([new for _, new, *_ in requests])
+        self.lengths = (self.cached + self.new).astype(np.int32)
+        self.query_start = np.concatenate([[0], np.cumsum(self.new)]).astype(np.int32)
+        columns = int(self.lengths.max()) // 16 + 1
+        self.table = np.arange(len(requests) * columns, dtype=np.int32).reshape(len(requests), columns)
+        for request, (cached, _, other, blocks) in enumerate(requests):
+            other %= request + 1
+            shared = min(blocks, cached // 16, int(self.cached[other]) // 16)
+            self.table[request, :shared] = self.table[other, :shared]
+
+    def schedule(self, scheduler: Scheduler, threads: int = 1):
+        return scheduler.schedule(self.query_start, self.lengths, self.table, threads)
+
+
+def tokens_of(item, merges) -> list[int]:
+    members = item[Item.MEMBERS]
+    if members < 0:
+        return list(range(item[Item.TOKEN], item[Item.TOKEN] + item[Item.TOKENS]))
+    return merges.tokens[merges.members[members : members + item[Item.TOKENS]]].tolist()
+
+
+requests = st.tuples(
+    st.integers(0, 200), st.sampled_from([0, 1, 1, 1, 2, 4, 30]), st.integers(0, 9), st.integers(0, 12)
+)
+steps = st.builds(Step, st.lists(requests, min_size=1, max_size=9).filter(lambda r: any(new for _, new, *_ in r)))
+
+
+@settings(deadline=None)
+@given(step=steps, window=st.sampled_from([0, 0, 20, 100]), threads=st.sampled_from([1, 2, 5]))
+def test_every_key_a_token_sees_is_read_for_it_once(step, window, threads):
+    found = step.schedule(scheduler(window), threads)
+    owner = np.repeat(np.arange(len(step.new)), step.new)
+    read: dict[int, Counter] = {token: Counter() for token in range(len(owner))}
+    for item in found.items[found.items[:, Item.KV_HEAD] == 0]:
+        keys = range(item[Item.KEY_BEGIN], item[Item.KEY_END])
+        for token in tokens_of(item, found.merges):
+            request, other = owner[token], item[Item.REQUEST]
+            blocks = [key // 16 for key in keys]
+            assert (step.table[request, blocks] == step.table[other, blocks]).all()
+            read[token].update(keys)
+            if request != other or item[Item.MEMBERS] >= 0:
+                assert item[Item.KEY_END] <= step.cached[request]
+    for token, counts in read.items():
+        request = owner[token]
+        position = step.cached[request] + token - step.query_start[request]
+        first = max(0, position - window + 1) if window else 0
+        assert all(counts[key] == 1 for key in range(first, position + 1))
+        assert not counts or max(counts.values()) == 1
+
+
+@settings(deadline=None)
+@given(step=steps, threads=st.sampled_from([1, 2, 5]))
+def test_every_state_left_is_merged_once(step, threads):
+    found = step.schedule(scheduler(), threads)
+    merges = found.merges
+    rows = set()
+    sources = Counter()
+    for item in found.items[found.items[:, Item.KV_HEAD] == 0]:
+        if item[Item.STATE] < 0:
+            continue
+        tile = VARIANTS[item[Item.VARIANT]].row_tile
+        own = range(item[Item.STATE], item[Item.STATE] + -(-item[Item.TOKENS] * 3 // tile) * tile)
+        assert rows.isdisjoint(own) and own.stop <= merges.state_rows
+        rows.update(own)
+        for i, token in enumerate(tokens_of(item, merges)):
+            merge = item[Item.MERGE] + i if item[Item.MEMBERS] < 0 else merges.members[item[Item.MEMBERS] + i]
+            assert merges.tokens[merge] == token
+            sources[int(merge), int(item[Item.STATE]) + 3 * i] += 1
+    listed = Counter(
+        (merge, int(source))
+        for merge in range(merges.count)
+        for source in merges.sources[merges.begin[merge] : merges.begin[merge + 1]]
+    )
+    assert sources == listed
+    assert all(merges.begin[merge + 1] - merges.begin[merge] >= 2 for merge in range(merges.count))
+
+
+def test_a_common_prefix_is_one_item_a_kv_head():
+    step = Step([(64, 1, 0, 0), (70, 1, 0, 4), (90, 1, 0, 4)])
+    found = step.schedule(scheduler())
+    once = found.items[found.items[:, Item.MEMBERS] >= 0]
+    assert [tuple(item) for item in once[:, [Item.KV_HEAD, Item.KEY_BEGIN, Item.KEY_END, Item.TOKENS]]] == [
+        (0, 0, 64, 3),
+        (1, 0, 64, 3),
+    ]
+    assert (found.shared_requests, found.keys_not_read) == (3, 2 * 64)
+
+
+def test_more_tokens_than_a_tile_holds_are_dealt_evenly():
+    found = Step([(64, 1, 0, 4)] * 9).schedule(scheduler())
+    once = found.items[(found.items[:, Item.MEMBERS] >= 0) & (found.items[:, Item.KV_HEAD] == 0)]
+    assert sorted(once[:, Item.TOKENS]) == [4, 5]
+    assert found.keys_not_read == 7 * 64
+
+
+def test_a_shared_part_is_split_for_several_threads():
+    found = Step([(3200, 1, 0, 200)] * 4).schedule(scheduler(), threads=2)
+    once = found.items[(found.items[:, Item.MEMBERS] >= 0) & (found.items[:, Item.KV_HEAD] == 0)]
+    assert len(once) > 1 and {item[Item.KEY_END] % 32 for item in once} == {0}
+
+
+@pytest.mark.parametrize("sharing", [None, replace(COSTS, margin=0.0), replace(COSTS, least_tokens=65)])
+def test_what_does_not_pay_is_not_shared(sharing):
+    found = Step([(64, 1, 0, 4)] * 4).schedule(scheduler(policy=replace(POLICY, sharing=sharing)))
+    assert (found.shared_requests, found.keys_not_read, found.merges.count) == (0, 0, 0)
+    assert len(found.items) == 4 * 2
+
+
+def test_a_request_with_many_new_tokens_reads_alone():
+    found = Step([(64, 5, 0, 4), (64, 1, 0, 4), (64, 4, 0, 4)]).schedule(scheduler())
+    once = found.items[found.items[:, Item.MEMBERS] >= 0]
+    assert [tokens_of(item, found.merges) for item in once] == [[5, 6, 7, 8, 9]] * 2
+
+
+def test_what_is_written_in_this_step_is_shared_by_nobody():
+    step = Step([(64, 16, 0, 0), (80, 1, 0, 0)])
+    step.table[1, :5] = step.table[0, :5]  # as if a block being written had two owners
+    found = step.schedule(scheduler(policy=replace(POLICY, sharing=replace(COSTS, most_rows=100))))
+    assert max(item[Item.KEY_END] for item in found.items if item[Item.MEMBERS] >= 0) == 64
+
+
+def test_a_level_that_does_not_pay_is_read_with_the_next():
+    dear = replace(COSTS, tile_key=2.0, row=40.0, margin=1.0)  # 40 ns a state: many tokens must be saved
+    step = Step([(320, 1, 0, 0), (320, 1, 0, 20), (320, 1, 0, 1), (320, 1, 2, 20)])
+    found = step.schedule(scheduler(policy=replace(POLICY, sharing=dear)))
+    once = found.items[(found.items[:, Item.MEMBERS] >= 0) & (found.items[:, Item.KV_HEAD] == 0)]
+    assert {(item[Item.KEY_BEGIN], item[Item.KEY_END]) for item in once} == {(0, 320)} and len(once) == 2
+
+
+def test_decisions_are_kept_while_the_tree_is_the_same(monkeypatch):
+    from llmir.runtime import schedule
+
+    calls = []
+    decide = schedule.shared_parts
+    monkeypatch.setattr(schedule, "shared_parts", lambda *args: calls.append(args) or decide(*args))
+    same = scheduler()
+    for step in range(4):
+        Step([(64 + step, 1, 0, 4), (70 + step, 1, 0, 4)]).schedule(same)
+    assert len(calls) == 1
+    Step([(64, 1, 0, 4), (70, 2, 0, 4)]).schedule(same)
+    assert len(calls) == 2
