@@ -19,8 +19,10 @@ Int64 = NDArray[np.int64]
 
 #: Blocks of a row that are compared at a time, to begin with; doubled while rows stay equal.
 COMPARED_BLOCKS = 128
-#: A block's number in the low half of a sort key.
+#: A sort key's low half is a block's number; or, with the bit above set, a number of its own where no block is left.
 BLOCK_BITS = 32
+NO_BLOCK = 1 << BLOCK_BITS
+LEVEL_BITS = BLOCK_BITS + 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +67,7 @@ class PrefixFinder:
         if not table.shape[1]:
             table = np.zeros((len(table), 1), np.uint32)
         if self._last is None or not self._last.holds(table, blocks):
-            self._last = _Found.of(*_sorted(table, blocks), table)
+            self._last = _Search(table, blocks).found()
         return self._last.tree
 
 
@@ -93,35 +95,6 @@ class _Found:
     ended_key: Int64
     """[branches]: keys for branches that have no block there, all different."""
 
-    @classmethod
-    def of(cls, order: Int64, common: Int64, table: UInt32) -> _Found:
-        """The tree of sorted requests; ``common`` [requests - 1]: blocks that neighbours in ``order`` share."""
-        tree = _tree(order, common)
-        requests, nodes = len(order), len(tree.first)
-        # The whole is node 0 here. Nodes are painted over their parents.
-        node = np.zeros(len(common), np.int64)
-        for number, first, last in zip(range(1, nodes + 1), tree.first.tolist(), tree.last.tolist(), strict=True):
-            node[first : last - 1] = number
-        padded = np.concatenate([[0], common, [0]])
-        shared = np.empty(requests, np.int64)
-        shared[order] = np.maximum(padded[:-1], padded[1:])[:requests]
-        most = int(common.max(initial=0))
-        # A branch begins between each two neighbours, and one with the whole and each node.
-        whole = np.zeros(min(requests, 1), np.int64)
-        place = np.concatenate([np.arange(1, requests), whole, tree.first])
-        column = np.concatenate([common, whole, tree.end])
-        owner = np.concatenate([node, whole, np.arange(1, nodes + 1)])
-        return cls(
-            tree,
-            shared,
-            np.arange(most) < shared[:, None],
-            table[:, :most].copy(),
-            order[place],
-            column,
-            owner << BLOCK_BITS,
-            -1 - np.arange(len(place)),
-        )
-
     def holds(self, table: UInt32, blocks: Int64) -> bool:
         """Whether this is the tree of another step."""
         if len(blocks) != len(self.shared) or (blocks < self.shared).any():
@@ -138,41 +111,123 @@ class _Found:
         return not (keys[1:] == keys[:-1]).any()
 
 
-def _sorted(table: UInt32, blocks: Int64) -> tuple[Int64, Int64]:
-    """The requests so that those that share blocks lie side by side, and the blocks that neighbours share."""
-    key = np.where(blocks > 0, table[:, 0], (1 << BLOCK_BITS) + np.arange(len(blocks)))
-    order = np.argsort(key)
-    key = key[order]
-    common = np.zeros(max(len(order) - 1, 0), np.int64)
-    together = key[1:] == key[:-1]  # neighbours of one set
-    while together.any():
-        in_set = np.zeros(len(order), bool)
-        in_set[1:] = together
-        is_first = ~in_set
-        in_set[:-1] |= together
-        place = np.flatnonzero(in_set)
-        request = order[place]
-        first = np.flatnonzero(is_first[place])
-        size = np.diff(first, append=len(place))
-        number = np.repeat(np.arange(len(first)), size)
+class _Search:
+    """Finds the tree of a step from nothing.
+
+    Works on sets of at least two requests that are known to share their beginning, all sets at once. The requests of
+    a set keep their places in the order: those that belong together come to lie side by side within them.
+    """
+
+    def __init__(self, table: UInt32, blocks: Int64):
+        self._table, self._blocks = table, blocks
+        self._numbers = np.arange(len(table))
+        self._shared = np.zeros(len(table), np.int64)
+        self._nodes: list[tuple[Int64, Int64, Int64, Int64]] = []  # first, last, end, parent; numbered from 1
+        self._node_count = 0
+        key = np.where(blocks > 0, table[:, 0], NO_BLOCK + self._numbers)
+        self._order = key.argsort()
+        heads = _heads(key[self._order])
+        whole = np.zeros(len(heads), np.int64)
+        self._branches = [(self._order[heads], whole, whole)]  # request, column, node
+        place = self._numbers
+        while True:
+            # Every head begins a run of requests that share more than was looked at; a run of one is done.
+            size = np.diff(heads, append=len(place))
+            is_set = size > 1
+            if not is_set.any():
+                break
+            place = place[is_set.repeat(size)]
+            heads = self._part(place, size[is_set], self._branches[-1][2][: len(size)][is_set])
+
+    def _part(self, place: Int64, size: Int64, above: Int64) -> Int64:
+        """Parts sets of ``size`` [sets] at ``place`` [their requests], branches of nodes ``above`` [sets].
+
+        Gives the first of each run of requests that stay together, as a number in ``place``.
+        """
+        request, columns = self._order[place], self._table.shape[1]
+        start = size.cumsum() - size
+        number = self._numbers[: len(size)].repeat(size)
         # The middle one leads: the first would be a bad choice for requests that come sorted by what they share.
-        leader = request[first + size // 2][number]
-        count = blocks[request]
-        with_leader = _common(table, request, leader, np.minimum(count, blocks[leader]))
-        ended = with_leader == count
-        block = table[request, np.minimum(with_leader, table.shape[1] - 1)]
+        leader = request[start + size // 2][number]
+        count = self._blocks[request]
+        common = _common(self._table, request, leader, np.minimum(count, self._blocks[leader]))
+        block = self._table[request, np.minimum(common, columns - 1)]
         # By set, then the longest way with the leader first, then the block after it, if there is one.
-        ranks = 2 * (table.shape[1] + 1)
-        rank = 2 * (table.shape[1] - with_leader) + ended
-        key = (number * ranks + rank << BLOCK_BITS) + np.where(ended, np.arange(len(place)), block)
-        by_key = np.argsort(key)
-        order[place] = request[by_key]
-        key, with_leader = key[by_key], with_leader[by_key]
-        # Pairs of neighbours inside a set: those of two kinds part where the first of them leaves the leader.
-        pair = np.flatnonzero(number[1:] == number[:-1])
-        common[place[pair]] = np.minimum(with_leader[pair], with_leader[pair + 1])
-        together[place[pair]] = key[pair] == key[pair + 1]
-    return order, common
+        level = number * (columns + 1) + columns - common
+        key = (level << LEVEL_BITS) + np.where(common == count, NO_BLOCK + self._numbers[: len(place)], block)
+        by_key = key.argsort()
+        self._order[place] = request = request[by_key]
+        key = key[by_key]
+        level = key >> LEVEL_BITS
+        # Nobody goes further with the leader than the second does, and if it is the leader, than the one after it.
+        level[start] = level[start + 1]
+
+        # Each level of a set is a node, within the next level's.
+        level_head = _heads(level)
+        in_set = number[level_head]
+        members = np.diff(level_head, append=len(place))
+        end = columns - level[level_head] % (columns + 1)
+        node = self._node_count + 1 + np.arange(len(level_head))
+        is_outer = np.zeros(len(node), bool)
+        is_outer[1:] = in_set[1:] == in_set[:-1]
+        parent = node + 1
+        parent[start_of_next(is_outer)] = above
+        self._nodes.append((place[start[in_set]], place[level_head + members - 1] + 1, end, parent))
+        self._node_count += len(node)
+
+        local = self._numbers[: len(node)].repeat(members)
+        self._shared[request] = end[local]
+        heads = _heads(key)
+        branch = local[heads]
+        # What is within a node is one of its branches.
+        self._branches.append(
+            (
+                np.concatenate([request[heads], request[start[in_set[is_outer]]]]),
+                np.concatenate([end[branch], end[is_outer]]),
+                np.concatenate([node[branch], node[is_outer]]),
+            )
+        )
+        return heads
+
+    def found(self) -> _Found:
+        """The tree, and how to see whether it still holds."""
+        request, column, node = (np.concatenate(arrays) for arrays in zip(*self._branches, strict=True))
+        most = int(self._shared.max(initial=0))
+        return _Found(
+            self._tree(),
+            self._shared,
+            np.arange(most) < self._shared[:, None],
+            self._table[:, :most].copy(),
+            request,
+            column,
+            node << BLOCK_BITS,
+            -1 - np.arange(len(node)),
+        )
+
+    def _tree(self) -> PrefixTree:
+        if not self._nodes:
+            none = np.empty(0, np.int64)
+            return PrefixTree(self._order, none, none, none, none, none)
+        first, last, end, parent = (np.concatenate(arrays) for arrays in zip(*self._nodes, strict=True))
+        begin = np.append(0, end)[parent]
+        depth_first = (first * (self._table.shape[1] + 1) + end).argsort()
+        number = np.full(len(first) + 1, -1)
+        number[depth_first + 1] = np.arange(len(first))
+        f = depth_first
+        return PrefixTree(self._order, first[f], last[f], begin[f], end[f], number[parent[f]])
+
+
+def start_of_next(is_outer):
+    last = np.ones(len(is_outer), bool)
+    last[:-1] = ~is_outer[1:]
+    return last
+
+
+def _heads(values: Int64) -> Int64:
+    """Where runs of equal values begin."""
+    is_head = np.ones(len(values), bool)
+    is_head[1:] = values[1:] != values[:-1]
+    return is_head.nonzero()[0]
 
 
 def _common(table: UInt32, request: Int64, leader: Int64, most: Int64) -> Int64:
@@ -190,29 +245,3 @@ def _common(table: UInt32, request: Int64, leader: Int64, most: Int64) -> Int64:
         begin, width = begin + width, 2 * width
         open_pairs = open_pairs[~differ & (most[open_pairs] > begin)]
     return common
-
-
-def _tree(order: Int64, common: Int64) -> PrefixTree:
-    """The tree of sorted requests: a node for each longest run of pairs that share more than the pairs around it."""
-    # Only where a pair shares more or less than the one before does a node begin or end.
-    changes = np.flatnonzero(np.diff(common, prepend=0, append=0))
-    values = np.append(common, 0)[changes]
-    nodes: list[tuple[int, int, int, int]] = []
-    unfinished = [(0, 0)]  # (end, first), each within the one before it
-    for place, value in zip(changes.tolist(), values.tolist(), strict=True):
-        first = place
-        while unfinished[-1][0] > value:
-            end, first = unfinished.pop()
-            nodes.append((first, end, place + 1, max(value, unfinished[-1][0])))
-        if unfinished[-1][0] < value:
-            unfinished.append((value, first))
-    nodes.sort()
-    parents = []
-    path = [(-1, 0)]  # (node, end), from the root
-    for number, (_, end, _, begin) in enumerate(nodes):
-        while path[-1][1] > begin:
-            path.pop()
-        parents.append(path[-1][0])
-        path.append((number, end))
-    columns = np.array(nodes, np.int64).reshape(-1, 4).T
-    return PrefixTree(order, columns[0], columns[2], columns[3], columns[1], np.array(parents, np.int64))

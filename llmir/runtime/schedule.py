@@ -16,10 +16,12 @@ from llmir.ir.signature import KernelSpec, StepPolicy
 from llmir.kernels.cpu.abi import ITEM_FIELDS, Item
 from llmir.runtime.merges import Merges, merges_of
 from llmir.runtime.prefix_tree import PrefixFinder, PrefixTree
-from llmir.runtime.sharing import SharedPart, shared_parts
+from llmir.runtime.sharing import Shared, SharedParts, ranges, share, shared_parts
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
+
+_NO_TOKENS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Scheduler:
         # A key costs an item at least its reading: as much as so many tiles of rows.
         self._read_tiles = costs.read_key / costs.tile_key if costs else 1.0
         self._finder = PrefixFinder()
-        self._shared: tuple[PrefixTree, Int64, list[SharedPart]] | None = None
+        self._shared: tuple[PrefixTree, Int64, SharedParts | None] | None = None
 
     def schedule(self, query_start: Int32, seq_lens: Int32, block_table: Int32, threads: int) -> Schedule:
         """The work list of a step.
@@ -66,16 +68,15 @@ class Scheduler:
         starts, lengths = np.asarray(query_start, np.int64), np.asarray(seq_lens, np.int64)
         tiles = self._tiles(starts, lengths)
         parts = self._parts(np.diff(starts), lengths, block_table)
-        gathered, keys_not_read = np.empty(0, np.int64), 0
-        if parts:
-            tiles, gathered, keys_not_read = self._share(tiles, starts, parts)
-        tiles = self._split(tiles, threads)
-        merges = merges_of(tiles, gathered, self._queries_per_kv, self._row_tile)
+        shared = Shared(tiles, _NO_TOKENS, 0, 0)
+        if parts is not None:
+            shared = share(tiles, parts, starts, self._prefill, int(self._max_tokens[self._prefill]))
+        tiles = self._split(shared.tiles, threads)
+        merges = merges_of(tiles, shared.tokens, self._queries_per_kv, self._row_tile)
         order = np.argsort(-self._cost(tiles), kind="stable")
         items = np.repeat(tiles[order].astype(np.int32), self._heads, axis=0)
         items[:, Item.KV_HEAD] = np.tile(np.arange(self._heads, dtype=np.int32), len(tiles))
-        sharing = np.unique(np.concatenate([part.requests for part in parts])) if parts else ()
-        return Schedule(items, merges, len(sharing), keys_not_read)
+        return Schedule(items, merges, shared.requests, shared.keys_not_read)
 
     def _tiles(self, query_start: Int64, seq_lens: Int64) -> Int64:
         """One row per tile of query tokens: items without their KV head."""
@@ -84,8 +85,7 @@ class Scheduler:
         size = self._max_tokens[variant]
         count = -(-new_tokens // size)
         request = np.repeat(np.arange(len(new_tokens)), count)
-        first = np.arange(len(request)) - np.repeat(np.cumsum(count) - count, count)
-        first *= size[request]
+        first = ranges(np.zeros_like(count), count) * size[request]
         tiles = np.empty((len(request), ITEM_FIELDS), np.int64)
         tiles[:, Item.VARIANT] = variant[request]
         tiles[:, Item.TOKEN] = query_start[request] + first
@@ -110,67 +110,27 @@ class Scheduler:
         row_tiles = -(-rows // self._row_tile[items[:, Item.VARIANT]])
         return (items[:, Item.KEY_END] - items[:, Item.KEY_BEGIN]) * np.maximum(row_tiles, self._read_tiles)
 
-    # -- sharing
-
-    def _parts(self, new_tokens: Int64, seq_lens: Int64, block_table: Int32) -> list[SharedPart]:
+    def _parts(self, new_tokens: Int64, seq_lens: Int64, block_table: Int32) -> SharedParts | None:
         """What is read once in a step; decided anew where the tree or the rows have changed."""
         costs = self._policy.sharing
         if costs is None or len(new_tokens) < 2:
-            return []
+            return None
         rows = new_tokens * self._queries_per_kv
         blocks = (seq_lens - new_tokens) // self._block_size  # what this step writes is nobody else's
         blocks[(rows > costs.most_rows) | (new_tokens == 0)] = 0
         tree = self._finder.find(block_table, blocks)
         if not len(tree.first):
-            return []
+            return None
         if self._window:
             first_keys = np.maximum(seq_lens - self._window, 0)
         elif self._shared and self._shared[0] is tree and np.array_equal(self._shared[1], rows):
             return self._shared[2]
         else:
             first_keys = np.zeros_like(rows)
-        parts = shared_parts(tree, rows, first_keys, self._block_size, int(self._row_tile[self._prefill]), costs)
+        found = shared_parts(tree, rows, first_keys, self._block_size, int(self._row_tile[self._prefill]), costs)
+        parts = found if len(found.begin) else None
         self._shared = (tree, rows, parts)
         return parts
-
-    def _share(self, tiles: Int64, query_start: Int64, parts: list[SharedPart]) -> tuple[Int64, Int64, int]:
-        """Takes the keys of ``parts`` out of the tiles of those who share them, and adds tiles that read them once.
-
-        Gives the tiles; the gathered tokens, which :data:`Item.MEMBERS` counts; and the keys that are not read again.
-        A tile whose tokens have parts elsewhere is marked by its :data:`Item.STATE` of 0.
-        """
-        request, begin = tiles[:, Item.REQUEST], tiles[:, Item.KEY_BEGIN]
-        added, gathered, count, keys_not_read = [], [], 0, 0
-        for part in parts:
-            sharing = np.isin(request, part.requests)
-            tiles[sharing, Item.STATE] = 0
-            before = tiles[sharing & (begin < part.begin)]  # only in a window: not everybody sees these keys
-            before[:, Item.KEY_END] = part.begin
-            begin[sharing] = part.end
-            tokens = _ranges(query_start[part.requests], query_start[part.requests + 1])
-            once = self._gathered(part, len(tokens), count)
-            added += [before, once]
-            gathered.append(tokens)
-            count += len(tokens)
-            keys_not_read += (len(part.requests) - len(once)) * (part.end - part.begin)
-        return np.concatenate([tiles, *added]), np.concatenate(gathered), keys_not_read
-
-    def _gathered(self, part: SharedPart, tokens: int, first_member: int) -> Int64:
-        """Tiles of equally many gathered tokens."""
-        most = self._max_tokens[self._prefill]
-        cuts = np.linspace(0, tokens, -(-tokens // most) + 1).astype(np.int64)
-        tiles = np.zeros((len(cuts) - 1, ITEM_FIELDS), np.int64)
-        tiles[:, Item.VARIANT] = self._prefill
-        tiles[:, Item.TOKENS] = np.diff(cuts)
-        tiles[:, Item.REQUEST] = part.requests[0]
-        tiles[:, Item.POSITION] = part.end - 1
-        tiles[:, Item.KEY_BEGIN] = part.begin
-        tiles[:, Item.KEY_END] = part.end
-        tiles[:, Item.MERGE] = -1
-        tiles[:, Item.MEMBERS] = first_member + cuts[:-1]
-        return tiles
-
-    # -- splitting
 
     def _split(self, tiles: Int64, threads: int) -> Int64:
         """Splits the key ranges of tiles that would keep one thread busy while others wait."""
@@ -185,15 +145,9 @@ class Scheduler:
         length = np.maximum(-(-length // chunk) * chunk, chunk)
         splits = -(-keys // length)
         source = np.repeat(np.arange(len(tiles)), splits)
-        part = np.arange(len(source)) - np.repeat(np.cumsum(splits) - splits, splits)
+        part = ranges(np.zeros_like(splits), splits)
         pieces = tiles[source]
         pieces[:, Item.KEY_BEGIN] += part * length[source]
         pieces[:, Item.KEY_END] = np.minimum(pieces[:, Item.KEY_BEGIN] + length[source], pieces[:, Item.KEY_END])
         pieces[splits[source] > 1, Item.STATE] = 0
         return pieces
-
-
-def _ranges(begin: Int64, end: Int64) -> Int64:
-    """All numbers of each range, one range after the other."""
-    counts = end - begin
-    return np.arange(counts.sum()) + np.repeat(begin - (np.cumsum(counts) - counts), counts)
