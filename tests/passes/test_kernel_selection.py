@@ -46,7 +46,7 @@ def test_the_pass_sets_layout_variants_and_conditions(parse):
     assert (
         'selection = #llm.selection<"avx512_bf16", [{key_chunk = 128 : i64, key_vectors = 2 : i64, '
         'max_tokens = 1 : i64, name = "decode", prefetch = 1 : i64, row_tile = 3 : i64, value_vectors = 4 : i64}, '
-        '{key_chunk = 128 : i64, key_vectors = 4 : i64, max_tokens = 32 : i64, name = "prefill", prefetch = 0 : i64, '
+        '{key_chunk = 128 : i64, key_vectors = 4 : i64, max_tokens = 32 : i64, name = "prefill", prefetch = 1 : i64, '
         "row_tile = 6 : i64, value_vectors = 4 : i64}]"
     ) in ops(module)[0]
 
@@ -170,9 +170,9 @@ def test_the_tiles_of_smollm2_and_llama():
     smollm2 = AttentionSignature(9, 3, 64, "bf16", 128, 0.125)
     llama = AttentionSignature(32, 8, 128, "bf16", 128, 0.125)
     assert tiles.decode_variant(smollm2, "avx512_bf16") == KernelVariant("decode", 1, 3, 128, 2, 4, 1)
-    assert tiles.prefill_variant(smollm2, "avx512_bf16") == KernelVariant("prefill", 32, 6, 128, 4, 4, 0)
+    assert tiles.prefill_variant(smollm2, "avx512_bf16") == KernelVariant("prefill", 32, 6, 128, 4, 4, 1)
     assert tiles.decode_variant(llama, "avx512_bf16") == KernelVariant("decode", 1, 2, 128, 2, 8, 1)
-    assert tiles.prefill_variant(llama, "plain") == KernelVariant("prefill", 24, 6, 128, 2, 2, 0)
+    assert tiles.prefill_variant(llama, "plain") == KernelVariant("prefill", 24, 6, 128, 2, 2, 1)
 
 
 def test_chunks_are_whole_blocks_or_divide_one():
