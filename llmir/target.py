@@ -62,6 +62,11 @@ class Measurements:
 
     Pages of two contiguous pieces, keys and values, are read in random order, as attention reads a KV cache.
     """
+    cached_bandwidth: tuple[tuple[int, float], ...]
+    """(bytes of a working set, bandwidth of ``threads`` threads together), ascending.
+
+    The threads read the same pages again and again, as requests do that share a prefix.
+    """
     bf16_rate: float
     """bfloat16 dot products accumulated in float32, one thread; the float32 rate where there is no instruction."""
     f32_rate: float
@@ -73,11 +78,13 @@ class Measurements:
     """Where the figures come from, for a reader."""
 
     def __post_init__(self) -> None:
-        sizes = [piece for piece, _ in self.piece_bandwidth]
-        figures = (self.read_bandwidth, self.read_bandwidth_all, self.bf16_rate, self.f32_rate)
-        if not sizes or sizes != sorted(set(sizes)) or min(sizes) <= 0:
-            raise TargetError(f"piece_bandwidth needs ascending piece sizes in bytes, not {sizes}")
-        if min(*figures, *(rate for _, rate in self.piece_bandwidth)) <= 0 or self.fork_join_seconds < 0:
+        figures = [self.read_bandwidth, self.read_bandwidth_all, self.bf16_rate, self.f32_rate]
+        for name in ("piece_bandwidth", "cached_bandwidth"):
+            sizes = [size for size, _ in getattr(self, name)]
+            if not sizes or sizes != sorted(set(sizes)) or min(sizes) <= 0:
+                raise TargetError(f"{name} needs ascending sizes in bytes, not {sizes}")
+            figures += [rate for _, rate in getattr(self, name)]
+        if min(figures) <= 0 or self.fork_join_seconds < 0:
             raise TargetError(f"the figures of a target must be positive ({self.origin}); calibrate it again")
 
     def piece_rate(self, piece_bytes: int) -> float:
@@ -177,8 +184,17 @@ class Target:
             return self.measured
         socket = _PUBLISHED[self.isa]
         together = min(socket.read_bandwidth_all, self.cores * socket.read_bandwidth)
-        pieces = tuple((size, rate / socket.threads * self.cores) for size, rate in socket.piece_bandwidth)
-        return replace(socket, read_bandwidth_all=together, piece_bandwidth=pieces, threads=self.cores)
+        pieces, cached = (
+            tuple((size, rate / socket.threads * self.cores) for size, rate in curve)
+            for curve in (socket.piece_bandwidth, socket.cached_bandwidth)
+        )
+        return replace(
+            socket,
+            read_bandwidth_all=together,
+            piece_bandwidth=pieces,
+            cached_bandwidth=cached,
+            threads=self.cores,
+        )
 
     def cache_bytes(self, level: int) -> int:
         """Bytes of one cache of ``level``, 0 where the machine has none or does not tell."""
@@ -198,8 +214,11 @@ class Target:
         try:
             measured = data["measured"]
             if measured is not None:
-                pieces = tuple((int(size), float(rate)) for size, rate in measured["piece_bandwidth"])
-                measured = Measurements(**{**measured, "piece_bandwidth": pieces})
+                curves = {
+                    name: tuple((int(size), float(rate)) for size, rate in measured[name])
+                    for name in ("piece_bandwidth", "cached_bandwidth")
+                }
+                measured = Measurements(**{**measured, **curves})
             caches = tuple(Cache(**cache) for cache in data["caches"])
             features = tuple(data["features"])
             return cls(**{**data, "features": features, "caches": caches, "measured": measured})
@@ -260,12 +279,20 @@ def _read(path: Path) -> str:
 _ACCESSES_PER_PIECE = 2
 #: Piece sizes the published bandwidths are worked out for, the range a page of a KV cache takes.
 _PIECES = (4 << 10, 16 << 10, 64 << 10, 256 << 10)
+#: Working sets the published bandwidths are worked out for.
+_WORKING_SETS = tuple((128 << 10) << i for i in range(10))
 #: OpenMP fork-join of a socket, the order of EPCC's OpenMP micro-benchmarks; calibration replaces it.
 _FORK_JOIN_SECONDS = 10e-6
 _CACHE_LINE = 64
+_TYPICAL_CACHES: dict[Isa, tuple[Cache, ...]] = {
+    "avx512_bf16": (Cache(1, 32 << 10, 1), Cache(2, 1 << 20, 1), Cache(3, 32 << 20, 8)),
+    "avx512": (Cache(1, 48 << 10, 1), Cache(2, 1280 << 10, 1), Cache(3, 60 << 20, 40)),
+    "plain": (Cache(1, 32 << 10, 1), Cache(2, 512 << 10, 1), Cache(3, 32 << 20, 8)),
+}
 
 
 def _published(
+    isa: Isa,
     source: str,
     cores: int,
     gigahertz: float,
@@ -274,18 +301,30 @@ def _published(
     latency: float,
     f32_per_cycle: int,
     bf16_per_cycle: int,
+    cached_per_cycle: tuple[int, int],
 ) -> Measurements:
     """Figures worked out from a data sheet.
 
     One thread streams as many cache lines as it has miss buffers, each memory latency (seconds) long (Little's
-    law), and never more than the socket's bandwidth (bytes a second).
+    law), and never more than the socket's bandwidth (bytes a second). ``cached_per_cycle``: bytes that a core reads
+    in a cycle from its second-level cache, and from the last one; larger working sets are read from memory.
     """
     one = min(socket_bandwidth, misses * _CACHE_LINE / latency)
+    together = min(socket_bandwidth, one * cores)
     pieces = tuple((size, size / (_ACCESSES_PER_PIECE * latency + size / one) * cores) for size in _PIECES)
+    second, last = _TYPICAL_CACHES[isa][1:]
+    all_cycles = cores * gigahertz * 1e9
+
+    def cached(size: int) -> float:
+        if size <= second.bytes:
+            return cached_per_cycle[0] * all_cycles
+        return cached_per_cycle[1] * all_cycles if size <= last.bytes else together
+
     return Measurements(
         read_bandwidth=one,
-        read_bandwidth_all=min(socket_bandwidth, one * cores),
+        read_bandwidth_all=together,
         piece_bandwidth=pieces,
+        cached_bandwidth=tuple((size, cached(size)) for size in _WORKING_SETS),
         bf16_rate=bf16_per_cycle * gigahertz * 1e9,
         f32_rate=f32_per_cycle * gigahertz * 1e9,
         fork_join_seconds=_FORK_JOIN_SECONDS,
@@ -295,28 +334,30 @@ def _published(
 
 
 #: A typical server of each instruction set. Cores, clock, channels: data sheets; miss buffers and operations a
-#: cycle: the vendors' optimization guides; memory latency: rounded from published measurements.
+#: cycle: the vendors' optimization guides; memory latency: rounded from published measurements. Bytes a core reads in
+#: a cycle: from its second-level cache by the guides, from the last level rounded from published measurements.
 _PUBLISHED = {
     # 12 x DDR5-4800; one 512-bit multiply-add a cycle out of two halves, bf16 dot products at twice that.
-    "avx512_bf16": _published("AMD EPYC 9654 (Zen 4)", 96, 2.4, 460.8e9, 24, 110e-9, 32, 64),
+    "avx512_bf16": _published("avx512_bf16", "AMD EPYC 9654 (Zen 4)", 96, 2.4, 460.8e9, 24, 110e-9, 32, 64, (32, 20)),
     # 8 x DDR4-3200; two 512-bit multiply-adds a cycle; 48 entries between L2 and the ring.
-    "avx512": _published("Intel Xeon Platinum 8380 (Ice Lake)", 40, 2.3, 204.8e9, 48, 100e-9, 64, 64),
+    "avx512": _published(
+        "avx512", "Intel Xeon Platinum 8380 (Ice Lake)", 40, 2.3, 204.8e9, 48, 100e-9, 64, 64, (48, 10)
+    ),
     # 8 x DDR4-3200; two 256-bit multiply-adds a cycle.
-    "plain": _published("AMD EPYC 7763 (Zen 3, AVX2)", 64, 2.45, 204.8e9, 24, 100e-9, 32, 32),
+    "plain": _published("plain", "AMD EPYC 7763 (Zen 3, AVX2)", 64, 2.45, 204.8e9, 24, 100e-9, 32, 32, (32, 20)),
 }
 
 
-def _typical(isa: Isa, cores: int, extra: str, l1: int, l2: int, l3: int, l3_cpus: int) -> Target:
-    """A named target; caches in KiB."""
+def _typical(isa: Isa, cores: int, extra: str) -> Target:
+    """A named target."""
     features = tuple(sorted(ISA_FEATURES[isa] | set(extra.split())))
-    caches = (Cache(1, l1 << 10, 1), Cache(2, l2 << 10, 1), Cache(3, l3 << 10, l3_cpus))
     model = _PUBLISHED[isa].origin.removeprefix("published for ").removesuffix(", not measured")
-    return Target(f"cpu:{isa}", isa, "x86_64", model, features, cores, caches)
+    return Target(f"cpu:{isa}", isa, "x86_64", model, features, cores, _TYPICAL_CACHES[isa])
 
 
 _AVX2 = "avx avx2 fma f16c bmi1 bmi2 popcnt"
 _NAMED = {
-    "cpu:avx512_bf16": _typical("avx512_bf16", 96, _AVX2, 32, 1024, 32 << 10, 8),
-    "cpu:avx512": _typical("avx512", 40, _AVX2, 48, 1280, 60 << 10, 40),
-    "cpu:plain": _typical("plain", 64, _AVX2, 32, 512, 32 << 10, 8),
+    "cpu:avx512_bf16": _typical("avx512_bf16", 96, _AVX2),
+    "cpu:avx512": _typical("avx512", 40, _AVX2),
+    "cpu:plain": _typical("plain", 64, _AVX2),
 }

@@ -12,6 +12,7 @@ MEASURED = Measurements(
     read_bandwidth=16e9,
     read_bandwidth_all=30e9,
     piece_bandwidth=((4096, 7e9), (65536, 14e9)),
+    cached_bandwidth=((1 << 17, 120e9), (1 << 26, 30e9)),
     bf16_rate=2e11,
     f32_rate=1e11,
     fork_join_seconds=1e-5,
@@ -136,14 +137,17 @@ def test_other_json_is_a_target_error(data):
         Target.from_json(data)
 
 
-def test_measured_pieces_must_ascend():
-    with pytest.raises(TargetError, match="ascending"):
-        replace(MEASURED, piece_bandwidth=((65536, 1.0), (4096, 1.0)))
+@pytest.mark.parametrize("curve", ["piece_bandwidth", "cached_bandwidth"])
+@pytest.mark.parametrize("points", [((65536, 1.0), (4096, 1.0)), ((4096, 1.0), (4096, 1.0)), ((0, 1.0),), ()])
+def test_measured_sizes_must_ascend(curve, points):
+    with pytest.raises(TargetError, match=f"{curve} needs ascending sizes"):
+        replace(MEASURED, **{curve: points})
 
 
-def test_a_rate_of_zero_is_no_measurement():
+@pytest.mark.parametrize("figure", [{"bf16_rate": 0.0}, {"cached_bandwidth": ((4096, 0.0),)}])
+def test_a_rate_of_zero_is_no_measurement(figure):
     with pytest.raises(TargetError, match="positive"):
-        replace(MEASURED, bf16_rate=0.0)
+        replace(MEASURED, **figure)
 
 
 @given(st.integers(64, 1 << 22))
@@ -169,6 +173,20 @@ def test_published_pieces_are_read_by_as_many_threads_as_there_are_cores():
     assert few.piece_rate(4096) == pytest.approx(
         min(whole.figures.piece_bandwidth[0][1] / 64 * 2, 2 * few.read_bandwidth)
     )
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_published_working_sets_are_read_faster_the_nearer_they_fit(isa):
+    target = Target.named(f"cpu:{isa}")
+    rates = dict(target.figures.cached_bandwidth)
+    in_second, in_last, in_memory = rates[512 << 10], rates[4 << 20], rates[64 << 20]
+    assert in_second > in_last > in_memory == target.figures.read_bandwidth_all
+
+
+def test_published_caches_are_read_by_as_many_threads_as_there_are_cores():
+    whole = Target.named("cpu:plain")
+    few = replace(whole, cores=2).figures
+    assert few.cached_bandwidth[0][1] == pytest.approx(whole.figures.cached_bandwidth[0][1] / 32)
 
 
 def test_the_rate_at_a_measured_size_is_the_measured_one():

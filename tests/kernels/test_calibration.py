@@ -21,6 +21,8 @@ def small(monkeypatch):
     pytest.importorskip("torch")  # brings the OpenMP runtime
     monkeypatch.setattr(calibration, "_LEAST_MEMORY", 2 << 20)
     monkeypatch.setattr(calibration, "_MEMORY_CACHES", 0)
+    monkeypatch.setattr(calibration, "WORKING_SETS", (128 << 10, 512 << 10))
+    monkeypatch.setattr(calibration, "_READ_AGAIN", 1 << 20)
     monkeypatch.setattr(calibration, "_PRODUCT_ITERATIONS", 1000)
     monkeypatch.setattr(calibration, "_FORK_JOIN_REPEATS", 3)
 
@@ -29,6 +31,7 @@ def test_every_figure_is_measured(small):
     target = calibrate(Target.detect())
     assert target == Target.detect()
     assert [piece for piece, _ in target.measured.piece_bandwidth] == list(PIECES)
+    assert [size for size, _ in target.measured.cached_bandwidth] == list(calibration.WORKING_SETS)
     assert "measured on this" in target.measured.origin
 
 
@@ -67,6 +70,17 @@ def test_every_byte_is_read_once(small, threads, piece):
     (kernels.pages(piece) if piece else kernels.stream)(threads)
     lanes = kernels.results.view(np.uint32).reshape(2, -1)[:threads].sum(dtype=np.uint32)
     assert lanes == words.sum(dtype=np.uint32)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("set_bytes", "times"), [(128 << 10, 8), (512 << 10, 2), (1 << 20, 2)])
+def test_a_working_set_is_read_again_and_again_and_nothing_else(small, threads, set_bytes, times):
+    kernels = calibration._Kernels(dataclasses.replace(Target.detect(), cores=2))
+    words = kernels.memory.view(np.uint32)
+    words[:] = np.random.default_rng(0).integers(0, 2**32, words.size, np.uint32)
+    kernels.working_set(set_bytes)(threads)
+    lanes = kernels.results.view(np.uint32).reshape(2, -1)[:threads].sum(dtype=np.uint32)
+    assert int(lanes) == times * int(words[: set_bytes // 4].sum(dtype=np.uint64)) % 2**32
 
 
 def test_without_an_openmp_runtime_the_remedy_is_named():

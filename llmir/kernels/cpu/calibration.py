@@ -29,6 +29,10 @@ from llmir.target import Measurements, Target
 PIECES = tuple(1024 << i for i in range(9))
 #: Keys that attention reads before it reads their values, in bytes: of several pages where one has fewer.
 _CHUNK = 16 << 10
+#: Bytes that are read again and again: from a part of a core's own caches to more than most shared ones hold.
+WORKING_SETS = tuple((128 << 10) << i for i in range(10))
+#: Read of a working set in one measurement: so much, and twice at least.
+_READ_AGAIN = 32 << 20
 
 #: Memory that is read: several times the last-level cache, so that none of it is still there.
 _LEAST_MEMORY, _MEMORY_CACHES = 256 << 20, 4
@@ -90,11 +94,13 @@ def _machine_key(target: Target) -> str:
 def _measure(target: Target) -> Measurements:
     kernels = _Kernels(target)
     stream, *pages = _best([kernels.stream, *(kernels.pages(piece) for piece in PIECES)], target.cores)
+    cached = _best([kernels.working_set(size) for size in WORKING_SETS], target.cores)
     (one,) = _best([kernels.stream], 1)
     return Measurements(
         read_bandwidth=one,
         read_bandwidth_all=max(one, stream),  # below one thread's: other programs held the cores
         piece_bandwidth=tuple(zip(PIECES, pages, strict=True)),
+        cached_bandwidth=tuple(zip(WORKING_SETS, cached, strict=True)),
         bf16_rate=kernels.product_rate("bf16"),
         f32_rate=kernels.product_rate("f32"),
         fork_join_seconds=kernels.fork_join_seconds(),
@@ -118,7 +124,7 @@ class _Kernels:
             process_symbol("GOMP_parallel")
         )
         self.kernels = load_object(_compile(target.isa))
-        wanted = max(_LEAST_MEMORY, _MEMORY_CACHES * target.cache_bytes(3))
+        wanted = max(_LEAST_MEMORY, _MEMORY_CACHES * target.cache_bytes(3), *WORKING_SETS)
         size = -(-wanted // _STREAM_PIECE) * _STREAM_PIECE
         # A mapping of our own and not numpy's: numpy asks for huge pages, which the KV cache does not get.
         self.memory = np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
@@ -135,12 +141,30 @@ class _Kernels:
         It reads as attention reads a cache: some pages' keys, then their values, and while one piece is read, the
         same place of the next is asked for.
         """
-        together = max(1, _CHUNK // piece_bytes)
-        pages = np.arange(0, self.memory.nbytes, 2 * piece_bytes, np.int64)
-        np.random.default_rng(0).shuffle(pages)
-        keys = pages.reshape(-1, together)
-        pieces = np.concatenate([keys, keys + piece_bytes], axis=1).reshape(-1)
+        pieces = self._pieces(piece_bytes, self.memory.nbytes)
         return lambda threads: self._read("read_ahead", pieces, piece_bytes, threads)
+
+    def working_set(self, set_bytes: int) -> Callable[[int], float]:
+        """A function of the number of threads that reads the same pages again and again: bytes a second.
+
+        The pages are dealt out as attention deals out its items, so that a thread finds in its own caches what it
+        finds there when requests that share a prefix follow one another. The first time, untimed, brings them there.
+        """
+        once = self._pieces(_CHUNK, set_bytes)
+        again = np.tile(once, max(2, _READ_AGAIN // set_bytes))
+
+        def read(threads: int) -> float:
+            self._read("read_ahead", once, _CHUNK, threads)
+            return self._read("read_ahead", again, _CHUNK, threads)
+
+        return read
+
+    def _pieces(self, piece_bytes: int, within: int) -> NDArray[np.int64]:
+        """Where pieces begin in the first bytes of the memory: of pages in random order, keys and then values."""
+        pages = np.arange(0, within, 2 * piece_bytes, np.int64)
+        np.random.default_rng(0).shuffle(pages)
+        keys = pages.reshape(-1, max(1, _CHUNK // piece_bytes))
+        return np.concatenate([keys, keys + piece_bytes], axis=1).reshape(-1)
 
     def _read(self, kernel: str, offsets: NDArray[np.int64], piece_bytes: int, threads: int) -> float:
         work = self._work(
