@@ -169,8 +169,9 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if origin is typing.Literal:
         fits = value in arguments
     elif origin is tuple:
-        if isinstance(value, list | tuple):
-            return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        kinds = arguments[:1] * len(value) if arguments[-1] is ... and isinstance(value, list | tuple) else arguments
+        if isinstance(value, list | tuple) and len(value) == len(kinds):
+            return tuple(_read(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
         fits = False
     elif origin is dict:
         if isinstance(value, dict) and all(isinstance(key, str) for key in value):

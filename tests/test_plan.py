@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from llmir.errors import PlanError
-from llmir.ir.signature import AttentionSignature, KernelSpec, KernelVariant, StepPolicy
+from llmir.ir.signature import AttentionSignature, KernelSpec, KernelVariant, SharingCosts, StepPolicy
 from llmir.plan import FORMAT, Decision, Plan, PlannedKernel
 from llmir.target import Target
 from llmir.workload import NAMED
@@ -16,6 +16,7 @@ SPEC = KernelSpec(
     "avx512_bf16",
     (KernelVariant("decode", 1, 3, 64, 4, 4, 1), KernelVariant("prefill", 32, 6, 128, 4, 4, 0)),
 )
+SHARING = SharingCosts(48, 128, 20.0, ((256, 4.0), (1024, 8.5)), 2.5, 100.0, 0.9)
 PLAN = Plan(
     format=FORMAT,
     framework="vllm",
@@ -27,7 +28,7 @@ PLAN = Plan(
     layout="pair",
     element_type="bf16",
     fused=True,
-    kernels=(PlannedKernel(SPEC.symbol, SPEC, StepPolicy(1, 256, 4), ("layers.0", "layers.1"), "ab" * 32),),
+    kernels=(PlannedKernel(SPEC.symbol, SPEC, StepPolicy(1, 256, 4, SHARING), ("layers.0", "layers.1"), "ab" * 32),),
     decisions=(Decision("block-sizing", "all layers", "128", "least time", {"seconds": 1.5}, ({"block_size": 64},)),),
     target=Target.named("cpu:avx512_bf16").to_json(),
     target_fingerprint=Target.named("cpu:avx512_bf16").fingerprint,
@@ -58,6 +59,11 @@ def test_a_kernel_that_was_not_built_stays_so():
     assert Plan.loads(plan.dumps()).kernels[0].object_key is None
 
 
+def test_a_kernel_that_shares_nothing_stays_so():
+    plan = replace(PLAN, kernels=(replace(PLAN.kernels[0], policy=StepPolicy(1, 256, 4)),))
+    assert Plan.loads(plan.dumps()).kernels == plan.kernels
+
+
 def test_a_whole_number_is_read_as_the_float_it_stands_for():
     plan = Plan.from_json(edited("kernels.0.spec.signature.scale", 1))
     assert isinstance(plan.kernels[0].spec.signature.scale, float)
@@ -74,6 +80,10 @@ def test_a_whole_number_is_read_as_the_float_it_stands_for():
         ("kernels.0.spec.isa", "avx9000", r"spec.isa must be Literal"),
         ("kernels.0.spec.signature.extra", 1, r"spec.signature has missing or unknown fields \['extra'\]"),
         ("kernels.0.policy", [], "policy has missing or unknown fields"),
+        ("kernels.0.policy.sharing", {}, "policy.sharing has missing or unknown fields"),
+        ("kernels.0.policy.sharing.row", "1", "policy.sharing.row must be float"),
+        ("kernels.0.policy.sharing.cached_key", [[1]], r"sharing.cached_key\[0\] must be tuple\[int, float\]"),
+        ("kernels.0.policy.sharing.cached_key", [[1.5, 1.0]], r"sharing.cached_key\[0\]\[0\] must be int"),
         ("versions", {"llmir": 1}, "plan.versions.llmir must be str"),
         ("surprise", 1, r"missing or unknown fields \['surprise'\]"),
     ],

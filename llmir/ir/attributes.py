@@ -3,13 +3,13 @@
 
 import numbers
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from llmir.ir import types
 from llmir.ir.base import LLMAttribute
 from llmir.ir.bindings import ir
-from llmir.ir.signature import KernelVariant, StepPolicy
+from llmir.ir.signature import KernelVariant, SharingCosts, StepPolicy
 
 
 def to_attribute(value: Any) -> ir.Attribute:
@@ -111,4 +111,12 @@ class Selection(LLMAttribute, name="selection"):
     @property
     def policy(self) -> StepPolicy:
         """Run-time conditions; TypeError where the attribute does not hold them."""
-        return StepPolicy(**to_python(self.conditions))
+        policy = StepPolicy(**to_python(self.conditions))
+        return policy if policy.sharing is None else replace(policy, sharing=_sharing_costs(policy.sharing))
+
+
+def _sharing_costs(record: Any) -> SharingCosts:
+    """The record that a dictionary holds; its points come as lists."""
+    costs = SharingCosts(**record)
+    points: Any = costs.cached_key
+    return replace(costs, cached_key=tuple((tokens, time) for tokens, time in points))

@@ -6,7 +6,7 @@ from small_models import cache_type
 from llmir.ir.attributes import Selection, Weight, to_attribute, to_python
 from llmir.ir.bindings import ir
 from llmir.ir.dialect import context
-from llmir.ir.signature import KernelVariant, StepPolicy
+from llmir.ir.signature import KernelVariant, SharingCosts, StepPolicy
 from llmir.ir.types import (
     CACHE_ELEMENT_NAMES,
     PagedKVCache,
@@ -163,10 +163,20 @@ def test_weight_carries_name_and_type():
 
 def test_selection_carries_the_records():
     variants = (KernelVariant("decode", 1, 3, 64, 4, 4, 1), KernelVariant("prefill", 32, 6, 128, 4, 4, 0))
-    policy = StepPolicy(decode_tokens=1, split_keys=512, items_per_thread=2)
-    built = Selection.build(isa="avx512_bf16", variants=variants, policy=policy)
-    read = ir.Attribute.parse(str(built))
-    assert (read.isa, read.variants, read.policy) == ("avx512_bf16", variants, policy)
+    sharing = SharingCosts(48, 128, 20.0, ((256, 4.0), (1024, 8.5)), 2.5, 1e-9, 0.9)
+    for policy in (StepPolicy(1, 512, 2), StepPolicy(1, 512, 2, sharing)):
+        built = Selection.build(isa="avx512_bf16", variants=variants, policy=policy)
+        read = ir.Attribute.parse(str(built))
+        assert (read.isa, read.variants, read.policy) == ("avx512_bf16", variants, policy)
+        assert hash(read.policy) == hash(policy)
+
+
+@pytest.mark.parametrize("conditions", ["sharing = 5 : i64", "sharing = {row = 1.0}", "cached = unit"])
+def test_a_selection_without_the_records_is_a_type_error(conditions):
+    text = "decode_tokens = 1 : i64, items_per_thread = 2 : i64, split_keys = 512 : i64"
+    read = ir.Attribute.parse(f'#llm.selection<"avx512", [], {{{text}, {conditions}}}>')
+    with pytest.raises(TypeError):
+        _ = read.policy
 
 
 _plain = st.recursive(
