@@ -34,12 +34,13 @@ def alone(costs: SharingCosts, tokens: int, rows: Rows, row_tile: int) -> float:
     """Each request reads the part: the first from memory, the others after it.
 
     ``rows`` [requests] int, at least one request. First is the one with the most rows, because its reading hides
-    best behind its products: the order of the requests does not matter.
+    best behind its products: the order of the requests does not matter. Few rows are multiplied in smaller tiles than
+    ``row_tile``, which cost no less than their part of a whole one.
     """
-    tiles = -(-rows // row_tile)
-    most = int(tiles.max()) * costs.tile_key
+    multiply = rows * (costs.tile_key / row_tile)
+    most = float(multiply.max())
     cached = cached_key(costs, tokens)
-    others = float(np.maximum(tiles * costs.tile_key, cached).sum()) - max(cached, most)
+    others = float(np.maximum(multiply, cached).sum()) - max(cached, most)
     return tokens * (max(costs.read_key, most) + others)
 
 

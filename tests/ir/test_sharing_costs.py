@@ -33,8 +33,13 @@ def test_alone_reads_from_memory_once_and_from_the_cache_after_that():
 
 
 def test_alone_takes_the_products_where_they_take_longer():
-    rows = np.array([4, 48, 72])  # 1, 8 and 12 tiles: 2, 16 and 24 ns a key
+    rows = np.array([4, 48, 72])  # 2/3, 8 and 12 tiles: 1.3, 16 and 24 ns a key
     assert sharing_costs.alone(COSTS, 1024, rows, TILE) == pytest.approx(1024 * (24 + 16 + 8))
+
+
+def test_rows_that_fill_no_tile_are_no_reason_to_share():
+    costs = replace(COSTS, tile_key=1000.0, row=0.0)
+    assert not any(sharing_costs.pays(costs, 4096, np.full(requests, 1), TILE) for requests in (2, 6, 32, 256))
 
 
 def test_order_of_requests_does_not_matter():
