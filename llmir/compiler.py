@@ -57,9 +57,17 @@ class Options:
             self.progress(step)
 
 
-def compile(module: ir.Module, target: Target, workload: Workload, options: Options | None = None) -> Plan:
+def compile(
+    module: ir.Module,
+    target: Target,
+    workload: Workload,
+    options: Options | None = None,
+    *,
+    prefix_sharing: bool = True,
+) -> Plan:
     """Decide everything about ``module`` for ``target`` and ``workload``, and compile its kernels.
 
+    ``prefix_sharing``: whether prefixes may be read once for several requests, where the passes find that it pays.
     The module is rewritten in place. Kernels are built where this machine has the target's instruction set;
     otherwise the plan says that they were not. Raises UnsupportedLayerError for a layer without a kernel,
     KernelError where one cannot be compiled.
@@ -70,7 +78,7 @@ def compile(module: ir.Module, target: Target, workload: Workload, options: Opti
         options.say("measuring this machine")
         target = calibrated(target, options)
     options.say("deciding block size and kernels")
-    optimize(module, target, workload)
+    optimize(module, target, workload, prefix_sharing=prefix_sharing)
     built = options.build_kernels and target.runs_on(host)
     if not built:
         _remark_unbuilt(module, target, host)
@@ -85,11 +93,11 @@ def calibrated(target: Target, options: Options) -> Target:
     return calibrate(target, options.cache or cache_folder())
 
 
-def optimize(module: ir.Module, target: Target, workload: Workload) -> None:
+def optimize(module: ir.Module, target: Target, workload: Workload, *, prefix_sharing: bool = True) -> None:
     """The passes alone, in place."""
     from llmir.passes import pipeline
 
-    pipeline.run(module, target, workload)
+    pipeline.run(module, target, workload, prefix_sharing=prefix_sharing)
 
 
 def kernels_of(module: ir.Module) -> list[PlannedKernel]:
@@ -172,7 +180,10 @@ def _plan(
 
 
 def module_hash(module: ir.Module) -> str:
-    """sha256 of a module's text without its remarks, whose figures differ from one measurement to the next."""
+    """sha256 of a module's text without its remarks, which hold figures that decide nothing.
+
+    Run-time conditions are measured costs in part: the same machine measured anew may give another hash.
+    """
     from llmir.ir import text
     from llmir.ir.remarks import ATTRIBUTE
 

@@ -26,6 +26,7 @@ MEASURED = Measurements(
     read_bandwidth=10e9,
     read_bandwidth_all=20e9,
     piece_bandwidth=((1024, 1e9), (1 << 20, 10e9)),
+    cached_bandwidth=((1 << 17, 60e9), (1 << 26, 20e9)),
     bf16_rate=1e11,
     f32_rate=5e10,
     fork_join_seconds=1e-5,
@@ -71,16 +72,33 @@ def test_every_pass_leaves_a_decision_with_numbers_and_alternatives(module, opti
         "block-sizing",
         "attention-fusion",
         "kernel-selection",
+        "prefix-sharing",
         "kernel-outlining",
         "kernel-building",
     ]
     assert all(decision.numbers and decision.reason for decision in plan.decisions)
-    assert all(by_pass[name].alternatives for name in list(by_pass)[:4])
+    assert all(by_pass[name].alternatives for name in list(by_pass)[:5])
 
 
 def test_the_plan_survives_json(module, options):
     plan = compiled(module, options=options, build_kernels=False)
     assert Plan.loads(plan.dumps()) == replace(plan, target=json.loads(json.dumps(plan.target)))
+
+
+def test_kernels_share_prefixes_unless_the_user_switches_it_off(options):
+    sharing = []
+    for wanted in (True, False):
+        with context() as ctx, ir.Location.unknown():
+            plan = compiler.compile(
+                text.parse(module_text(), ctx),
+                Target.named("cpu:avx512_bf16"),
+                NAMED["chat"],
+                replace(options, build_kernels=False),
+                prefix_sharing=wanted,
+            )
+        sharing.append([kernel.policy.sharing is not None for kernel in plan.kernels])
+        assert Plan.loads(plan.dumps()).kernels == plan.kernels
+    assert sharing == [[True], [False]]
 
 
 def test_kernels_are_elf_objects_in_the_cache(module, options):

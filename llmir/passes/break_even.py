@@ -1,0 +1,123 @@
+"""From how many tokens on reading a part of the cache once, for several requests, pays on a target."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from llmir.ir import sharing_costs
+from llmir.ir.sharing_costs import Rows
+from llmir.ir.signature import AttentionSignature, KernelVariant, SharingCosts
+from llmir.passes import tiles
+from llmir.passes.block_sizing import FIGURES_ERROR, piece_bytes
+from llmir.passes.kernel_selection import split_seconds
+from llmir.target import Target
+
+#: Prefill does this part of what the dot products alone could (softmax steps counted as SOFTMAX_KEYS): 0.76 at head
+#: size 64 and 0.86 at 128 on Zen 5, of a prompt of 2048 tokens. The lower one, so that sharing is not praised.
+TILE_EFFICIENCY = 0.75
+#: Merging a row from two states: two exponentials, a division and some dozens of other vector operations.
+MERGE_NANOSECONDS = 30.0
+#: Sharing must cost at most this part of reading alone: the figures of either may be wrong by so much.
+MARGIN = 1 - 2 * FIGURES_ERROR
+#: Requests that decode one token each, for which the break-even is told: up to about what frameworks admit by default.
+BATCHES = (2, 4, 8, 16, 32, 64, 128, 256)
+#: Shared tokens for which the gain is told.
+LENGTHS = (1024, 4096, 16384)
+
+
+def costs_on(target: Target, signature: AttentionSignature, prefill: KernelVariant) -> SharingCosts:
+    """What reading a part of one KV head's cache costs; ``least_tokens`` is one block, and one chunk of keys.
+
+    Reading: as decode reads pages of this size with all threads at work. From a cache: requests follow one another,
+    and each reads all KV heads, so what has to fit is a part's keys and values of all of them. A tile: its products and
+    its softmax steps. A row: it leaves two states, of the shared part and of its own, as if its request had been split.
+    """
+    figures = target.figures
+    row_layout = signature.layout == "row"
+    gather = signature.key_bytes * tiles.GATHER_FLOPS / figures.f32_rate if row_layout else 0.0
+
+    def read(bandwidth: float) -> float:
+        return (signature.key_bytes * figures.threads / bandwidth + gather) * 1e9
+
+    read_key = read(figures.piece_rate(piece_bytes(signature, signature.block_size, target.isa)))
+    token_bytes = signature.num_kv_heads * signature.key_bytes
+    # A larger working set is not faster, and no cache is slower than memory; where one was, something disturbed it.
+    cached = accumulate((min(read_key, read(rate)) for _, rate in figures.cached_bandwidth), max)
+    sizes = (working_set // token_bytes for working_set, _ in figures.cached_bandwidth)
+    pairs = tiles.multiplies_pairs(target.isa, signature.element_type)
+    rate = (figures.bf16_rate if pairs else figures.f32_rate) * TILE_EFFICIENCY
+    flops = 4 * prefill.row_tile * signature.head_size * (1 + tiles.SOFTMAX_KEYS / prefill.key_chunk)
+    split = split_seconds(signature, target.isa, figures) / signature.queries_per_kv
+    return SharingCosts(
+        most_rows=prefill.max_tokens * signature.queries_per_kv // 2,
+        least_tokens=max(signature.block_size, prefill.key_chunk),
+        read_key=read_key,
+        cached_key=tuple(zip(sizes, cached, strict=True)),
+        tile_key=flops / rate * 1e9,
+        row=2 * split * 1e9 + MERGE_NANOSECONDS,
+        margin=MARGIN,
+    )
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """The break-even of requests that decode one token each, by their number."""
+
+    signature: AttentionSignature
+    row_tile: int
+    """Of the prefill variant, by which a shared part is read."""
+    costs: SharingCosts
+    longest: int
+    """Tokens that can be shared at all."""
+
+    def tokens(self, requests: int) -> int | None:
+        """The fewest shared tokens, in whole blocks, from which reading them once pays; None: never.
+
+        What a token gains does not fall with their number, and what rows cost is the same for any.
+        """
+        sizes = range(self.signature.block_size, self.longest + 1, self.signature.block_size)
+        found = bisect_left(sizes, True, key=lambda tokens: self._pays(requests, tokens))
+        return sizes[found] if found < len(sizes) else None
+
+    @cached_property
+    def curve(self) -> dict[int, int | None]:
+        """:meth:`tokens` of all BATCHES."""
+        return {requests: self.tokens(requests) for requests in BATCHES}
+
+    @property
+    def least_tokens(self) -> int | None:
+        """The fewest of any batch; None: it pays for none."""
+        return min((tokens for tokens in self.curve.values() if tokens is not None), default=None)
+
+    def nanoseconds(self, requests: int, tokens: int) -> tuple[float, float]:
+        """What reading by each request costs, and reading once."""
+        facts = self.costs, tokens, self._rows(requests), self.row_tile
+        return sharing_costs.alone(*facts), sharing_costs.shared(*facts)
+
+    def point(self, requests: int) -> dict[str, Any]:
+        """One point of the curve, and by how much the shared part is read faster: 1 where it is not shared."""
+        tokens = self.curve[requests]
+        point: dict[str, Any] = {
+            "decoding_requests": requests,
+            "rows": requests * self.signature.queries_per_kv,
+            "from_tokens": "never" if tokens is None else tokens,
+        }
+        if tokens is not None:
+            point["from_kb_a_layer"] = tokens * self.signature.num_kv_heads * self.signature.key_bytes / 1024
+        for length in LENGTHS:
+            if length <= self.longest:
+                alone, shared = self.nanoseconds(requests, length)
+                point[f"gain_at_{length // 1024}k"] = alone / shared if self._pays(requests, length) else 1.0
+        return point
+
+    def _rows(self, requests: int) -> Rows:
+        return np.full(requests, self.signature.queries_per_kv)
+
+    def _pays(self, requests: int, tokens: int) -> bool:
+        return sharing_costs.pays(self.costs, tokens, self._rows(requests), self.row_tile)
