@@ -113,6 +113,21 @@ class TestExplain:
         for text in ("KV block size: 128 tokens", "least bytes read", "28,500,000,000", "0.00123"):
             assert text in out
 
+    def test_shows_a_list_of_records_as_a_table_in_the_order_of_its_numbers(self, run, plan, plan_file):
+        curve = [
+            {"from_tokens": 512, "gain_at_16k": 1.25, "gain_at_4k": 1.5, "requests": 2},
+            {"from_tokens": "never", "requests": 4},
+        ]
+        sharing = Decision(
+            "prefix-sharing", "30 layers", "read once", "causal", {"break_even": curve, "row_ns": 9.5}, ()
+        )
+        plan_file.write_text(replace(plan, decisions=(sharing,)).dumps())
+        lines = [line.split() for line in run("explain", plan_file)[1].splitlines()]
+        at = lines.index(["break", "even"])
+        assert lines.index(["row", "ns", "9.5"]) < at
+        assert lines[at + 1] == ["from", "tokens", "gain", "at", "4k", "gain", "at", "16k", "requests"]
+        assert lines[at + 2 : at + 4] == [["512", "1.5", "1.25", "2"], ["never", "4"]]
+
     def test_names_kernels_with_their_layers(self, run, plan_file):
         _, out, _ = run("explain", plan_file)
         assert "attention_9x3x64_bf16_block128 for 30 layers" in out
@@ -210,6 +225,21 @@ def test_compile_reads_with_the_framework_asked_for_or_installed(run, monkeypatc
     monkeypatch.setattr(cli.compile.importlib, "import_module", fail)
     _, _, err = run("compile", "m", *(["--framework", asked] if asked else []))
     assert f"llmir.frontends.{used}.offline was imported" in err
+
+
+@pytest.mark.parametrize(("arguments", "shares"), [([], True), (["on"], True), (["off"], False)])
+def test_compile_shares_prefixes_unless_told_otherwise(run, monkeypatch, arguments, shares):
+    from llmir import compiler
+    from llmir.frontends.vllm import offline
+
+    def compiled(*args, prefix_sharing):
+        raise LlmirError(f"compiled with {prefix_sharing}")
+
+    monkeypatch.setattr(frameworks, "installed", lambda: [frameworks.VLLM])
+    monkeypatch.setattr(offline, "import_model", lambda model: None)
+    monkeypatch.setattr(compiler, "compile", compiled)
+    _, _, err = run("compile", "m", *(["--prefix-sharing", *arguments] if arguments else []))
+    assert f"compiled with {shares}" in err
 
 
 def test_compile_says_that_there_is_no_framework(run, monkeypatch):

@@ -21,6 +21,13 @@ class Framework(StrEnum):
     sglang = "sglang"
 
 
+class Switch(StrEnum):
+    """Whether to do something that a target may gain by."""
+
+    on = "on"
+    off = "off"
+
+
 class Stage(StrEnum):
     """What to write instead of the plan."""
 
@@ -41,6 +48,9 @@ def compile_model(
     workload: Annotated[
         str | None, typer.Option(help="Name or file (JSON, JSON lines) of the requests to expect.", show_default=False)
     ] = None,
+    prefix_sharing: Annotated[
+        Switch, typer.Option(help="Whether a prefix that requests share may be read once for all of them.")
+    ] = Switch.on,
     emit: Annotated[
         Stage | None,
         typer.Option(
@@ -75,7 +85,7 @@ def compile_model(
         from llmir import compiler
 
         options = compiler.Options(build_kernels=emit in (None, Stage.object), progress=status.update)
-        plan = compiler.compile(module, machine, requests, options)
+        plan = compiler.compile(module, machine, requests, options, prefix_sharing=prefix_sharing is Switch.on)
         if emit is None:
             deliver(plan.dumps(), output)
         elif emit is Stage.llm:

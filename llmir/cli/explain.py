@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,31 +67,45 @@ def _print_decision(console: Console, decision: Decision) -> None:
     )
     console.print(Padding(escape(decision.reason), INDENT))
     console.print(Padding(_numbers(decision.numbers), INDENT))
+    for name, value in decision.numbers.items():
+        if _is_table(value):
+            console.print(Padding(f"[dim]{escape(_words(name))}", (1, 0, 0, 2)))
+            console.print(Padding(_rows(value), INDENT))
     if decision.alternatives:
-        console.print(Padding(_alternatives(decision.alternatives), (1, 0, 0, 2)))
+        console.print(Padding(_rows(decision.alternatives), (1, 0, 0, 2)))
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a figure is a list of records, such as the points of a curve."""
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(item, dict) for item in value)
 
 
 def _numbers(numbers: dict[str, Any]) -> Table:
-    """What a decision rests on, a figure a line; empty figures say nothing."""
+    """What a decision rests on, a figure a line; empty figures say nothing, and tables stand apart."""
     table = Table.grid(padding=(0, 2))
     for name, value in numbers.items():
-        if _text(value):
+        if _text(value) and not _is_table(value):
             table.add_row(f"[dim]{escape(_words(name))}", escape(_text(value)))
     return table
 
 
-def _alternatives(alternatives: tuple[dict[str, Any], ...]) -> Table:
-    """The alternatives as rows; columns are their fields, in the order they first appear."""
-    names = list(dict.fromkeys(name for alternative in alternatives for name in alternative))
+def _rows(records: Sequence[dict[str, Any]]) -> Table:
+    """Records as rows; columns are their fields by name, numbers in a name by size."""
+    names = sorted({name for record in records for name in record}, key=_in_order)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in names:
-        cells = [_text(alternative[name]) for alternative in alternatives if name in alternative]
+        cells = [_text(record[name]) for record in records if name in record]
         # On a narrow terminal figures and words stay whole; headings give way.
         longest = max(max(map(len, cell.split()), default=0) for cell in cells)
         table.add_column(_words(name), min_width=longest, overflow="fold")
-    for alternative in alternatives:
-        table.add_row(*(escape(_text(alternative[name])) if name in alternative else "" for name in names))
+    for record in records:
+        table.add_row(*(escape(_text(record[name])) if name in record else "" for name in names))
     return table
+
+
+def _in_order(name: str) -> list[tuple[int, str]]:
+    """A key to sort names by, in which 16k comes after 4k."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _words(name: str) -> str:
