@@ -47,8 +47,9 @@ def costs_on(target: Target, signature: AttentionSignature, prefill: KernelVaria
 
     read_key = read(figures.piece_rate(piece_bytes(signature, signature.block_size, target.isa)))
     token_bytes = signature.num_kv_heads * signature.key_bytes
-    # A larger working set is not faster, and no cache is slower than memory; where one was, something disturbed it.
-    cached = accumulate((min(read_key, read(rate)) for _, rate in figures.cached_bandwidth), max)
+    # Neither is a smaller working set slower than a larger one, nor a cache than memory: something disturbed it.
+    times = (read(rate) for _, rate in reversed(figures.cached_bandwidth))
+    cached = reversed(list(accumulate(times, min, initial=read_key))[1:])
     sizes = (working_set // token_bytes for working_set, _ in figures.cached_bandwidth)
     pairs = tiles.multiplies_pairs(target.isa, signature.element_type)
     rate = (figures.bf16_rate if pairs else figures.f32_rate) * TILE_EFFICIENCY

@@ -360,6 +360,12 @@ def test_what_was_read_just_now_is_never_slower_than_from_memory():
     assert {time for _, time in costs.cached_key} == {costs.read_key}
 
 
+def test_a_working_set_is_read_as_fast_as_any_larger_one():
+    disturbed = replace(BEST.figures, cached_bandwidth=((1 << 20, 4e12), (2 << 20, 1e9), (4 << 20, 2e12)))
+    calm = replace(BEST.figures, cached_bandwidth=((1 << 20, 4e12), (2 << 20, 2e12), (4 << 20, 2e12)))
+    assert costs_of(target=BEST.with_measurements(disturbed)) == costs_of(target=BEST.with_measurements(calm))
+
+
 def test_larger_caches_make_sharing_worth_less():
     cold = replace(BEST.figures, cached_bandwidth=((1 << 17, BEST.figures.read_bandwidth_all),))
     in_memory, in_caches = even(target=BEST.with_measurements(cold)), even()
