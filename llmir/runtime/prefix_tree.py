@@ -1,9 +1,7 @@
 """Finds which requests of a step begin with the same blocks of the KV cache, by the numbers of the blocks alone.
 
-Only the tree's edges are looked at, never the tokens. A step mostly has the tree of the step before, and to see that
-takes one comparison with what was shared then. Otherwise the requests are sorted anew, all branches at once: in each
-set that is known to share its beginning, one request leads, and the others are told apart by how far they go with it
-and by the block with which they leave it; those that leave together are a set of their own.
+A step mostly has the tree of the step before: to see that takes one comparison with what was shared then, and one of
+the blocks by which branches part. Otherwise the requests are sorted anew, and what neighbours share gives the tree.
 """
 
 from __future__ import annotations
@@ -17,12 +15,9 @@ Int32 = NDArray[np.int32]
 UInt32 = NDArray[np.uint32]
 Int64 = NDArray[np.int64]
 
-#: Blocks of a row that are compared at a time, to begin with; doubled while rows stay equal.
-COMPARED_BLOCKS = 128
-#: A sort key's low half is a block's number; or, with the bit above set, a number of its own where no block is left.
 BLOCK_BITS = 32
+#: More than any number of a block.
 NO_BLOCK = 1 << BLOCK_BITS
-LEVEL_BITS = BLOCK_BITS + 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +55,14 @@ class PrefixFinder:
         ``block_table``: int32 [requests, columns], with rows any distance apart; ``blocks`` [requests]: the leading
         blocks of each request that may be shared, at most ``columns``. What a row has after them is not looked at.
 
-        Gives the object it gave for the step before where the same rows share the same numbers of blocks as then,
-        whichever blocks these are: what was decided by the tree alone still holds. Only a reader may have it.
+        Gives the object it gave for the step before where the same rows share the same blocks as then: what was
+        decided by the tree alone still holds. It says nothing of the blocks that are not shared, nor of new tokens.
         """
         table = block_table.view(np.uint32)  # not negative, for sort keys
         if not table.shape[1]:
             table = np.zeros((len(table), 1), np.uint32)
         if self._last is None or not self._last.holds(table, blocks):
-            self._last = _Search(table, blocks).found()
+            self._last = _Found.of(*_sorted(table, blocks), table)
         return self._last.tree
 
 
@@ -95,6 +90,30 @@ class _Found:
     ended_key: Int64
     """[branches]: keys for branches that have no block there, all different."""
 
+    @classmethod
+    def of(cls, order: Int64, common: Int64, table: UInt32) -> _Found:
+        """The tree of sorted requests; ``common`` [requests - 1]: blocks that neighbours in ``order`` share."""
+        tree, owner = _tree(order, common)
+        requests, nodes = len(order), len(tree.first)
+        shared = np.zeros(requests, np.int64)
+        shared[order[1:]] = common
+        shared[order[:-1]] = np.maximum(shared[order[:-1]], common)
+        most = int(common.max(initial=0))
+        # A branch begins between each two neighbours, and one with the whole and each node.
+        whole = np.zeros(min(requests, 1), np.int64)
+        place = np.concatenate([np.arange(1, requests), whole, tree.first])
+        node = np.concatenate([owner, whole - 1, np.arange(nodes)])
+        return cls(
+            tree,
+            shared,
+            np.arange(most) < shared[:, None],
+            table[:, :most].copy(),
+            order[place],
+            np.concatenate([common, whole, tree.end]),
+            (node + 1) << BLOCK_BITS,
+            -1 - np.arange(len(place)),
+        )
+
     def holds(self, table: UInt32, blocks: Int64) -> bool:
         """Whether this is the tree of another step."""
         if len(blocks) != len(self.shared) or (blocks < self.shared).any():
@@ -111,137 +130,55 @@ class _Found:
         return not (keys[1:] == keys[:-1]).any()
 
 
-class _Search:
-    """Finds the tree of a step from nothing.
+def _sorted(table: UInt32, blocks: Int64) -> tuple[Int64, Int64]:
+    """The requests so that those that share blocks lie side by side, and the blocks that neighbours share."""
+    first_block = np.where(blocks > 0, table[:, 0], NO_BLOCK + np.arange(len(blocks)))
+    order = first_block.argsort()
+    first_block = first_block[order]
+    if (first_block[1:] != first_block[:-1]).all():
+        return order, np.zeros(len(order[1:]), np.int64)
+    # As text of one byte a character, which Python sorts by memcmp.
+    used = np.ascontiguousarray(table[:, : blocks.max()])
+    text, row_bytes = str(used.data, "latin-1"), used.strides[0]
+    begins, sizes = range(0, len(text), row_bytes), (used.itemsize * blocks).tolist()
+    rows = [text[begin : begin + size] for begin, size in zip(begins, sizes, strict=True)]
+    order = np.array(sorted(range(len(rows)), key=rows.__getitem__))
+    used, blocks = used[order], blocks[order]
+    differs = used[1:] != used[:-1]
+    common = differs.argmax(axis=1)
+    common[(common == 0) & ~differs[:, 0]] = used.shape[1]
+    return order, np.minimum(common, np.minimum(blocks[1:], blocks[:-1]))
 
-    Works on sets of at least two requests that are known to share their beginning, all sets at once. The requests of
-    a set keep their places in the order: those that belong together come to lie side by side within them.
+
+def _tree(order: Int64, common: Int64) -> tuple[PrefixTree, Int64]:
+    """The tree of sorted requests, and [requests - 1]: the deepest node of both neighbours, -1 where they have none.
+
+    A node is a longest run of neighbours that share more than those around it.
     """
-
-    def __init__(self, table: UInt32, blocks: Int64):
-        self._table, self._blocks = table, blocks
-        self._numbers = np.arange(len(table))
-        self._shared = np.zeros(len(table), np.int64)
-        self._nodes: list[tuple[Int64, Int64, Int64, Int64]] = []  # first, last, end, parent; numbered from 1
-        self._node_count = 0
-        key = np.where(blocks > 0, table[:, 0], NO_BLOCK + self._numbers)
-        self._order = key.argsort()
-        heads = _heads(key[self._order])
-        whole = np.zeros(len(heads), np.int64)
-        self._branches = [(self._order[heads], whole, whole)]  # request, column, node
-        place = self._numbers
-        while True:
-            # Every head begins a run of requests that share more than was looked at; a run of one is done.
-            size = np.diff(heads, append=len(place))
-            is_set = size > 1
-            if not is_set.any():
-                break
-            place = place[is_set.repeat(size)]
-            heads = self._part(place, size[is_set], self._branches[-1][2][: len(size)][is_set])
-
-    def _part(self, place: Int64, size: Int64, above: Int64) -> Int64:
-        """Parts sets of ``size`` [sets] at ``place`` [their requests], branches of nodes ``above`` [sets].
-
-        Gives the first of each run of requests that stay together, as a number in ``place``.
-        """
-        request, columns = self._order[place], self._table.shape[1]
-        start = size.cumsum() - size
-        number = self._numbers[: len(size)].repeat(size)
-        # The middle one leads: the first would be a bad choice for requests that come sorted by what they share.
-        leader = request[start + size // 2][number]
-        count = self._blocks[request]
-        common = _common(self._table, request, leader, np.minimum(count, self._blocks[leader]))
-        block = self._table[request, np.minimum(common, columns - 1)]
-        # By set, then the longest way with the leader first, then the block after it, if there is one.
-        level = number * (columns + 1) + columns - common
-        key = (level << LEVEL_BITS) + np.where(common == count, NO_BLOCK + self._numbers[: len(place)], block)
-        by_key = key.argsort()
-        self._order[place] = request = request[by_key]
-        key = key[by_key]
-        level = key >> LEVEL_BITS
-        # Nobody goes further with the leader than the second does, and if it is the leader, than the one after it.
-        level[start] = level[start + 1]
-
-        # Each level of a set is a node, within the next level's.
-        level_head = _heads(level)
-        in_set = number[level_head]
-        members = np.diff(level_head, append=len(place))
-        end = columns - level[level_head] % (columns + 1)
-        node = self._node_count + 1 + np.arange(len(level_head))
-        is_outer = np.zeros(len(node), bool)
-        is_outer[1:] = in_set[1:] == in_set[:-1]
-        parent = node + 1
-        parent[start_of_next(is_outer)] = above
-        self._nodes.append((place[start[in_set]], place[level_head + members - 1] + 1, end, parent))
-        self._node_count += len(node)
-
-        local = self._numbers[: len(node)].repeat(members)
-        self._shared[request] = end[local]
-        heads = _heads(key)
-        branch = local[heads]
-        # What is within a node is one of its branches.
-        self._branches.append(
-            (
-                np.concatenate([request[heads], request[start[in_set[is_outer]]]]),
-                np.concatenate([end[branch], end[is_outer]]),
-                np.concatenate([node[branch], node[is_outer]]),
-            )
-        )
-        return heads
-
-    def found(self) -> _Found:
-        """The tree, and how to see whether it still holds."""
-        request, column, node = (np.concatenate(arrays) for arrays in zip(*self._branches, strict=True))
-        most = int(self._shared.max(initial=0))
-        return _Found(
-            self._tree(),
-            self._shared,
-            np.arange(most) < self._shared[:, None],
-            self._table[:, :most].copy(),
-            request,
-            column,
-            node << BLOCK_BITS,
-            -1 - np.arange(len(node)),
-        )
-
-    def _tree(self) -> PrefixTree:
-        if not self._nodes:
-            none = np.empty(0, np.int64)
-            return PrefixTree(self._order, none, none, none, none, none)
-        first, last, end, parent = (np.concatenate(arrays) for arrays in zip(*self._nodes, strict=True))
-        begin = np.append(0, end)[parent]
-        depth_first = (first * (self._table.shape[1] + 1) + end).argsort()
-        number = np.full(len(first) + 1, -1)
-        number[depth_first + 1] = np.arange(len(first))
-        f = depth_first
-        return PrefixTree(self._order, first[f], last[f], begin[f], end[f], number[parent[f]])
-
-
-def start_of_next(is_outer):
-    last = np.ones(len(is_outer), bool)
-    last[:-1] = ~is_outer[1:]
-    return last
-
-
-def _heads(values: Int64) -> Int64:
-    """Where runs of equal values begin."""
-    is_head = np.ones(len(values), bool)
-    is_head[1:] = values[1:] != values[:-1]
-    return is_head.nonzero()[0]
-
-
-def _common(table: UInt32, request: Int64, leader: Int64, most: Int64) -> Int64:
-    """[pairs]: how many leading blocks the two have in common, at most ``most``, which is not 0."""
-    common = most.copy()
-    begin, width = 0, COMPARED_BLOCKS
-    open_pairs = np.arange(len(request))
-    while len(open_pairs):
-        part = table[:, begin : begin + width]
-        differs = part[request[open_pairs]] != part[leader[open_pairs]]
-        first = differs.argmax(axis=1)
-        differ = differs[np.arange(len(first)), first]
-        parted = open_pairs[differ]
-        common[parted] = np.minimum(most[parted], begin + first[differ])
-        begin, width = begin + width, 2 * width
-        open_pairs = open_pairs[~differ & (most[open_pairs] > begin)]
-    return common
+    # Only where neighbours share more or less than those before them does a node begin or end.
+    change = np.ones(len(common) + 1, bool)
+    np.not_equal(common[1:], common[:-1], out=change[1:-1])
+    places = change.nonzero()[0]
+    firsts, lasts, ends, parents = [0], [0], [0], [0]  # the whole, then the nodes as they are met
+    path, owners = [0], []
+    for place, value in zip(places.tolist(), [*common[places[:-1]].tolist(), 0], strict=True):
+        first = place
+        while ends[path[-1]] > value:
+            node = path.pop()
+            first = firsts[node]
+            lasts[node] = place + 1
+            parents[node] = path[-1] if ends[path[-1]] >= value else len(ends)  # the node that is met now
+        if ends[path[-1]] < value:
+            path.append(len(ends))
+            firsts.append(first)
+            lasts.append(0)
+            ends.append(value)
+            parents.append(0)
+        owners.append(path[-1])
+    first_place, last, end, parent = np.array([firsts, lasts, ends, parents])
+    depth_first = np.argsort(first_place * (end.max() + 1) + end)  # the whole comes first
+    number = np.empty_like(depth_first)
+    number[depth_first] = np.arange(-1, len(number) - 1)
+    met = depth_first[1:]
+    tree = PrefixTree(order, first_place[met], last[met], end[parent[met]], end[met], number[parent[met]])
+    return tree, number[np.array(owners[:-1], np.int64).repeat(np.diff(places))]
