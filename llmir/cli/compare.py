@@ -27,7 +27,9 @@ def compare(
     workload: Annotated[
         list[str] | None,
         typer.Option(
-            help="short, chat, long, mixed or extend; may be given several times.",
+            help="short, chat, long, mixed, extend, brief or smoke. With shared prefixes: shared-prefix, groups, tree,"
+            " rollout or multi-turn; prefix_repetition for vllm and generated-shared-prefix for sglang, by their own"
+            " generators. May be given several times.",
             show_default="short, chat, long; for sglang short, chat, extend",
         ),
     ] = None,

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from llmir.compare.measuring import RequestRecord
 from llmir.compare.quality import Continuation
-from llmir.compare.workloads import Request
+from llmir.compare.workloads import GeneratedPrefixes, Request
 
 
 class Engine(Protocol):
@@ -18,6 +18,9 @@ class Engine(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens."""
+
+    def generate_requests(self, shape: GeneratedPrefixes, seed: int) -> list[Request]:
+        """Requests of the framework's own generator of shared prefixes, as its own benchmark makes them."""
 
     def serve(self, requests: Sequence[Request]) -> list[RequestRecord]:
         """Submit all requests at once, generate greedily past any end-of-text, note when each token arrives."""

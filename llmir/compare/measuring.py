@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
@@ -20,6 +20,10 @@ class RequestRecord:
     """When each output token reached the client."""
     cached_tokens: int
     """Prompt tokens taken from the prefix cache."""
+    token_ids: list[int] = field(default_factory=list)
+    """What was generated."""
+    turn: int = 0
+    """Of a conversation: how many answers came before."""
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON values."""
@@ -77,16 +81,22 @@ def steady_time_per_output_token(records: Sequence[RequestRecord]) -> float:
 
     The window opens when the last request gets its first token and closes when the first request
     finishes; a request's share of the window over the tokens it got in it, averaged over requests.
+    Each turn of conversations has a window of its own.
     """
-    opens = max(record.token_times[0] for record in records)
-    closes = min(record.token_times[-1] for record in records)
-    tokens = sum(opens < time <= closes for record in records for time in record.token_times)
-    if closes <= opens or tokens == 0:
-        raise LlmirError(
-            "the run has no steady decode: the first request finished before the last one had its first token;"
-            " use a workload with more output tokens or fewer requests"
-        )
-    return (closes - opens) * len(records) / tokens
+    seconds, tokens = 0.0, 0
+    for turn in {record.turn for record in records}:
+        requests = [record for record in records if record.turn == turn]
+        opens = max(record.token_times[0] for record in requests)
+        closes = min(record.token_times[-1] for record in requests)
+        arrived = sum(opens < time <= closes for record in requests for time in record.token_times)
+        if closes <= opens or arrived == 0:
+            raise LlmirError(
+                "the run has no steady decode: the first request finished before the last one had its first token;"
+                " use a workload with more output tokens or fewer requests"
+            )
+        seconds += (closes - opens) * len(requests)
+        tokens += arrived
+    return seconds / tokens
 
 
 def median_figures(runs: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -22,7 +22,7 @@ class CompareOptions:
     """A comparison of one framework with and without llmir.
 
     Raises :class:`LlmirError` for values that cannot work: no such workload or framework, no such
-    model folder, a model too short for a workload.
+    model folder, a model too short for a workload, a workload that another framework makes.
     """
 
     model: str
@@ -51,6 +51,7 @@ class CompareOptions:
             raise LlmirError("there is nothing to compare: name a workload or ask for quality")
         if self.pair_count() < 1 or (self.repeats is not None and self.repeats < 1):
             raise LlmirError("a comparison needs at least one pair and one repeat (three pairs for figures to trust)")
+        self._check_framework()
         self._check_model()
 
     def pair_count(self) -> int:
@@ -81,6 +82,16 @@ class CompareOptions:
         if self.quality:
             lengths.append((self.quality_task.longest(), "the quality check"))
         return max(lengths)
+
+    def _check_framework(self) -> None:
+        for name in self.runs():
+            only = workload_named(name).framework
+            if only is not None and only != self.framework:
+                titles = framework_named(only).title, framework_named(self.framework).title
+                raise LlmirError(
+                    f"workload {name} is made by {titles[0]}'s own generator, which {titles[1]} does not have;"
+                    f" run it with: llmir compare {only}"
+                )
 
     def _check_model(self) -> None:
         folder = Path(self.model)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+import numpy
 import sglang
 
 from llmir.compare.measuring import RequestRecord
 from llmir.compare.quality import Continuation
-from llmir.compare.workloads import Request
+from llmir.compare.workloads import GeneratedPrefixes, Request
 from llmir.errors import LlmirError
 
 #: Most likely tokens kept a place: enough that the other side's choice is among them where the two differ.
@@ -49,6 +51,34 @@ class SglangEngine:
 
     def encode(self, text: str) -> list[int]:
         return self._engine.tokenizer_manager.tokenizer.encode(text, add_special_tokens=False)
+
+    def generate_requests(self, shape: GeneratedPrefixes, seed: int) -> list[Request]:
+        """The data set ``generated-shared-prefix`` of ``sglang.bench_serving``, with its ``--tokenize-prompt``."""
+        try:
+            from sglang.benchmark.datasets.generated_shared_prefix import GeneratedSharedPrefixDataset
+        except ModuleNotFoundError as error:
+            raise LlmirError(
+                f"SGLang's data sets need a package that is not installed; run: pip install {error.name}"
+            ) from error
+
+        random.seed(seed)  # as bench_serving does: the generator draws from the global sources
+        numpy.random.seed(seed)
+        rows = GeneratedSharedPrefixDataset(
+            num_groups=shape.groups,
+            prompts_per_group=shape.requests,
+            system_prompt_len=shape.prefix_tokens,
+            question_len=shape.own_tokens,
+            output_len=shape.output_tokens,
+            range_ratio=1.0,
+            seed=seed,
+            fast_prepare=False,
+            # Rows with such keys are not kept on disk, where another model's of the same sizes might lie.
+            send_routing_key=True,
+            num_turns=1,
+            ordered=False,
+            input_ids=True,
+        ).load(self._engine.tokenizer_manager.tokenizer)
+        return [Request(row.prompt, row.output_len) for row in rows]
 
     def serve(self, requests: Sequence[Request]) -> list[RequestRecord]:
         """One stream a request, all on one event loop, as a client with many users has them."""
@@ -100,7 +130,8 @@ class SglangEngine:
             now = time.monotonic()
             # A piece tells how many tokens there are by now: as a rule one more than the piece before.
             times += [now] * (output["meta_info"]["completion_tokens"] - len(times))
-        return RequestRecord(len(request.prompt_token_ids), submitted, times, output["meta_info"]["cached_tokens"])
+        cached = output["meta_info"]["cached_tokens"]
+        return RequestRecord(len(request.prompt_token_ids), submitted, times, cached, output["output_ids"])
 
     def _generate(self, prompt: list[int], tokens: int, **more: Any) -> Coroutine[Any, Any, dict[str, Any]]:
         return self._engine.async_generate(input_ids=prompt, sampling_params=_greedy(tokens), **more)

@@ -14,7 +14,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from llmir.compare.measuring import RequestRecord
 from llmir.compare.quality import Continuation
-from llmir.compare.workloads import Request
+from llmir.compare.workloads import GeneratedPrefixes, Request
 from llmir.errors import LlmirError
 
 #: Most likely tokens kept a place: enough that the other side's choice is among them where the two differ.
@@ -37,6 +37,20 @@ class VllmEngine:
     def encode(self, text: str) -> list[int]:
         return self._llm.get_tokenizer().encode(text, add_special_tokens=False)
 
+    def generate_requests(self, shape: GeneratedPrefixes, seed: int) -> list[Request]:
+        """The data set ``prefix_repetition`` of ``vllm bench``, its text as token ids."""
+        from vllm.benchmarks.datasets import PrefixRepetitionRandomDataset  # imports much that only benchmarks need
+
+        samples = PrefixRepetitionRandomDataset(random_seed=seed).sample(
+            self._llm.get_tokenizer(),
+            num_requests=shape.groups * shape.requests,
+            prefix_len=shape.prefix_tokens,
+            suffix_len=shape.own_tokens,
+            num_prefixes=shape.groups,
+            output_len=shape.output_tokens,
+        )
+        return [Request(self.encode(str(sample.prompt)), sample.expected_output_len) for sample in samples]
+
     def serve(self, requests: Sequence[Request]) -> list[RequestRecord]:
         """Drive the engine step by step, as ``LLM.generate`` does, but see each step's tokens.
 
@@ -57,7 +71,9 @@ class VllmEngine:
             now = time.monotonic()
             for output in outputs:
                 record = records[output.request_id]
-                record.token_times.extend(now for _ in output.outputs[0].token_ids)
+                new = output.outputs[0].token_ids
+                record.token_ids.extend(new)
+                record.token_times.extend(now for _ in new)
                 if output.finished:
                     records[output.request_id] = replace(record, cached_tokens=output.num_cached_tokens or 0)
         return list(records.values())

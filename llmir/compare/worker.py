@@ -12,7 +12,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llmir.compare.engine import Engine
@@ -22,7 +23,14 @@ from llmir.compare.job import Job, Result, StartUp
 from llmir.compare.machine import versions
 from llmir.compare.measuring import RequestRecord
 from llmir.compare.quality import Answers, QualityTask, english_text, pieces
-from llmir.compare.workloads import Workload, equal_requests, workload_named
+from llmir.compare.workloads import (
+    GeneratedPrefixes,
+    Request,
+    Workload,
+    equal_requests,
+    prefixes_before,
+    workload_named,
+)
 
 #: Not measured: touches the code of prefill and decode, and more tokens than one step takes.
 _WARM_UP = Workload("warm-up", "16 requests, 288 tokens in, 8 out", 1, equal_requests(16, 288, 8))
@@ -56,11 +64,33 @@ def measure(job: Job, announce: Announce) -> Result:
 def _timed_runs(
     engine: Engine, workload: Workload, repeats: int, vocabulary: list[int], seed: int, announce: Announce
 ) -> list[list[RequestRecord]]:
-    if workload.prefix_cached:
-        engine.serve(workload.requests(vocabulary, seed, 0))
-    runs = [engine.serve(workload.requests(vocabulary, seed, repeat)) for repeat in range(repeats)]
+    runs = []
+    for repeat in range(repeats):
+        if isinstance(workload.build, GeneratedPrefixes):
+            requests = engine.generate_requests(workload.build, seed + repeat)
+        else:
+            requests = workload.requests(vocabulary, seed, repeat)
+        if prefixes := prefixes_before(requests):
+            engine.serve(prefixes)
+        runs.append(_converse(engine, requests))
     announce(f"{workload.name} done")
     return runs
+
+
+def _converse(engine: Engine, requests: Sequence[Request]) -> list[RequestRecord]:
+    """Serve requests, and then what the clients say to the answers, turn by turn.
+
+    The answers are those the engine gave: the two sides' may differ in a token here and there, but not in length.
+    """
+    records: list[RequestRecord] = []
+    turn = 0
+    while requests:
+        served = engine.serve(requests)
+        records += [replace(record, turn=turn) for record in served]
+        asked = zip(requests, served, strict=True)
+        requests = [request.next_turn(record.token_ids) for request, record in asked if request.later_messages]
+        turn += 1
+    return records
 
 
 def _answer(engine: Engine, task: QualityTask) -> Answers:

@@ -1,8 +1,8 @@
 """What is asked of a framework while it is timed: requests by workload name, the same for both sides.
 
-Prompts are random ids of the model's own vocabulary, so that no two share a prefix by accident and
-every run of the same seed asks the same. Workloads whose prompts share a prefix are further builders
-in :data:`WORKLOADS`; nothing else needs to know them.
+Prompts are random ids of the model's own vocabulary: what two of them share they share because the workload says so,
+and every run of the same seed asks the same. Two workloads are not drawn here: the frameworks' own generators of shared
+prefixes make their requests, each in its own framework, as referees that llmir did not choose.
 """
 
 from __future__ import annotations
@@ -16,10 +16,25 @@ from llmir.errors import LlmirError
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt (token ids) and how many tokens to generate for it, end-of-text or not."""
+    """What one client asks: a prompt (token ids), how many tokens to generate for it, end-of-text or not, and more."""
 
     prompt_token_ids: list[int]
     max_tokens: int
+    cached_tokens: int = 0
+    """Leading tokens of the prompt that are served once, untimed, before: as far as the framework caches, they are then
+    in its prefix cache."""
+    later_messages: tuple[list[int], ...] = ()
+    """What the client says after each answer but the last."""
+
+    def next_turn(self, answer: Sequence[int]) -> Request:
+        """The request that follows: all that was said, the answer too, and the next message."""
+        message, *rest = self.later_messages
+        return Request([*self.prompt_token_ids, *answer, *message], self.max_tokens, later_messages=tuple(rest))
+
+    def all_tokens(self) -> int:
+        """Tokens of the prompt, all messages and all answers."""
+        said = len(self.prompt_token_ids) + sum(map(len, self.later_messages))
+        return said + self.max_tokens * (1 + len(self.later_messages))
 
 
 #: Makes the requests of one run out of a random source and the ids to draw from.
@@ -27,31 +42,63 @@ RequestBuilder = Callable[[random.Random, Sequence[int]], list[Request]]
 
 
 @dataclass(frozen=True)
+class GeneratedPrefixes:
+    """What a framework's own generator of shared prefixes is asked for; lengths in tokens."""
+
+    framework: str
+    """The one whose generator it is."""
+    groups: int
+    """Prefixes, each shared by ``requests`` requests."""
+    requests: int
+    prefix_tokens: int
+    own_tokens: int
+    output_tokens: int
+
+    def all_tokens(self) -> int:
+        """Tokens of a request, as asked for: a generator that makes text may miss them by a few."""
+        return self.prefix_tokens + self.own_tokens + self.output_tokens
+
+
+@dataclass(frozen=True)
 class Workload:
-    """A named set of requests, all submitted at once."""
+    """A named set of requests, all submitted at once; in a conversation a turn begins when all answers are there."""
 
     name: str
     description: str
     repeats: int
-    """Timed runs in one process, each with prompts of its own unless they are meant to be in the prefix cache."""
-    build: RequestBuilder
-    prefix_cached: bool = False
-    """Whether the requests are served once, untimed, before: all but their last token is then in the prefix cache,
-    as far as the framework caches. The timed runs serve those same requests again."""
+    """Timed runs in one process, each with prompts of its own."""
+    build: RequestBuilder | GeneratedPrefixes
+
+    @property
+    def framework(self) -> str | None:
+        """The only framework that can serve it, because it makes the requests; None: all can."""
+        return self.build.framework if isinstance(self.build, GeneratedPrefixes) else None
 
     def requests(self, vocabulary: Sequence[int], seed: int, repeat: int) -> list[Request]:
-        """The requests of timed run ``repeat``: the same for equal arguments, in every process."""
-        drawn = 0 if self.prefix_cached else repeat
-        return self.build(random.Random(f"{seed}/{self.name}/{drawn}"), vocabulary)
+        """The requests of timed run ``repeat``: the same for equal arguments, in every process.
+
+        Raises :class:`LlmirError` where a framework makes them.
+        """
+        if isinstance(self.build, GeneratedPrefixes):
+            raise LlmirError(f"the requests of workload {self.name} are made by {self.build.framework}'s own generator")
+        return self.build(random.Random(f"{seed}/{self.name}/{repeat}"), vocabulary)
 
     def longest(self) -> int:
-        """Tokens of the longest request, prompt and output."""
-        return max(len(r.prompt_token_ids) + r.max_tokens for r in self.requests(range(1), seed=0, repeat=0))
+        """Tokens of the longest request, all that is said and generated."""
+        if isinstance(self.build, GeneratedPrefixes):
+            return self.build.all_tokens()
+        return max(request.all_tokens() for request in self.requests(range(1), seed=0, repeat=0))
 
 
-def equal_requests(count: int, prompt_tokens: int, output_tokens: int) -> RequestBuilder:
+def prefixes_before(requests: Sequence[Request]) -> list[Request]:
+    """What is served, untimed, before ``requests``: each prefix that is to be in the cache, once, for one token."""
+    prefixes = (tuple(request.prompt_token_ids[: request.cached_tokens]) for request in requests)
+    return [Request(list(prefix), 1) for prefix in dict.fromkeys(prefixes) if prefix]
+
+
+def equal_requests(count: int, prompt_tokens: int, output_tokens: int, cached_tokens: int = 0) -> RequestBuilder:
     """``count`` requests of one shape."""
-    return ragged_requests([(prompt_tokens, output_tokens)] * count)
+    return branching_requests([(count, prompt_tokens)], output_tokens, cached_tokens)
 
 
 def ragged_requests(shapes: Sequence[tuple[int, int]]) -> RequestBuilder:
@@ -59,6 +106,35 @@ def ragged_requests(shapes: Sequence[tuple[int, int]]) -> RequestBuilder:
 
     def build(source: random.Random, vocabulary: Sequence[int]) -> list[Request]:
         return [Request(source.choices(vocabulary, k=prompt), output) for prompt, output in shapes]
+
+    return build
+
+
+def branching_requests(levels: Sequence[tuple[int, int]], output_tokens: int, cached_tokens: int = 0) -> RequestBuilder:
+    """A request for each way through a tree, in any order: what they have in common, they share.
+
+    A level is (branches below each branch of the level above, prompt tokens of each).
+    """
+
+    def build(source: random.Random, vocabulary: Sequence[int]) -> list[Request]:
+        prompts: list[list[int]] = [[]]
+        for branches, tokens in levels:
+            prompts = [prompt + source.choices(vocabulary, k=tokens) for prompt in prompts for _ in range(branches)]
+        source.shuffle(prompts)
+        return [Request(prompt, output_tokens, cached_tokens) for prompt in prompts]
+
+    return build
+
+
+def conversations(
+    count: int, turns: int, system_tokens: int, message_tokens: int, answer_tokens: int
+) -> RequestBuilder:
+    """``count`` conversations of ``turns`` messages and answers each, after one system prompt, which is cached."""
+
+    def build(source: random.Random, vocabulary: Sequence[int]) -> list[Request]:
+        system = source.choices(vocabulary, k=system_tokens)
+        said = [[source.choices(vocabulary, k=message_tokens) for _ in range(turns)] for _ in range(count)]
+        return [Request(system + first, answer_tokens, system_tokens, tuple(later)) for first, *later in said]
 
     return build
 
@@ -78,8 +154,51 @@ WORKLOADS: dict[str, Workload] = {
             "extend",
             "16 requests, 1023 tokens in the prefix cache and 1 new in, 1 out",
             2,
-            equal_requests(16, 1024, 1),
-            prefix_cached=True,
+            equal_requests(16, 1024, 1, cached_tokens=1024),
+        ),
+        # Where a prefix is cached before, as a server has it after its first requests, the run shows what is paid again
+        # and again: own tokens and answers. A rollout's prompts are new in every step of training, so they are not.
+        Workload(
+            "shared-prefix",
+            "16 requests, 6144 tokens shared by all (cached before), 128 own in, 32 out",
+            1,
+            branching_requests([(1, 6144), (16, 128)], 32, cached_tokens=6144),
+        ),
+        Workload(
+            "groups",
+            "32 requests, 2048 tokens shared by 8 (cached before), 128 own in, 32 out",
+            1,
+            branching_requests([(4, 2048), (8, 128)], 32, cached_tokens=2048),
+        ),
+        Workload(
+            "tree",
+            "16 requests, 2048 tokens shared by all and 2048 by 4 (cached before), 128 own in, 32 out",
+            1,
+            branching_requests([(1, 2048), (4, 2048), (4, 128)], 32, cached_tokens=4096),
+        ),
+        Workload(
+            "rollout",
+            "64 requests, 8 for the same prompt of 2048 tokens, 32 out",
+            1,
+            branching_requests([(8, 2048), (8, 0)], 32),
+        ),
+        Workload(
+            "multi-turn",
+            "16 conversations, 2048 tokens shared by all (cached before), 3 turns of 128 in, 32 out",
+            1,
+            conversations(16, 3, 2048, 128, 32),
+        ),
+        Workload(
+            "prefix_repetition",
+            "vLLM's own generator; 32 requests, 2048 tokens shared by 8, 128 own in, 32 out",
+            1,
+            GeneratedPrefixes("vllm", groups=4, requests=8, prefix_tokens=2048, own_tokens=128, output_tokens=32),
+        ),
+        Workload(
+            "generated-shared-prefix",
+            "SGLang's own; 32 requests, 2048 tokens shared by 8, 128 own in, 32 out",
+            1,
+            GeneratedPrefixes("sglang", groups=4, requests=8, prefix_tokens=2048, own_tokens=128, output_tokens=32),
         ),
         Workload("brief", "16 requests, 1024 tokens in, 16 out", 1, equal_requests(16, 1024, 16)),
         Workload(

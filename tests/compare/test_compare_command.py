@@ -16,6 +16,7 @@ from llmir.cli import app
 from llmir.cli import compare as command
 from llmir.compare.options import CompareOptions
 from llmir.compare.orchestration import ProgressEvent
+from llmir.compare.workloads import WORKLOADS
 from llmir.errors import LlmirError
 
 
@@ -55,6 +56,17 @@ def test_an_unknown_framework_is_refused(asked: list[CompareOptions], model: Pat
     with pytest.raises(LlmirError, match="cannot compare 'tgi'; it compares vllm, sglang"):
         invoke("tgi", "--model", str(model))
     assert not asked
+
+
+def test_a_generator_of_one_framework_is_refused_for_all_of_them(asked: list[CompareOptions], model: Path):
+    with pytest.raises(LlmirError, match=r"workload prefix_repetition .* run it with: llmir compare vllm"):
+        invoke("all", "--model", str(model), "--workload", "prefix_repetition")
+    assert not asked
+
+
+def test_the_help_names_every_workload():
+    text = CliRunner().invoke(app, ["compare", "--help"], env={"COLUMNS": "500"}).output
+    assert [name for name in WORKLOADS if name not in text] == []
 
 
 def test_the_bar_is_drawn_on_events_alone(monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from llmir.compare.frameworks import FRAMEWORKS
 from llmir.compare.options import CompareOptions
 from llmir.compare.orchestration import ReportFiles
+from llmir.compare.workloads import WORKLOADS
 from llmir.errors import LlmirError
 
 Options = Callable[..., CompareOptions]
@@ -32,6 +34,18 @@ def test_sglang_has_room_for_every_request_of_a_workload_twice(options: Options)
     assert made["max_total_tokens"] == 2 * 16 * made["context_length"]
 
 
+@pytest.mark.parametrize("name", [name for name, workload in WORKLOADS.items() if workload.framework is None])
+def test_sglang_has_room_for_all_that_a_workload_shares_and_does_not(options: Options, name: str):
+    room = options(framework="sglang", workloads=(name,), quality=False).arguments("baseline")["max_total_tokens"]
+    requests = WORKLOADS[name].requests(range(40000), seed=0, repeat=0)
+    prompts = sorted(request.prompt_token_ids for request in requests)
+    shared = sum(
+        sum(1 for _ in takewhile(lambda tokens: tokens[0] == tokens[1], zip(one, other, strict=False)))
+        for one, other in pairwise(prompts)
+    )
+    assert sum(request.all_tokens() for request in requests) - shared <= room / 2
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_workloads_and_pairs_are_the_frameworks_own_unless_given(options: Options, framework: str):
     own = options(framework=framework, workloads=None)
@@ -52,6 +66,15 @@ def test_the_model_length_covers_the_longest_request(options: Options):
     assert options(workloads=("long",)).arguments("baseline")["max_model_len"] == 4096
 
 
+@pytest.mark.parametrize(("framework", "name"), [("vllm", "prefix_repetition"), ("sglang", "generated-shared-prefix")])
+def test_a_generator_runs_in_its_own_framework_with_room_for_text_that_is_longer_than_asked(
+    options: Options, framework: str, name: str
+):
+    made = options(framework=framework, workloads=(name,))
+    length = made.arguments("baseline")["max_model_len" if framework == "vllm" else "context_length"]
+    assert length >= WORKLOADS[name].longest() + 128
+
+
 def test_repeats_come_from_the_workload_unless_given(options: Options):
     assert options(workloads=("short", "chat")).runs() == {"short": 2, "chat": 1}
     assert options(workloads=("short", "chat"), repeats=3).runs() == {"short": 3, "chat": 3}
@@ -62,6 +85,14 @@ def test_repeats_come_from_the_workload_unless_given(options: Options):
     [
         ({"framework": "tgi"}, "cannot compare 'tgi'"),
         ({"workloads": ("fast",)}, "no workload 'fast'"),
+        (
+            {"framework": "sglang", "workloads": ("groups", "prefix_repetition")},
+            "workload prefix_repetition is made by vLLM's own generator, .* run it with: llmir compare vllm",
+        ),
+        (
+            {"workloads": ("generated-shared-prefix",)},
+            "workload generated-shared-prefix is made by SGLang's own .* vLLM does not have",
+        ),
         ({"workloads": (), "quality": False}, "nothing to compare"),
         ({"pairs": 0}, "at least one pair"),
         ({"repeats": 0}, "at least one pair and one repeat"),

@@ -32,6 +32,13 @@ def test_lock_step_decode_is_measured_as_its_step(waits: list[int], tokens: int,
     assert steady_time_per_output_token(records) == pytest.approx(step)
 
 
+def test_each_turn_of_conversations_has_a_steady_part_of_its_own():
+    first = [RequestRecord(10, 0.0, [1.0, 2.0, 3.0], 0), RequestRecord(10, 0.0, [1.5, 2.0, 3.0], 0)]
+    later = [RequestRecord(10, 3.0, [9.0, 12.0, 15.0], 0, turn=1)]
+    # 2 x 1.5 s for 4 tokens, then 6 s for 2.
+    assert steady_time_per_output_token([*first, *later]) == (2 * 1.5 + 6) / 6
+
+
 def test_without_a_moment_of_common_decode_there_is_no_figure():
     done = RequestRecord(10, 0.0, [1.0, 2.0], 0)
     late = RequestRecord(10, 0.0, [3.0, 4.0], 0)

@@ -14,6 +14,7 @@ from llmir.compare.frameworks import FRAMEWORKS, framework_named
 from llmir.compare.job import Job
 from llmir.compare.measuring import RequestRecord
 from llmir.compare.quality import Continuation, QualityTask
+from llmir.compare.workloads import GeneratedPrefixes, Request, workload_named
 from llmir.errors import LlmirError
 
 
@@ -23,6 +24,7 @@ class FakeEngine:
     def __init__(self, model: str, arguments: dict[str, Any]):
         self.asked: list[str] = []
         self.served: list[list[int]] = []
+        self.generated: list[tuple[GeneratedPrefixes, int]] = []
 
     def vocabulary(self) -> list[int]:
         return list(range(1000))
@@ -30,10 +32,17 @@ class FakeEngine:
     def encode(self, text: str) -> list[int]:
         return list(range(10_000))
 
+    def generate_requests(self, shape, seed):
+        self.generated.append((shape, seed))
+        return [Request([seed, 7, 8], 2)]
+
     def serve(self, requests):
         self.asked.append("serve")
         self.served += [request.prompt_token_ids for request in requests]
-        return [RequestRecord(len(r.prompt_token_ids), 0.0, [1.0] * r.max_tokens, 0) for r in requests]
+        return [
+            RequestRecord(len(r.prompt_token_ids), 0.0, [1.0] * r.max_tokens, 0, [-1 - i] * r.max_tokens)
+            for i, r in enumerate(requests)
+        ]
 
     def continue_greedily(self, prompts, output_tokens):
         self.asked.append("continue")
@@ -78,12 +87,39 @@ def test_no_two_prompts_share_a_beginning(engine: FakeEngine):
     assert len(set(firsts)) == len(firsts)
 
 
-def test_prompts_that_are_to_be_cached_are_served_before_and_in_every_timed_run(engine: FakeEngine):
+def test_prompts_that_are_to_be_cached_are_served_before_every_timed_run(engine: FakeEngine):
     result = worker.measure(job({"extend": 2}), lambda line: None)
-    assert engine.asked == ["serve"] * 4
-    cached, *timed = (engine.served[start : start + 16] for start in (16, 32, 48))
-    assert all(prompts == cached for prompts in timed)
+    assert engine.asked == ["serve"] * 5
+    first, first_timed, second, second_timed = (engine.served[start : start + 16] for start in (16, 32, 48, 64))
+    assert first == first_timed
+    assert second == second_timed
+    assert first != second
     assert len(result.runs["extend"]) == 2
+
+
+def test_a_shared_prefix_is_served_before_the_timed_run_and_own_tokens_are_not(engine: FakeEngine):
+    result = worker.measure(job({"shared-prefix": 1}), lambda line: None)
+    prefix, *timed = engine.served[16:]
+    assert len(prefix) == 6144
+    assert all(prompt[:6144] == prefix and len(prompt) == 6144 + 128 for prompt in timed)
+    assert [len(records) for records in result.runs["shared-prefix"]] == [16]
+
+
+def test_a_later_turn_of_a_conversation_holds_the_answers_to_the_earlier_ones(engine: FakeEngine):
+    (records,) = worker.measure(job({"multi-turn": 1}), lambda line: None).runs["multi-turn"]
+    first, second, third = (engine.served[start : start + 16] for start in (17, 33, 49))
+    for number, (one, two, three) in enumerate(zip(first, second, third, strict=True)):
+        answer = [-1 - number] * 32
+        assert two[: len(one) + 32] == one + answer
+        assert three[: len(two) + 32] == two + answer
+        assert (len(two), len(three)) == (len(one) + 32 + 128, len(two) + 32 + 128)
+    assert [record.turn for record in records] == [0] * 16 + [1] * 16 + [2] * 16
+
+
+def test_a_frameworks_own_generator_makes_new_requests_for_each_run_of_a_seed(engine: FakeEngine):
+    worker.measure(job({"prefix_repetition": 2}), lambda line: None)
+    assert engine.generated == [(workload_named("prefix_repetition").build, seed) for seed in (0, 1)]
+    assert engine.served[16:] == [[0, 7, 8], [1, 7, 8]]
 
 
 def test_the_cold_run_starts_from_an_empty_prefix_cache(engine: FakeEngine):

@@ -9,7 +9,7 @@ from llmir.compare.engine import Engine
 from llmir.compare.frameworks.base import Framework
 
 #: SGLang's cache is sized in tokens: twice what 16 requests of the longest kind need, so that nothing is evicted
-#: while it is timed.
+#: while it is timed. Workloads of more requests share prefixes, and need no more.
 _LONGEST_REQUESTS_IN_CACHE = 32
 
 
