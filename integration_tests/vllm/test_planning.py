@@ -194,6 +194,7 @@ def test_everything_that_decides_a_plan_is_in_its_key(write_model: WriteModel, t
         key(hf_overrides={"rope_theta": 5.0}),
         key(options=Options(workload="chat")),
         key(options=Options(workload=str(workload))),
+        key(options=Options(prefix_sharing="off")),
         key(target=Target.named("cpu:plain")),
     ]
     workload.write_text("[ ]")

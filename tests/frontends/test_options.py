@@ -19,12 +19,20 @@ def test_the_command_line_wins() -> None:
     assert Options.read({"workload": "chat"}, {"LLMIR_WORKLOAD": "long"}, WHERE).workload == "chat"
 
 
+@pytest.mark.parametrize(("said", "shared"), [("", True), ("on", True), ("off", False)])
+def test_prefixes_are_shared_unless_that_is_off(said: str, shared: bool) -> None:
+    assert Options.read({"prefix_sharing": said}, {}, WHERE).shares_prefixes is shared
+    assert Options.read({}, {"LLMIR_PREFIX_SHARING": said}, WHERE).shares_prefixes is shared
+
+
 @pytest.mark.parametrize(
     ("given", "environment", "hint"),
     [
         ({"wrokload": "chat"}, {}, "did you mean 'workload'"),
+        ({"prefix_sharing": "maybe"}, {}, "option 'prefix_sharing' is on or off, not 'maybe'"),
+        ({}, {"LLMIR_PREFIX_SHARING": "0"}, "option 'prefix_sharing' is on or off, not '0'"),
         ({}, {"LLMIR_WORKLAOD": "chat"}, "did you mean 'LLMIR_WORKLOAD'"),
-        ({"zzz": "chat"}, {}, "known are workload, target, plan"),
+        ({"zzz": "chat"}, {}, "known are workload, target, plan, prefix_sharing"),
         ({"workload": 3}, {}, "takes text"),
         ("chat", {}, "must be an object, not 'chat': write --options"),
     ],

@@ -110,13 +110,14 @@ def test_everything_that_decides_a_plan_is_in_its_key(tmp_path: Path) -> None:
         plan_key({**FACTS, "framework": "sglang 1"}, Options(), host),
         plan_key(FACTS, Options(workload="chat"), host),
         plan_key(FACTS, Options(workload=str(workload)), host),
+        plan_key(FACTS, Options(prefix_sharing="off"), host),
         plan_key(FACTS, Options(), Target.named("cpu:plain")),
         plan_key(FACTS, Options(), replace(host, cores=host.cores + 1)),
     ]
     workload.write_text("[ ]")
     keys.append(plan_key(FACTS, Options(workload=str(workload)), host))
     assert len(set(keys)) == len(keys)
-    assert plan_key(FACTS, Options(), host) == keys[0]
+    assert plan_key(FACTS, Options(), host) == plan_key(FACTS, Options(prefix_sharing="on"), host) == keys[0]
 
 
 @pytest.mark.parametrize(

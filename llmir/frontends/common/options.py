@@ -15,7 +15,7 @@ PREFIX = "LLMIR_"
 
 
 class OptionError(LlmirError):
-    """An option has an unknown name or a value of the wrong type."""
+    """An option has an unknown name or a value that it does not take."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,14 @@ class Options:
     """Name or JSON file of the machine to compile for; the default is this one."""
     plan: str = ""
     """JSON file of a plan that ``llmir compile`` wrote, to be served as it is."""
+    prefix_sharing: str = ""
+    """Whether a prefix that requests share is read once for all of them where that pays: "on", the default, or "off",
+    which also holds for a plan that was made with it on."""
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether prefix sharing is on."""
+        return self.prefix_sharing != "off"
 
     @classmethod
     def read(cls, given: Any, environment: Mapping[str, str], where: str) -> Options:
@@ -52,7 +60,10 @@ class Options:
             if not isinstance(value, str):
                 raise OptionError(f"llmir's option {name!r} takes text, not {value!r}")
             values[name] = value
-        return cls(**values)
+        options = cls(**values)
+        if options.prefix_sharing not in ("", "on", "off"):
+            raise OptionError(f"llmir's option 'prefix_sharing' is on or off, not {options.prefix_sharing!r}")
+        return options
 
 
 def _check_name(name: str, names: list[str], spelled: str, known: list[str]) -> None:

@@ -35,7 +35,7 @@ def plan_key(facts: Mapping[str, Any], options: Options, target: Target) -> str:
     framework = facts["framework"].partition(" ")[0]
     parts = {
         "facts": facts,
-        "options": [options.workload, _file_digest(options.workload), options.target],
+        "options": [options.workload, _file_digest(options.workload), options.target, options.shares_prefixes],
         "target": [target.fingerprint, target.isa, target.model, target.cores, [str(c) for c in target.caches]],
         "versions": {name: _version(name) for name in VERSIONED},
         "llmir": [llmir.__version__, source_digest(framework)],

@@ -12,12 +12,14 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmir.errors import LlmirError, PlanError
 from llmir.frontends.common import plan_cache
 from llmir.frontends.common.options import Options
+from llmir.frontends.common.sharing_report import what_is_shared
 from llmir.plan import Plan
 from llmir.target import Target
 from llmir.workload import Workload
@@ -31,7 +33,7 @@ class PlanningError(LlmirError):
 
 
 def plan_for(facts: Mapping[str, Any], options: Options, make: Callable[[], Plan], logger: logging.Logger) -> Plan:
-    """The plan to serve: from the file in ``options``, the plan cache, or ``make``; says what it decided for the cache.
+    """The plan to serve: from the file in ``options``, the plan cache, or ``make``; says what it decided.
 
     ``facts``: everything in the framework's configuration that decides a plan (see plan_cache.plan_key), by name;
     among it "framework" (name and version), "model" and "world_size", as in ModelInfo, which a plan file must share.
@@ -41,6 +43,7 @@ def plan_for(facts: Mapping[str, Any], options: Options, make: Callable[[], Plan
     if options.plan:
         plan = Plan.read(Path(options.plan))
         _check_plan_file(plan, options.plan, facts, host)
+        plan = plan if options.shares_prefixes else _without_sharing(plan)
     else:
         target = Target.named(options.target) if options.target else host
         if not target.runs_on(host):
@@ -49,7 +52,13 @@ def plan_for(facts: Mapping[str, Any], options: Options, make: Callable[[], Plan
     for decision in plan.decisions:
         if decision.subject == "KV cache":
             logger.info("llmir: %s (%s)", decision.decision, decision.reason)
+    logger.info("llmir: %s", what_is_shared(plan))
     return plan
+
+
+def _without_sharing(plan: Plan) -> Plan:
+    """The plan with every request reading its cache alone."""
+    return replace(plan, kernels=tuple(replace(k, policy=replace(k.policy, sharing=None)) for k in plan.kernels))
 
 
 def _check_plan_file(plan: Plan, path: str, facts: Mapping[str, Any], host: Target) -> None:
@@ -74,6 +83,7 @@ def compile_module(module: ir.Module, options: Options, logger: logging.Logger) 
         Target.named(options.target) if options.target else Target.detect(),
         Workload.load(options.workload or None),
         compiler.Options(progress=lambda step: logger.info("llmir: %s", step)),
+        prefix_sharing=options.shares_prefixes,
     )
 
 

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.runtime_context import get_parallel
 
 from llmir.compiler import object_cache
 from llmir.errors import UnsupportedLayerError
+from llmir.frontends.common.sharing_report import SharingReport
 from llmir.frontends.sglang import support
 from llmir.frontends.sglang.planning import plan_of
 from llmir.frontends.sglang.pool import LlmirKVPool
@@ -43,7 +45,8 @@ class LlmirAttentionBackend(AttentionBackend):
                 self._bind(path, layer)
         for symbol, count in self._planned.kernels.items():
             logger.info("llmir: %s serves %d layers", symbol, count)
-        self._block_table = np.empty((0, 0), np.int32)
+        ranks = get_parallel()
+        self._sharing = SharingReport(self._planned.sharing, ranks.tp_rank == ranks.pp_rank == 0, logger)
 
     def _bind(self, path: str, layer: RadixAttention) -> None:
         support.check_attention(path, layer)
@@ -65,15 +68,9 @@ class LlmirAttentionBackend(AttentionBackend):
         query_start[1:] = np.cumsum(np.broadcast_to(new_tokens, lengths.shape))
         # A page's slots follow one another, so its first one tells its number.
         first_slots = self._req_to_token.numpy()[batch.req_pool_indices.numpy(), : lengths.max() : self._page_size]
-        # Kept: the kernels have its address.
-        self._block_table = np.ascontiguousarray(first_slots // self._page_size, np.int32)
-        self._planned.begin_step(
-            query_start,
-            lengths,
-            self._block_table.ctypes.data,
-            self._block_table.shape[1],
-            torch.get_num_threads(),
-        )
+        block_table = np.ascontiguousarray(first_slots // self._page_size, np.int32)
+        self._planned.begin_step(query_start, lengths, block_table, torch.get_num_threads())
+        self._sharing.update()
 
     def forward_extend(
         self,

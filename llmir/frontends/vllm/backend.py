@@ -29,6 +29,7 @@ from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
 
 from llmir.compiler import object_cache
 from llmir.errors import UnsupportedLayerError
+from llmir.frontends.common.sharing_report import SharingReport
 from llmir.frontends.common.support import ELEMENT_TYPES, dtype_name
 from llmir.frontends.vllm.planning import PLAN_KEY
 from llmir.frontends.vllm.plugin import BACKEND_NAME, is_llmir
@@ -119,6 +120,7 @@ class LlmirMetadataBuilder(AttentionMetadataBuilder["LlmirMetadata"]):
             layer.impl.bind(name, kv_cache_spec, self._planned)
         for symbol, count in self._planned.kernels.items():
             logger.info("llmir: %s serves %d layers", symbol, count)
+        self._sharing = SharingReport(self._planned.sharing, vllm_config.parallel_config.rank == 0, logger)
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
@@ -133,9 +135,9 @@ class LlmirMetadataBuilder(AttentionMetadataBuilder["LlmirMetadata"]):
             raise UnsupportedLayerError(self.layer_names[0], "vLLM's block table is not one of int32 rows")
         query_start = batch.query_start_loc[: requests + 1].numpy()
         seq_lens = batch.seq_lens[:requests].numpy()
-        threads = torch.get_num_threads()
-        self._planned.begin_step(query_start, seq_lens, block_table.data_ptr(), block_table.stride(0), threads)
-        return LlmirMetadata(batch.num_actual_tokens, batch.slot_mapping, block_table)
+        self._planned.begin_step(query_start, seq_lens, block_table[:requests].numpy(), torch.get_num_threads())
+        self._sharing.update()
+        return LlmirMetadata(batch.num_actual_tokens, batch.slot_mapping)
 
 
 @dataclass
@@ -145,8 +147,6 @@ class LlmirMetadata(AttentionMetadata):
     num_actual_tokens: int
     slot_mapping: torch.Tensor
     """int64 [tokens]: where each new token goes in the cache."""
-    block_table: torch.Tensor
-    """int32 [requests, blocks]; kept alive for the kernels, which have its address."""
 
 
 class LlmirAttentionImpl(AttentionImpl["LlmirMetadata"]):
