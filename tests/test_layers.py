@@ -54,7 +54,17 @@ def test_a_step_begins_for_every_kernel(layers, monkeypatch):
 
 
 def test_what_sharing_saves_is_counted_for_every_layer(loaded, tmp_path):
-    costs = SharingCosts(3, 128, read_key=2.0, cached_key=((1, 2.0),), tile_key=1.0, row=1.0, margin=1.0)
+    costs = SharingCosts(
+        3,
+        128,
+        read_key=2.0,
+        cached_key=((1, 2.0),),
+        tile_key=1.0,
+        decode_rows=1000,
+        decode_row_key=1.0,
+        row=1.0,
+        margin=1.0,
+    )
     (kernel,) = PLAN.kernels
     policy = replace(kernel.policy, sharing=costs)
     layers = PlannedLayers(replace(PLAN, kernels=(replace(kernel, policy=policy),)), ObjectCache(tmp_path))

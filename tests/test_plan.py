@@ -16,7 +16,7 @@ SPEC = KernelSpec(
     "avx512_bf16",
     (KernelVariant("decode", 1, 3, 64, 4, 4, 1), KernelVariant("prefill", 32, 6, 128, 4, 4, 0)),
 )
-SHARING = SharingCosts(48, 128, 20.0, ((256, 4.0), (1024, 8.5)), 2.5, 100.0, 0.9)
+SHARING = SharingCosts(48, 128, 20.0, ((256, 4.0), (1024, 8.5)), 2.5, 3, 0.7, 100.0, 0.9)
 PLAN = Plan(
     format=FORMAT,
     framework="vllm",

@@ -1,8 +1,8 @@
 """When reading a part of the cache once for several requests pays: the arithmetic of passes and of every step.
 
 A part of ``tokens`` keys and values lies under several requests, each with some query rows in the step (new tokens
-times the query heads of a KV head). All times are nanoseconds of one thread for one KV head. Reading and multiplying
-overlap, so a key costs whichever takes longer: bringing it, or multiplying it with the tiles of rows.
+times the query heads of a KV head). All times are nanoseconds of one thread for one KV head. A key that comes from
+memory costs its reading and its products; one that comes from a cache costs whichever of them takes longer.
 """
 
 from __future__ import annotations
@@ -31,23 +31,22 @@ def cached_key(costs: SharingCosts, tokens: int) -> float:
 
 
 def alone(costs: SharingCosts, tokens: int, rows: Rows, row_tile: int) -> float:
-    """Each request reads the part: the first from memory, the others after it.
+    """Each request reads the part: one of them from memory, the others after it.
 
-    ``rows`` [requests] int, at least one request. First is the one with the most rows, because its reading hides
-    best behind its products: the order of the requests does not matter. Few rows are multiplied in smaller tiles than
-    ``row_tile``, which cost no less than their part of a whole one.
+    ``rows`` [requests] int, at least one request. Rows that fill no whole tile count as their part of one: that they
+    would be padded is no reason to share.
     """
-    multiply = rows * (costs.tile_key / row_tile)
+    multiply = rows * np.where(rows <= costs.decode_rows, costs.decode_row_key, costs.tile_key / row_tile)
     most = float(multiply.max())
     cached = cached_key(costs, tokens)
     others = float(np.maximum(multiply, cached).sum()) - max(cached, most)
-    return tokens * (max(costs.read_key, most) + others)
+    return tokens * (costs.read_key + most + others)
 
 
 def shared(costs: SharingCosts, tokens: int, rows: Rows, row_tile: int) -> float:
     """The part is read once for the rows of all requests, which then leave and merge a state each; as :func:`alone`."""
     count = int(rows.sum())
-    return tokens * max(costs.read_key, -(-count // row_tile) * costs.tile_key) + count * costs.row
+    return tokens * (costs.read_key + -(-count // row_tile) * costs.tile_key) + count * costs.row
 
 
 def pays(costs: SharingCosts, tokens: int, rows: Rows, row_tile: int) -> bool:

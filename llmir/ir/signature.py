@@ -116,6 +116,10 @@ class SharingCosts:
     far as it fits; ascending."""
     tile_key: float
     """One tile of rows of the prefill variant against one key."""
+    decode_rows: int
+    """Rows of a request up to which the decode variant serves it."""
+    decode_row_key: float
+    """One row of the decode variant, whose tiles are smaller, against one key."""
     row: float
     """Leaving the state of one row, and merging it."""
     margin: float

@@ -18,9 +18,11 @@ from llmir.passes.block_sizing import FIGURES_ERROR, piece_bytes
 from llmir.passes.kernel_selection import split_seconds
 from llmir.target import Target
 
-#: Prefill does this part of what the dot products alone could (softmax steps counted as SOFTMAX_KEYS): 0.76 at head
-#: size 64 and 0.86 at 128 on Zen 5, of a prompt of 2048 tokens. The lower one, so that sharing is not praised.
-TILE_EFFICIENCY = 0.75
+#: Shared parts do this part of what the dot products alone could (softmax steps counted as SOFTMAX_KEYS): 0.55 to 0.67
+#: on Zen 5, from blocks of 16 tokens; whole prompts 0.76 and more.
+TILE_EFFICIENCY = 0.6
+#: A row of decode costs as much as so many of prefill: 1.64 at 9/3 heads of 64 and at 32/8 of 128 on Zen 5.
+DECODE_ROW = 1.6
 #: Merging a row from two states: two exponentials, a division and some dozens of other vector operations.
 MERGE_NANOSECONDS = 30.0
 #: Sharing must cost at most this part of reading alone: the figures of either may be wrong by so much.
@@ -31,7 +33,9 @@ BATCHES = (2, 4, 8, 16, 32, 64, 128, 256)
 LENGTHS = (1024, 4096, 16384)
 
 
-def costs_on(target: Target, signature: AttentionSignature, prefill: KernelVariant) -> SharingCosts:
+def costs_on(
+    target: Target, signature: AttentionSignature, decode: KernelVariant, prefill: KernelVariant
+) -> SharingCosts:
     """What reading a part of one KV head's cache costs; ``least_tokens`` is one block, and one chunk of keys.
 
     Reading: as decode reads pages of this size with all threads at work. From a cache: requests follow one another,
@@ -54,13 +58,16 @@ def costs_on(target: Target, signature: AttentionSignature, prefill: KernelVaria
     pairs = tiles.multiplies_pairs(target.isa, signature.element_type)
     rate = (figures.bf16_rate if pairs else figures.f32_rate) * TILE_EFFICIENCY
     flops = 4 * prefill.row_tile * signature.head_size * (1 + tiles.SOFTMAX_KEYS / prefill.key_chunk)
+    tile_key = flops / rate * 1e9
     split = split_seconds(signature, target.isa, figures) / signature.queries_per_kv
     return SharingCosts(
         most_rows=prefill.max_tokens * signature.queries_per_kv // 2,
         least_tokens=max(signature.block_size, prefill.key_chunk),
         read_key=read_key,
         cached_key=tuple(zip(sizes, cached, strict=True)),
-        tile_key=flops / rate * 1e9,
+        tile_key=tile_key,
+        decode_rows=decode.max_tokens * signature.queries_per_kv,
+        decode_row_key=DECODE_ROW * tile_key / prefill.row_tile,
         row=2 * split * 1e9 + MERGE_NANOSECONDS,
         margin=MARGIN,
     )

@@ -165,11 +165,13 @@ class PrefixSharing:
         if problem is not None:
             return Remark(self.name, subject, ALONE, problem)
         variants = ops[0].selection.variants
-        prefill = next(variant for variant in variants if variant.name == "prefill")
+        decode, prefill = (
+            next(variant for variant in variants if variant.name == name) for name in ("decode", "prefill")
+        )
         longest = max(op.cache.type.max_length for op in ops)
         if signature.window:
             longest = min(longest, signature.window - 1)  # the query's own token is in its window too
-        costs = costs_on(self.target, signature, prefill)
+        costs = costs_on(self.target, signature, decode, prefill)
         even = BreakEven(signature, prefill.row_tile, costs, longest)
         if even.least_tokens is not None:
             costs = replace(costs, least_tokens=even.least_tokens)
@@ -203,6 +205,7 @@ class PrefixSharing:
                 },
                 "tile": tile,
                 "tile_ns_per_key": costs.tile_key,
+                "decode_ns_per_row_and_key": costs.decode_row_key,
                 "row_ns": costs.row,
                 "most_rows_of_a_request": costs.most_rows,
                 "margin": costs.margin,

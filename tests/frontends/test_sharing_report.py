@@ -24,7 +24,15 @@ from llmir.target import Target
 
 logger = logging.getLogger("llmir.test")
 COSTS = SharingCosts(
-    most_rows=32, least_tokens=512, read_key=9.0, cached_key=((512, 6.0),), tile_key=5.0, row=90.0, margin=0.9
+    most_rows=32,
+    least_tokens=512,
+    read_key=9.0,
+    cached_key=((512, 6.0),),
+    tile_key=5.0,
+    decode_rows=1000,
+    decode_row_key=1.0,
+    row=90.0,
+    margin=0.9,
 )
 
 

@@ -9,13 +9,16 @@ from llmir.ir import sharing_costs
 from llmir.ir.signature import SharingCosts
 
 TILE = 6
-#: A key takes 20 ns from memory, 4 ns from a small cache and 12 from a large one; a tile of rows 2 ns a key.
+#: A key takes 20 ns from memory, 4 ns from a small cache and 12 from a large one; a tile of rows 2 ns, and a row of
+#: those that decode 0.5 ns.
 COSTS = SharingCosts(
     most_rows=48,
     least_tokens=128,
     read_key=20.0,
     cached_key=((256, 4.0), (1024, 8.0), (4096, 12.0)),
     tile_key=2.0,
+    decode_rows=4,
+    decode_row_key=0.5,
     row=100.0,
     margin=0.9,
 )
@@ -29,16 +32,19 @@ def test_cached_key_is_linear_between_points_and_constant_beyond(tokens, time):
 
 
 def test_alone_reads_from_memory_once_and_from_the_cache_after_that():
-    assert sharing_costs.alone(COSTS, 1024, np.array([4, 4, 4]), TILE) == pytest.approx(1024 * (20 + 8 + 8))
+    assert sharing_costs.alone(COSTS, 1024, np.array([4, 4, 4]), TILE) == pytest.approx(1024 * (20 + 2 + 8 + 8))
 
 
 def test_alone_takes_the_products_where_they_take_longer():
-    rows = np.array([4, 48, 72])  # 2/3, 8 and 12 tiles: 1.3, 16 and 24 ns a key
-    assert sharing_costs.alone(COSTS, 1024, rows, TILE) == pytest.approx(1024 * (24 + 16 + 8))
+    rows = np.array([4, 48, 72])  # 2, 16 and 24 ns a key: four rows of decode, 8 and 12 tiles
+    assert sharing_costs.alone(COSTS, 1024, rows, TILE) == pytest.approx(1024 * (20 + 24 + 16 + 8))
+    rows = np.full(3, 4)
+    costs = replace(COSTS, decode_row_key=5.0)
+    assert sharing_costs.alone(costs, 1024, rows, TILE) == pytest.approx(1024 * (20 + 3 * 20))
 
 
 def test_rows_that_fill_no_tile_are_no_reason_to_share():
-    costs = replace(COSTS, tile_key=1000.0, row=0.0)
+    costs = replace(COSTS, tile_key=1000.0, decode_row_key=1000.0 / TILE, row=0.0)
     assert not any(sharing_costs.pays(costs, 4096, np.full(requests, 1), TILE) for requests in (2, 6, 32, 256))
 
 
@@ -50,9 +56,7 @@ def test_order_of_requests_does_not_matter():
 
 def test_shared_reads_once_with_tiles_across_requests_and_pays_for_each_row():
     rows = np.full(32, 4)  # 128 rows: 22 tiles, 44 ns a key
-    assert sharing_costs.shared(COSTS, 1024, rows, TILE) == pytest.approx(1024 * 44 + 128 * 100)
-    rows = np.full(8, 4)  # 32 rows: 6 tiles, 12 ns a key, less than reading it
-    assert sharing_costs.shared(COSTS, 1024, rows, TILE) == pytest.approx(1024 * 20 + 32 * 100)
+    assert sharing_costs.shared(COSTS, 1024, rows, TILE) == pytest.approx(1024 * (20 + 44) + 128 * 100)
 
 
 def test_long_part_of_many_requests_pays():

@@ -151,7 +151,15 @@ def batches(draw) -> Batch:
 
 #: What decides nothing by its cost: everything of ``least_tokens`` and more is shared.
 SHARED = SharingCosts(
-    most_rows=1000, least_tokens=1, read_key=2.0, cached_key=((1, 1.0),), tile_key=1.0, row=1.0, margin=1e9
+    most_rows=1000,
+    least_tokens=1,
+    read_key=2.0,
+    cached_key=((1, 1.0),),
+    tile_key=1.0,
+    decode_rows=1000,
+    decode_row_key=1.0,
+    row=1.0,
+    margin=1e9,
 )
 
 policies = st.builds(

@@ -270,13 +270,6 @@ def test_of_a_window_only_what_every_request_sees_is_shared(parse):
     assert "of a window of 512 tokens, what lies within that of every request" in remark_of(module).reason
 
 
-def test_where_products_are_slow_nothing_is_shared(parse):
-    slow = BEST.with_measurements(replace(BEST.figures, bf16_rate=1e9, f32_rate=1e9))
-    module = shared(parse(), slow)
-    assert [op.selection.policy.sharing for op in ops_of(module, FusedAttention)] == [None]
-    assert remark_of(module).numbers["break_even"][0]["from_tokens"] == "never"
-
-
 def test_the_curve_in_the_remark_is_that_of_the_policy(parse):
     module = shared(parse())
     (op,) = ops_of(module, FusedAttention)
@@ -294,22 +287,26 @@ def test_the_curve_in_the_remark_is_that_of_the_policy(parse):
     assert costs.least_tokens == min(point["from_tokens"] for point in paying)
 
 
-def test_a_batch_that_never_gains_is_said_to_gain_nothing(parse):
-    # So many rows keep the products busy whoever reads, and published caches hold what 4096 tokens take.
-    point = remark_of(shared(parse())).numbers["break_even"][-1]
+def test_a_batch_that_never_gains_is_said_to_gain_nothing():
+    # Products are slow, and the rows of few requests fill no tile.
+    slow = BEST.with_measurements(replace(BEST.figures, bf16_rate=1e9, f32_rate=1e9))
+    curve = even(AttentionSignature(4, 4, 64, "bf16", 32, 0.125, layout="pair"), slow)
+    point = curve.point(2)
     assert (point["from_tokens"], point["gain_at_4k"]) == ("never", 1.0) and "from_kb_a_layer" not in point
+    assert curve.point(32)["gain_at_4k"] > 1
 
 
 # -- what it costs
 
 
 def costs_of(signature=SMOLLM2, target=BEST):
-    return costs_on(target, signature, tiles.prefill_variant(signature, target.isa))
+    isa = target.isa
+    return costs_on(target, signature, tiles.decode_variant(signature, isa), tiles.prefill_variant(signature, isa))
 
 
 def even(signature=SMOLLM2, target=BEST):
     prefill = tiles.prefill_variant(signature, target.isa)
-    return BreakEven(signature, prefill.row_tile, costs_on(target, signature, prefill), longest=1 << 17)
+    return BreakEven(signature, prefill.row_tile, costs_of(signature, target), longest=1 << 17)
 
 
 @given(

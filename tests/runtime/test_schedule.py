@@ -18,7 +18,15 @@ SIGNATURE = AttentionSignature(6, 2, 64, "bf16", 16, 0.125, layout="pair")
 VARIANTS = (KernelVariant("decode", 1, 3, 32, 2, 4, 1), KernelVariant("prefill", 8, 6, 32, 2, 4, 0))
 #: Whatever two requests have in common is read once.
 COSTS = SharingCosts(
-    most_rows=12, least_tokens=1, read_key=2.0, cached_key=((1, 2.0),), tile_key=1.0, row=0.0, margin=1e9
+    most_rows=12,
+    least_tokens=1,
+    read_key=2.0,
+    cached_key=((1, 2.0),),
+    tile_key=1.0,
+    decode_rows=1000,
+    decode_row_key=1.0,
+    row=0.0,
+    margin=1e9,
 )
 POLICY = StepPolicy(decode_tokens=1, split_keys=32, items_per_thread=2, sharing=COSTS)
 
@@ -154,7 +162,7 @@ def test_what_is_written_in_this_step_is_shared_by_nobody():
 
 
 def test_a_level_that_does_not_pay_is_read_with_the_next():
-    dear = replace(COSTS, tile_key=2.0, row=40.0, margin=1.0)  # 40 ns a state: many tokens must be saved
+    dear = replace(COSTS, decode_row_key=0.1, row=40.0, margin=1.0)  # 40 ns a state: many tokens must be saved
     step = Step([(320, 1, 0, 0), (320, 1, 0, 20), (320, 1, 0, 1), (320, 1, 2, 20)])
     found = step.schedule(scheduler(policy=replace(POLICY, sharing=dear)))
     once = found.items[(found.items[:, Item.MEMBERS] >= 0) & (found.items[:, Item.KV_HEAD] == 0)]

@@ -117,9 +117,9 @@ class ChunkEmitter:
         g = self.geometry
         tile_keys = self.variant.key_vectors * self.products.lanes
         if tile_keys > g.page_keys:
-            count = tile_keys // g.page_keys
+            count = g.pages_together
             pages = [b.add(b.mul(number, count), i) for i in range(count)]
-            return [(place.keys(page), place.keys(b.add(page, 1))) for page in pages]
+            return [(place.keys(page), place.keys(b.add(page, count))) for page in pages]
         tiles = g.page_keys // tile_keys
         page, number_inside = b.div(number, tiles), b.rem(number, tiles)
         inside = b.mul(number_inside, self._key_place(self.variant.key_vectors, 0))
@@ -246,7 +246,7 @@ class ChunkEmitter:
 
         def page(keys: ir.Value | int):
             def body(number: ir.Value | int, *accumulators: ir.Value) -> list[ir.Value]:
-                pieces = place.values(number), place.values(b.add(number, 1))
+                pieces = place.values(number), place.values(b.add(number, g.pages_together))
                 probabilities = b.offset(self.probabilities, b.mul(number, page_bytes))
                 return self._add_values(list(accumulators), pieces, probabilities, keys, columns)
 

@@ -101,6 +101,11 @@ class Geometry:
         return self.variant.key_chunk // self.chunk_pages
 
     @property
+    def pages_together(self) -> int:
+        """Pages whose keys are multiplied at a time: those that a tile of ``key_vectors`` spans."""
+        return max(1, self.variant.key_vectors * self.products.lanes // self.page_keys)
+
+    @property
     def reads_ahead(self) -> bool:
         """Whether reading a piece of memory asks for the next one; a "row" cache does so while it gathers."""
         return self.variant.prefetch > 0 and self.spec.signature.layout != "row"
