@@ -23,10 +23,11 @@ PREFILL_KEYS = 128
 SOFTMAX_KEYS = 8
 #: Query rows of a prefill item: each key and value read serves this many rows.
 PREFILL_ROWS = 96
-#: The next page's keys or values are asked for while those of one page are read. On Zen 5, against asking for the
-#: first 16 lines of the next chunk, decode from blocks of 128 took 0.87-0.95 times as long; decode from blocks of 16,
-#: 32 and 64 tokens takes 1.1-1.3, 1.0-1.2 and 1.0 times as long as from blocks of 128, where it took 1.5, 1.3 and 1.1.
-#: Against not asking, prefill of a few tokens after 4096 others took 0.6-0.9 times as long, of whole prompts 0.95-1.02.
+#: The next pages' keys or values are asked for while those of others are read. On Zen 5, against asking for the first
+#: 16 lines of the next chunk, decode from blocks of 128 took 0.87-0.95 times as long; decode from blocks of 16, 32 and
+#: 64 tokens takes 0.9-1.1, 0.9-1.0 and 0.9-1.0 times as long as from blocks of 128 on two threads, and on one 1.1-1.3,
+#: 0.9-1.2 and 0.9-1.0. Against not asking, prefill of a few tokens after 4096 others took 0.6-0.9 times as long, of
+#: whole prompts 0.95-1.02.
 PAGES_AHEAD = 1
 #: Gathered keys and values of one chunk of a "row" cache, in bytes: about a first-level cache, and a small part of any
 #: second-level one. Decode from blocks of one token (Zen 5, head size 128) took 1.56 times as long as from blocks of
