@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import subprocess
-import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
+
+from servers import serving
 
 from llmir.ir.signature import SharingCosts
 from llmir.plan import Plan
@@ -92,7 +89,7 @@ def serve(command: list[str], environment: dict[str, str], folder: Path, model: 
     todo = jobs(AutoTokenizer.from_pretrained(model)(2 * TEXT.read_text())["input_ids"])
     answers, shared = {}, {}
     log = folder / "server.log"
-    with _running(command, environment, log) as address:
+    with serving(command, environment, log, START_SECONDS) as (address, _):
         before = _metrics(address)
         for name in names:
             answers[name] = _complete(address, model, *todo[name])
@@ -146,41 +143,3 @@ def _metrics(address: str) -> dict[str, float]:
     for name, value in re.findall(r"^([\w:]+)(?:\{.*\})? (\S+)$", text, re.MULTILINE):
         found[name] = found.get(name, 0.0) + float(value)
     return found
-
-
-@contextmanager
-def _running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[str]:
-    """A server, started with a free port and stopped at the end; its address once it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=log.parent,
-        )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + START_SECONDS
-        while not _answers(f"{address}/health"):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(1)
-        yield address
-    finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def _answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=5) as response:
-            return response.status == 200
-    except OSError:
-        return False

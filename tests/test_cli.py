@@ -3,36 +3,17 @@
 import subprocess
 import sys
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from llmir import cli
-from llmir.cli import check as checks
 from llmir.cli import frameworks
-from llmir.compare import environment
-from llmir.errors import LlmirError, MissingBindingsError
+from llmir.errors import LlmirError
 from llmir.ir.signature import AttentionSignature, KernelSpec, KernelVariant, StepPolicy
 from llmir.plan import FORMAT, Decision, Plan, PlannedKernel
 from llmir.target import Target
 from llmir.workload import Workload
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs ``llmir ARGUMENTS`` in this process: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["llmir", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-            raise SystemExit(0)  # a command that succeeds may return
-        return (ended.value.code or 0, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture
@@ -289,139 +270,3 @@ def test_compare_refuses_a_model_that_is_not_there(run, tmp_path):
     assert code == 1
     assert is_one_sentence(err)
     assert not report.exists()
-
-
-class TestCheck:
-    @pytest.fixture(autouse=True)
-    def cache_folder(self, monkeypatch, tmp_path):
-        monkeypatch.setenv("LLMIR_CACHE", str(tmp_path / "cache"))
-
-    def test_fails_if_something_needed_is_missing(self, run, monkeypatch):
-        finding = checks.Finding("a part", "absent", "get one")
-        monkeypatch.setattr(checks, "EXAMINATIONS", (lambda: finding,))
-        code, out, _ = run("check")
-        assert code == 1
-        assert all(text in out for text in ("missing", "a part", "absent", "get one"))
-
-    def test_passes_with_mere_advice(self, run, monkeypatch):
-        finding = checks.Finding("a part", "slow", "get a fast one", needed=False)
-        monkeypatch.setattr(checks, "EXAMINATIONS", (lambda: finding,))
-        code, out, _ = run("check")
-        assert code == 0
-        assert "advice" in out
-
-    @pytest.fixture
-    def environment_with(self, monkeypatch):
-        """``environment_with(vllm="0.32.0")``: an environment in which these distributions are installed."""
-
-        def make(**installed):
-            def version(name):
-                if name.replace("-", "_") not in installed:
-                    raise metadata.PackageNotFoundError(name)
-                return installed[name.replace("-", "_")]
-
-            monkeypatch.setattr(metadata, "version", version)
-
-        return make
-
-    def test_finds_no_framework(self, environment_with):
-        environment_with()
-        (finding,) = frameworks.findings()
-        assert finding.failed
-        assert all(text in finding.found + finding.remedy for text in ("vLLM", "SGLang", "make .venvs/sglang"))
-
-    @pytest.mark.parametrize(
-        ("framework", "version", "failed"),
-        [
-            (frameworks.VLLM, "0.32.0", False),
-            (frameworks.VLLM, "0.32.1+cpu", False),
-            (frameworks.VLLM, "0.33.0", True),
-            (frameworks.SGLANG, "0.5.23", False),
-            (frameworks.SGLANG, "0.5.23.post1", False),
-            (frameworks.SGLANG, "0.5.230", True),
-        ],
-    )
-    def test_wants_the_release_it_is_made_for(self, environment_with, framework, version, failed):
-        environment_with(**{framework.name: version})
-        assert frameworks.version(framework).failed == failed
-
-    @pytest.mark.parametrize("framework", frameworks.FRAMEWORKS)
-    def test_finds_the_plugin_not_registered(self, monkeypatch, framework):
-        monkeypatch.setattr(metadata, "entry_points", lambda group: [])
-        assert frameworks.plugin(framework).failed
-
-    @pytest.mark.parametrize(
-        ("framework", "value", "hidden"),
-        [
-            (frameworks.VLLM, "other", True),
-            (frameworks.VLLM, "", True),
-            (frameworks.VLLM, "other,llmir", False),
-            (frameworks.SGLANG, "other", True),
-            (frameworks.SGLANG, "", False),
-            (frameworks.SGLANG, "other, llmir", False),
-        ],
-    )
-    def test_finds_the_plugin_hidden(self, monkeypatch, framework, value, hidden):
-        monkeypatch.setattr(metadata, "entry_points", lambda group: [SimpleNamespace(name="llmir")])
-        monkeypatch.setenv(framework.variable, value)
-        finding = frameworks.plugin(framework)
-        assert finding.failed == hidden
-        if hidden:
-            assert framework.variable in finding.found
-            assert f"add llmir to {framework.variable}" in finding.remedy
-
-    def test_finds_nothing_in_the_place_of_sglangs_operators(self, environment_with):
-        environment_with(sglang="0.5.23")
-        assert frameworks.sglang_operators().failed
-        environment_with(sglang="0.5.23", llmir_sglang_cpu_shims="1")
-        assert not frameworks.sglang_operators().failed
-
-    def test_advises_to_tell_sglang_of_the_cpu(self, monkeypatch):
-        monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
-        finding = frameworks.sglang_on_cpu()
-        assert finding.remedy
-        assert not finding.failed
-        monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
-        assert not frameworks.sglang_on_cpu().remedy
-
-    def test_looks_at_every_framework_that_is_installed(self, environment_with):
-        environment_with(vllm="0.32.0", sglang="0.5.23")
-        subjects = [finding.subject for finding in frameworks.findings()]
-        assert subjects == ["vLLM", "vLLM plugin", "SGLang", "SGLang plugin", "SGLang operators", "SGLang on a CPU"]
-
-    def test_finds_no_bindings(self, monkeypatch):
-        def missing(name):
-            raise MissingBindingsError("no MLIR Python bindings: install torch-mlir")
-
-        monkeypatch.setattr(checks.importlib, "import_module", missing)
-        finding = checks.bindings()
-        assert finding.failed
-        assert "install torch-mlir" in finding.remedy
-
-    def test_finds_another_architecture(self, monkeypatch):
-        here = Target.detect()
-        monkeypatch.setattr(Target, "detect", lambda: replace(here, machine="riscv64"))
-        assert checks.instruction_set().failed
-
-    def test_advises_on_a_cache_folder_that_cannot_be_written(self, monkeypatch, tmp_path):
-        (tmp_path / "file").write_text("")
-        monkeypatch.setenv("LLMIR_CACHE", str(tmp_path / "file" / "cache"))
-        finding = checks.cache()
-        assert not finding.failed
-        assert "LLMIR_CACHE" in finding.remedy
-
-    def test_finds_the_openmp_runtime_of_torch(self, monkeypatch):
-        monkeypatch.delenv("LD_PRELOAD", raising=False)
-        assert "libgomp" in checks.openmp().found
-
-    def test_finds_no_openmp_runtime(self, monkeypatch):
-        monkeypatch.delenv("LD_PRELOAD", raising=False)
-        monkeypatch.setattr(checks.util, "find_spec", lambda name: None)
-        assert checks.openmp().failed
-
-    def test_advises_to_preload_what_is_installed(self, monkeypatch):
-        monkeypatch.setattr(environment, "recommended_preloads", lambda already: ["/lib/libiomp5.so"])
-        monkeypatch.delenv("LD_PRELOAD", raising=False)
-        finding = checks.preload()
-        assert not finding.failed
-        assert "LD_PRELOAD=/lib/libiomp5.so" in finding.remedy

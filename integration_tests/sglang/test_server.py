@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -13,18 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import serving
 
 START_SECONDS = 400
 PROMPT = "The capital of France is"
 LLMIR = ("--attention-backend", "llmir")
 
 
+def command_of(model: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--device", "cpu", *arguments]
+
+
 def launch(model: str, log: Path, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
-    """SGLang's launcher, in a session of its own, so that what it leaves behind can be told."""
-    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--device", "cpu", *arguments]
+    """SGLang's launcher where it is to end by itself, in a session of its own, so that what it leaves can be told."""
     with log.open("w") as output:
         return subprocess.Popen(
-            command,
+            command_of(model, *arguments),
             env={**os.environ, **environment},
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -59,40 +62,16 @@ def post(address: str, body: dict[str, Any]) -> dict[str, Any]:
         return json.load(response)
 
 
-def answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=5) as response:
-            return response.status == 200
-    except OSError:
-        return False
-
-
 class TestServing:
     @pytest.fixture(scope="class")
     def server(self, smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         """The address of a server that has never seen the model before."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         folder = tmp_path_factory.mktemp("server")
-        log = folder / "server.log"
-        arguments = [*LLMIR, "--port", str(port), "--max-total-tokens", "8192"]
-        process = launch(smollm2, log, *arguments, LLMIR_CACHE=str(folder / "cache"))
-        try:
-            address = f"http://127.0.0.1:{port}"
-            deadline = time.monotonic() + START_SECONDS
-            while not answers(f"{address}/health"):
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(1)
+        command = command_of(smollm2, *LLMIR, "--max-total-tokens", "8192")
+        environment = {**os.environ, "LLMIR_CACHE": str(folder / "cache")}
+        with serving(command, environment, folder / "server.log", START_SECONDS) as (address, session):
             yield address
-        finally:
-            process.terminate()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        assert session_is_empty(process.pid), "processes are left"
+        assert session_is_empty(session), "processes are left"
 
     def test_it_generates(self, server: str) -> None:
         body = {"text": PROMPT, "sampling_params": {"temperature": 0, "max_new_tokens": 4}}

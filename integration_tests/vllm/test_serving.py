@@ -2,16 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from servers import serving
 
 PROMPT = "The capital of France is"
 ENGINE = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 28, "max_model_len": 1024}
@@ -52,39 +49,11 @@ def generate(model: str, backend: str, environment: dict[str, str], folder: Path
     return json.loads(answer.removeprefix("ANSWER")), done.stdout
 
 
-@contextmanager
-def server(model: str, environment: dict[str, str], log: Path) -> Iterator[str]:
-    """An OpenAI server with llmir's flag; yields its address once it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def server_command(model: str) -> list[str]:
+    """An OpenAI server with llmir's flag."""
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in ENGINE.items() if value is not True]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--enforce-eager", "--attention-backend", "LLMIR", *arguments]
-    with log.open("w") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        address = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + START_SECONDS
-        while not answers(f"{address}/health"):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(1)
-        yield address
-    finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=5) as response:
-            return response.status == 200
-    except OSError:
-        return False
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    return [*command, "--enforce-eager", "--attention-backend", "LLMIR", *arguments]
 
 
 def test_in_process(smollm2: str, environment: dict[str, str], tmp_path: Path) -> None:
@@ -102,7 +71,7 @@ def test_with_engine_and_worker_processes(smollm2: str, environment: dict[str, s
 def test_under_the_openai_server(smollm2: str, environment: dict[str, str], tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     body = json.dumps({"model": smollm2, "prompt": PROMPT, "max_tokens": 4, "temperature": 0}).encode()
-    with server(smollm2, environment, log) as address:
+    with serving(server_command(smollm2), environment, log, START_SECONDS) as (address, _):
         request = urllib.request.Request(f"{address}/v1/completions", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=120) as response:
             answer = json.load(response)["choices"][0]["text"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,6 +25,11 @@ class Remark:
     """The figures behind it, the unit in the name: ``{"read_gb_per_s": 14.2}``."""
     alternatives: list[dict[str, Any]] = field(default_factory=list)
     """What else was considered, each with its own figures."""
+
+
+def of_layers(layers: Sequence[str]) -> str:
+    """The subject of a remark about layers that are decided alike, in the order of the module."""
+    return layers[0] if len(layers) == 1 else f"{len(layers)} layers ({layers[0]} to {layers[-1]})"
 
 
 def add_remark(module: Any, remark: Remark) -> None:

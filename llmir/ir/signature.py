@@ -70,6 +70,11 @@ class AttentionSignature:
         return 2 * self.head_size * ELEMENT_BYTES[self.element_type]
 
     @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's keys and values in one layer."""
+        return self.num_kv_heads * self.key_bytes
+
+    @property
     def page_bytes(self) -> int:
         """Bytes of one block of one KV head, keys and values."""
         return self.block_size * self.key_bytes

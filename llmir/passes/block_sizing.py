@@ -96,15 +96,15 @@ def block_cost(
     pieces = [piece_bytes(layer, block_size, target.isa) for layer in layers]
     read_bytes = read_seconds = prefill_seconds = gather_seconds = padding_bytes = 0.0
     for layer, piece in zip(layers, pieces, strict=True):
-        layer_bytes = batch * workload.mean_decode_tokens(layer.window) * token_bytes(layer)
+        layer_bytes = batch * workload.mean_decode_tokens(layer.window) * layer.token_bytes
         read_bytes += layer_bytes
         read_seconds += layer_bytes / figures.piece_rate(piece)
         keys = starts_per_step * workload.mean_prefill_keys(layer.window)
         prefill_seconds += keys * prefill_seconds_per_key(layer, block_size, target)
         if tiles.layout(target.isa, layer.element_type, block_size) == "row":
-            gathered = layer_bytes + keys / tiles.prefill_tokens(layer.queries_per_kv) * token_bytes(layer)
+            gathered = layer_bytes + keys / tiles.prefill_tokens(layer.queries_per_kv) * layer.token_bytes
             gather_seconds += gathered * tiles.GATHER_FLOPS / (figures.f32_rate * figures.threads)
-        padding_bytes += batch * padding * token_bytes(layer)
+        padding_bytes += batch * padding * layer.token_bytes
     share = padding / (workload.mean_decode_tokens() + padding)
     recomputed = workload.mean_recomputed_tokens(block_size)
     return BlockCost(
@@ -148,11 +148,6 @@ def prefill_seconds_per_key(layer: AttentionSignature, block_size: int, target: 
     pairs = tiles.multiplies_pairs(target.isa, layer.element_type)
     rate = target.figures.bf16_rate if pairs else target.figures.f32_rate
     return flops * (1 + tiles.SOFTMAX_KEYS / chunk) / (rate * target.figures.threads)
-
-
-def token_bytes(layer: AttentionSignature) -> int:
-    """Bytes of one token's keys and values in one layer."""
-    return 2 * layer.num_kv_heads * layer.head_size * ELEMENT_BYTES[layer.element_type]
 
 
 def cheapest(costs: Sequence[BlockCost]) -> BlockCost:

@@ -50,11 +50,10 @@ def costs_on(
         return (signature.key_bytes * figures.threads / bandwidth + gather) * 1e9
 
     read_key = read(figures.piece_rate(piece_bytes(signature, signature.block_size, target.isa)))
-    token_bytes = signature.num_kv_heads * signature.key_bytes
     # Neither is a smaller working set slower than a larger one, nor a cache than memory: something disturbed it.
     times = (read(rate) for _, rate in reversed(figures.cached_bandwidth))
     cached = reversed(list(accumulate(times, min, initial=read_key))[1:])
-    sizes = (working_set // token_bytes for working_set, _ in figures.cached_bandwidth)
+    sizes = (working_set // signature.token_bytes for working_set, _ in figures.cached_bandwidth)
     pairs = tiles.multiplies_pairs(target.isa, signature.element_type)
     rate = (figures.bf16_rate if pairs else figures.f32_rate) * TILE_EFFICIENCY
     flops = 4 * prefill.row_tile * signature.head_size * (1 + tiles.SOFTMAX_KEYS / prefill.key_chunk)
@@ -117,7 +116,7 @@ class BreakEven:
             "from_tokens": "never" if tokens is None else tokens,
         }
         if tokens is not None:
-            point["from_kb_a_layer"] = tokens * self.signature.num_kv_heads * self.signature.key_bytes / 1024
+            point["from_kb_a_layer"] = tokens * self.signature.token_bytes / 1024
         for length in LENGTHS:
             if length <= self.longest:
                 alone, shared = self.nanoseconds(requests, length)

@@ -11,9 +11,8 @@ from llmir.ir.attention import FusedAttention, LatentAttention, PagedAttention, 
 from llmir.ir.attributes import Selection
 from llmir.ir.bindings import ir
 from llmir.ir.module import ops_of, retype_caches
-from llmir.ir.remarks import Remark, add_remark
+from llmir.ir.remarks import Remark, add_remark, of_layers
 from llmir.ir.signature import (
-    ELEMENT_BYTES,
     HEAD_SIZES,
     LANES,
     AttentionSignature,
@@ -41,11 +40,6 @@ def check_supported(layer: str, signature: AttentionSignature) -> None:
         raise UnsupportedLayerError(layer, f"{s.num_heads} query heads do not share {s.num_kv_heads} KV heads evenly")
 
 
-def key_bytes(signature: AttentionSignature) -> int:
-    """Bytes of one key and its value in one KV head."""
-    return 2 * signature.head_size * ELEMENT_BYTES[signature.element_type]
-
-
 def split_seconds(signature: AttentionSignature, isa: Isa, figures: Measurements) -> float:
     """What one more split costs: its rows' states written and read once, and one random access to begin at."""
     state_bytes = 4 * signature.queries_per_kv * (2 * LANES[isa] + signature.head_size)
@@ -56,7 +50,7 @@ def split_seconds(signature: AttentionSignature, isa: Isa, figures: Measurements
 
 def step_policy(signature: AttentionSignature, isa: Isa, decode: KernelVariant, figures: Measurements) -> StepPolicy:
     """The run-time conditions: a split is so long that its own cost is at most SPLIT_OVERHEAD of its reading."""
-    key_seconds = key_bytes(signature) / figures.read_bandwidth
+    key_seconds = signature.key_bytes / figures.read_bandwidth
     keys = split_seconds(signature, isa, figures) / SPLIT_OVERHEAD / key_seconds
     return StepPolicy(
         decode_tokens=decode.max_tokens,
@@ -113,7 +107,7 @@ class KernelSelection:
         rate = figures.bf16_rate if tiles.multiplies_pairs(isa, signature.element_type) else figures.f32_rate
         return Remark(
             pass_name=self.name,
-            subject=_named(layers),
+            subject=of_layers(layers),
             decision=f"{_described(decode)}; {_described(prefill)}; pages in layout {signature.layout!r}",
             reason=(
                 f"a request of up to {policy.decode_tokens} new token uses decode, others prefill; a cache is split "
@@ -126,21 +120,17 @@ class KernelSelection:
                 "prefill_registers": _registers(prefill),
                 "registers": tiles.REGISTERS[isa],
                 "prefill_loads_per_product": tiles.loads_per_product(prefill.row_tile, prefill.key_vectors),
-                "decode_read_ns_per_key": key_bytes(signature) / figures.read_bandwidth * 1e9,
+                "decode_read_ns_per_key": signature.key_bytes / figures.read_bandwidth * 1e9,
                 "decode_multiply_ns_per_key": flops_per_key / rate * 1e9,
                 "split_us": split_seconds(signature, isa, figures) * 1e6,
                 "split_keys": policy.split_keys,
                 "prefill_rows": prefill.max_tokens * signature.queries_per_kv,
                 "l1_kb": self.target.cache_bytes(1) / 1024,
-                "prefill_chunk_kb": prefill.key_chunk * key_bytes(signature) / 1024,
+                "prefill_chunk_kb": prefill.key_chunk * signature.key_bytes / 1024,
                 "figures": figures.origin,
             },
             alternatives=_other_tiles(signature, isa, prefill),
         )
-
-
-def _named(layers: list[str]) -> str:
-    return layers[0] if len(layers) == 1 else f"{len(layers)} layers ({layers[0]} to {layers[-1]})"
 
 
 def _described(variant: KernelVariant) -> str:

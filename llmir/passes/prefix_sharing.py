@@ -17,7 +17,7 @@ from llmir.ir.attributes import Selection
 from llmir.ir.bindings import ir
 from llmir.ir.module import STEP_INPUTS, decoder_of, ops_of
 from llmir.ir.ops import Embedding, Linear, MoE, Rope
-from llmir.ir.remarks import Remark, add_remark
+from llmir.ir.remarks import Remark, add_remark, of_layers
 from llmir.ir.sharing_costs import cached_key
 from llmir.ir.signature import AttentionSignature, KernelVariant
 from llmir.ir.types import PagedKVCache
@@ -161,7 +161,7 @@ class PrefixSharing:
 
     def _decide(self, signature: AttentionSignature, problem: str | None, ops: list[Any]) -> Remark:
         """Sets the selection of layers that are alike, and says why."""
-        subject = _named([op.layer.value for op in ops])
+        subject = of_layers([op.layer.value for op in ops])
         if problem is not None:
             return Remark(self.name, subject, ALONE, problem)
         variants = ops[0].selection.variants
@@ -221,15 +221,12 @@ class PrefixSharing:
 
 def _described(even: BreakEven) -> str:
     """The curve in words, batches of one break-even together."""
-    token_bytes = even.signature.num_kv_heads * even.signature.key_bytes
     parts = []
     for tokens, batches in groupby(even.curve, key=lambda requests: even.curve[requests]):
         if tokens is not None:
             first, *others = batches
             requests = f"{first} to {others[-1]}" if others else str(first)
-            parts.append(f"{tokens} tokens ({tokens * token_bytes / 1024:.0f} KB) for {requests} requests")
+            parts.append(
+                f"{tokens} tokens ({tokens * even.signature.token_bytes / 1024:.0f} KB) for {requests} requests"
+            )
     return ", ".join(parts)
-
-
-def _named(layers: list[str]) -> str:
-    return layers[0] if len(layers) == 1 else f"{len(layers)} layers ({layers[0]} to {layers[-1]})"

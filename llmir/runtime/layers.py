@@ -92,8 +92,7 @@ class PlannedLayers:
         for symbol, runner in self._runners.items():
             schedule = runner.begin_step(query_start, seq_lens, block_table, threads)
             requests = max(requests, schedule.shared_requests)
-            key_bytes = runner.spec.signature.key_bytes * runner.spec.signature.num_kv_heads
-            self.sharing.kv_bytes += schedule.keys_not_read * key_bytes * self._layers[symbol]
+            self.sharing.kv_bytes += schedule.keys_not_read * runner.spec.signature.token_bytes * self._layers[symbol]
         self.sharing.steps += requests > 0
         self.sharing.requests += requests
 
