@@ -13,8 +13,8 @@ from llmir_attention import plan_kernel
 
 from llmir import compiler
 from llmir.kernels import reference
-from llmir.kernels.cpu.abi import Item
 from llmir.kernels.cpu.kernel import Kernel
+from llmir.kernels.work_list import Item
 from llmir.runtime.attention import AttentionRunner
 from llmir.runtime.schedule import Schedule
 

@@ -154,7 +154,7 @@ def _plan(
 
     info = model_info(module)
     framework, _, version = info.framework.partition(" ")
-    shared = {(k.spec.signature.block_size, k.spec.signature.layout, k.spec.signature.element_type) for k in kernels}
+    shared = {(k.spec.signature.block_size, k.spec.signature.layout, k.spec.signature.cache_type) for k in kernels}
     if len(shared) != 1:
         raise LlmirError(f"a model's KV caches must have one block size, layout and element type, not {sorted(shared)}")
     block_size, layout, element_type = shared.pop()

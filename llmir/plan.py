@@ -18,7 +18,7 @@ from llmir.errors import PlanError
 from llmir.ir.signature import KernelSpec, StepPolicy
 
 #: Raised when a field changes its meaning; a plan of another format is refused.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if is_dataclass(kind):
         return _read_record(kind, value, where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:  # of a type and None
-        return None if value is None else _read(arguments[0], value, where)
+    if origin is types.UnionType:
+        return None if value is None else _read(_choice(arguments, value), value, where)
     if origin is typing.Literal:
         fits = value in arguments
     elif origin is tuple:
@@ -184,6 +184,16 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if not fits:
         raise PlanError(f"the plan cannot be read: {where} must be {_name(kind)}, not {value!r}; compile it again")
     return float(value) if kind is float else value
+
+
+def _choice(kinds: tuple[Any, ...], value: Any) -> Any:
+    """Which of the types of a union ``value`` is to be read as: of tuples of records the one whose fields it has."""
+    for kind in kinds:
+        element = next(iter(typing.get_args(kind)), None)
+        record = value[0] if isinstance(value, list | tuple) and value else None
+        if is_dataclass(element) and isinstance(record, dict) and {f.name for f in fields(element)} == set(record):
+            return kind
+    return kinds[0]
 
 
 def _read_record(kind: Any, value: Any, where: str) -> Any:

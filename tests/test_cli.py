@@ -10,7 +10,7 @@ import pytest
 from llmir import cli
 from llmir.cli import frameworks
 from llmir.errors import LlmirError
-from llmir.ir.signature import AttentionSignature, KernelSpec, KernelVariant, StepPolicy
+from llmir.ir.signature import AttentionSignature, CpuVariant, KernelSpec, StepPolicy
 from llmir.plan import FORMAT, Decision, Plan, PlannedKernel
 from llmir.target import Target
 from llmir.workload import Workload
@@ -20,7 +20,7 @@ from llmir.workload import Workload
 def plan():
     """A plan for this machine with one kernel and one decision."""
     signature = AttentionSignature(9, 3, 64, "bf16", 128, 0.125, layout="pair")
-    decode = KernelVariant("decode", 1, 3, 64, 4, 4, 1)
+    decode = CpuVariant("decode", 1, 3, 64, 4, 4, 1)
     spec = KernelSpec(signature, "avx512_bf16", (decode,))
     layers = tuple(f"model.layers.{i}.self_attn.attn" for i in range(30))
     decision = Decision(

@@ -1,6 +1,7 @@
 """A plan's kernels in the hands of a backend."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -29,9 +30,13 @@ def loaded(monkeypatch):
     return specs
 
 
+def load(folder):
+    return partial(AttentionRunner.load, object_cache=ObjectCache(folder))
+
+
 @pytest.fixture
 def layers(loaded, tmp_path):
-    return PlannedLayers(PLAN, ObjectCache(tmp_path))
+    return PlannedLayers(PLAN, load(tmp_path))
 
 
 def test_layers_of_one_kernel_share_it(layers, loaded):
@@ -67,7 +72,7 @@ def test_what_sharing_saves_is_counted_for_every_layer(loaded, tmp_path):
     )
     (kernel,) = PLAN.kernels
     policy = replace(kernel.policy, sharing=costs)
-    layers = PlannedLayers(replace(PLAN, kernels=(replace(kernel, policy=policy),)), ObjectCache(tmp_path))
+    layers = PlannedLayers(replace(PLAN, kernels=(replace(kernel, policy=policy),)), load(tmp_path))
     layers.bind("layers.0", FACTS)
     layers.bind("layers.1", FACTS)
     lengths, table = np.array([300, 200, 290], np.int32), np.array([[5, 6, 1], [5, 7, 0], [5, 6, 2]], np.int32)
@@ -86,7 +91,7 @@ def test_what_sharing_saves_is_counted_for_every_layer(loaded, tmp_path):
         ({"window": 32}, "window is 32 .* for 0"),
         ({"soft_cap": 30.0}, "soft cap is 30.0 .* for 0.0"),
         ({"block_size": 16}, "block size is 16 .* for 128"),
-        ({"element_type": "f16"}, "cache type is f16 .* for bf16"),
+        ({"element_type": "f16"}, "element type is f16 .* for bf16"),
         ({"scale": 0.25}, "scale is 0.25 .* for 0.125"),
     ],
 )

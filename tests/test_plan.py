@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from llmir.errors import PlanError
-from llmir.ir.signature import AttentionSignature, KernelSpec, KernelVariant, SharingCosts, StepPolicy
+from llmir.ir.signature import AttentionSignature, CpuVariant, KernelSpec, SharingCosts, StepPolicy
 from llmir.plan import FORMAT, Decision, Plan, PlannedKernel
 from llmir.target import Target
 from llmir.workload import NAMED
@@ -14,7 +14,7 @@ from llmir.workload import NAMED
 SPEC = KernelSpec(
     AttentionSignature(9, 3, 64, "bf16", 128, 0.125, layout="pair"),
     "avx512_bf16",
-    (KernelVariant("decode", 1, 3, 64, 4, 4, 1), KernelVariant("prefill", 32, 6, 128, 4, 4, 0)),
+    (CpuVariant("decode", 1, 3, 64, 4, 4, 1), CpuVariant("prefill", 32, 6, 128, 4, 4, 0)),
 )
 SHARING = SharingCosts(48, 128, 20.0, ((256, 4.0), (1024, 8.5)), 2.5, 3, 0.7, 100.0, 0.9)
 PLAN = Plan(
@@ -102,7 +102,7 @@ def test_a_missing_field_is_a_plan_error_that_names_it(name):
 
 
 def test_another_format_is_refused():
-    with pytest.raises(PlanError, match=r"format 99 and this llmir reads 1: compile it again"):
+    with pytest.raises(PlanError, match=r"format 99 and this llmir reads 2: compile it again"):
         Plan.from_json(edited("format", 99))
 
 

@@ -26,7 +26,15 @@ from llmir.ir.base import (
 )
 from llmir.ir.bindings import ext, ir
 from llmir.ir.ops import check_weight
-from llmir.ir.signature import ELEMENT_BYTES, LANES, AttentionSignature, KernelSpec, StepPolicy
+from llmir.ir.signature import (
+    ELEMENT_BYTES,
+    GPUS,
+    LANES,
+    QUANTIZED_TYPE,
+    AttentionSignature,
+    KernelSpec,
+    StepPolicy,
+)
 from llmir.ir.types import PagedKVCache
 
 
@@ -81,7 +89,8 @@ def check_selection(selection: Selection, block_size: int, layout: str) -> None:
         variants, _ = selection.variants, selection.policy
     except TypeError as error:
         raise InvalidIRError(f"selection cannot be read: {error}") from error
-    require(selection.isa in LANES, f"unknown instruction set {selection.isa!r}; known are {', '.join(LANES)}")
+    known_isas = (*LANES, *GPUS)
+    require(selection.isa in known_isas, f"unknown instruction set {selection.isa!r}; known: {', '.join(known_isas)}")
     require(len(variants) > 0, "a selection needs at least one variant")
     for variant in variants:
         tiles = {name: size for name, size in vars(variant).items() if name != "name"}
@@ -240,28 +249,29 @@ def find_kernel(op: Any, name: str) -> Any:
 def signature_of(op: Any) -> AttentionSignature:
     """The signature of a paged_attention or fused_attention op.
 
-    Raises UnsupportedLayerError for what a signature cannot say: bidirectional attention, sinks, ALiBi,
-    and element types without a kernel.
+    Raises UnsupportedLayerError for what a signature cannot say: bidirectional attention, ALiBi, and element types
+    that no target has a kernel for.
     """
     layer, cache = op.layer.value, op.cache.type
+    quantized = cache.element_type == QUANTIZED_TYPE
     if not op.causal.value:
         raise UnsupportedLayerError(layer, "only causal attention has a kernel")
-    if op.sinks is not None:
-        raise UnsupportedLayerError(layer, "attention sinks have no kernel")
     if op.alibi is not None:
         raise UnsupportedLayerError(layer, "ALiBi has no kernel")
-    if cache.element_type not in ELEMENT_BYTES:
+    if cache.element_type not in (*ELEMENT_BYTES, QUANTIZED_TYPE):
         raise UnsupportedLayerError(layer, f"a KV cache of {cache.element_type} has no kernel")
     return AttentionSignature(
         num_heads=known(shape(op.query)[1], "number of query heads"),
         num_kv_heads=cache.kv_heads,
         head_size=cache.head_size,
-        element_type=cache.element_type,
+        element_type=str(op.query.type.element_type) if quantized else cache.element_type,
         block_size=cache.block_size,
         scale=op.scale.value,
         window=op.window.value,
         soft_cap=op.soft_cap.value,
         layout=cache.layout,
+        quantized=quantized,
+        sinks=op.sinks is not None,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from llmir.ir import types
 from llmir.ir.base import LLMAttribute
 from llmir.ir.bindings import ir
-from llmir.ir.signature import KernelVariant, SharingCosts, StepPolicy
+from llmir.ir.signature import SharingCosts, StepPolicy, Variants, variants_of
 
 
 def to_attribute(value: Any) -> ir.Attribute:
@@ -90,7 +90,7 @@ class Selection(LLMAttribute, name="selection"):
     conditions: ir.DictAttr
 
     @classmethod
-    def build(cls, *, isa: str, variants: Sequence[KernelVariant], policy: StepPolicy) -> "Selection":
+    def build(cls, *, isa: str, variants: Variants, policy: StepPolicy) -> "Selection":
         """The attribute for these records."""
         return cls.get(
             ir.StringAttr.get(isa),
@@ -104,9 +104,9 @@ class Selection(LLMAttribute, name="selection"):
         return self.instruction_set.value
 
     @property
-    def variants(self) -> tuple[KernelVariant, ...]:
+    def variants(self) -> Variants:
         """Tile sizes of each variant; TypeError where the attribute does not hold them."""
-        return tuple(KernelVariant(**variant) for variant in to_python(self.tiles))
+        return variants_of(to_python(self.tiles))
 
     @property
     def policy(self) -> StepPolicy:

@@ -6,18 +6,29 @@ loaded: a plan on disk, a serving process, the key of a compiled object.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 ElementType = Literal["bf16", "f16", "f32"]
 #: "logical" is the framework's page before a layout is decided: [block, KV head, slot, key then value].
 CacheLayout = Literal["logical", "row", "lane", "pair"]
-Isa = Literal["avx512_bf16", "avx512", "plain"]
+#: Instruction sets of CPUs, then GPU architectures by their compilers' names.
+Isa = Literal["avx512_bf16", "avx512", "plain", "sm_80", "sm_90", "sm_100", "gfx942"]
 
 ELEMENT_BYTES: dict[str, int] = {"bf16": 2, "f16": 2, "f32": 4}
+#: Element type of a cache that keeps keys and values divided by a scale, and bytes of an element.
+QUANTIZED_TYPE = "f8E4M3FN"
+QUANTIZED_BYTES = 1
 #: float32 lanes of one vector register.
 LANES: dict[str, int] = {"avx512_bf16": 16, "avx512": 16, "plain": 8}
+GPUS: tuple[str, ...] = ("sm_80", "sm_90", "sm_100", "gfx942")
 HEAD_SIZES = (64, 80, 96, 128, 256)
+
+
+def is_gpu(isa: str) -> bool:
+    """Whether ``isa`` is a GPU architecture."""
+    return isa in GPUS
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,7 @@ class AttentionSignature:
     num_kv_heads: int
     head_size: int
     element_type: ElementType
+    """Of queries, of new keys and values, of the output; and of the cache, where it is not quantized."""
     block_size: int
     """Tokens in a block."""
     scale: float
@@ -48,6 +60,16 @@ class AttentionSignature:
     soft_cap: float = 0.0
     """Scores become ``soft_cap * tanh(score / soft_cap)``; 0: they stay."""
     layout: CacheLayout = "logical"
+    quantized: bool = False
+    """The cache is of QUANTIZED_TYPE: keys and values are divided by a scale of the layer's keys, and one of its
+    values, before they are rounded to it."""
+    sinks: bool = False
+    """Every query head has a score of its own that takes part in the softmax and has no value (gpt-oss)."""
+
+    @property
+    def cache_type(self) -> str:
+        """Element type of the KV cache."""
+        return QUANTIZED_TYPE if self.quantized else self.element_type
 
     @property
     def queries_per_kv(self) -> int:
@@ -67,7 +89,8 @@ class AttentionSignature:
     @property
     def key_bytes(self) -> int:
         """Bytes of one key and its value in one KV head."""
-        return 2 * self.head_size * ELEMENT_BYTES[self.element_type]
+        element_bytes = QUANTIZED_BYTES if self.quantized else ELEMENT_BYTES[self.element_type]
+        return 2 * self.head_size * element_bytes
 
     @property
     def token_bytes(self) -> int:
@@ -85,7 +108,7 @@ class KernelVariant:
     """Tile sizes of one variant of the attention kernel.
 
     A variant handles an item of up to ``max_tokens`` query tokens (times the query heads of a KV head =
-    rows), ``row_tile`` rows in registers at a time, softmax once every ``key_chunk`` keys.
+    rows), ``row_tile`` rows at a time, softmax once every ``key_chunk`` keys.
     """
 
     name: Literal["decode", "prefill"]
@@ -93,6 +116,12 @@ class KernelVariant:
     row_tile: int
     key_chunk: int
     """Keys between two softmax steps: whole blocks, or a part that divides one; in layout "row" any number."""
+
+
+@dataclass(frozen=True)
+class CpuVariant(KernelVariant):
+    """A variant on a CPU: what of a tile of rows stays in vector registers."""
+
     key_vectors: int
     """Vectors of scores a query row keeps in registers; whole key groups."""
     value_vectors: int
@@ -100,6 +129,32 @@ class KernelVariant:
     prefetch: int
     """How far ahead memory is asked for; 0: not at all. 1: while a page's keys or values are read, the same place of
     those that come next, wherever their page lies. In layout "row": keys ahead whose rows are asked for."""
+
+
+@dataclass(frozen=True)
+class GpuVariant(KernelVariant):
+    """A variant on a GPU: one thread block an item, whose rows are one tile of ``row_tile`` rows, padded."""
+
+    warps: int
+    """Warps (of 32 or 64 threads) of a thread block."""
+    stages: int
+    """Tiles of keys in shared memory: one that is worked on, the others on their way. 1: none is asked for ahead."""
+
+
+Variants = tuple[CpuVariant, ...] | tuple[GpuVariant, ...]
+
+
+def variant_of(record: dict[str, Any]) -> CpuVariant | GpuVariant:
+    """The variant that a dictionary of its fields holds; TypeError where it holds none."""
+    return GpuVariant(**record) if "warps" in record else CpuVariant(**record)
+
+
+def variants_of(records: Iterable[dict[str, Any]]) -> Variants:
+    """The variants of one kernel from their dictionaries; TypeError where these are not all of one kind."""
+    variants = tuple(map(variant_of, records))
+    if len({type(variant) for variant in variants}) > 1:
+        raise TypeError("variants of a CPU and of a GPU in one kernel")
+    return variants  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -151,16 +206,27 @@ class KernelSpec:
 
     signature: AttentionSignature
     isa: Isa
-    variants: tuple[KernelVariant, ...]
+    variants: Variants
 
     @property
     def symbol(self) -> str:
         """Name of the kernel function, readable: ``attention_9x3x64_bf16_block128``."""
         s = self.signature
         extras = (f"_window{s.window}" if s.window else "") + ("_softcap" if s.soft_cap else "")
+        extras += ("_sinks" if s.sinks else "") + ("_fp8" if s.quantized else "")
         return f"attention_{s.num_heads}x{s.num_kv_heads}x{s.head_size}_{s.element_type}_block{s.block_size}{extras}"
 
-    def variant(self, name: str) -> KernelVariant:
+    @property
+    def cpu_variants(self) -> tuple[CpuVariant, ...]:
+        """The variants of a kernel for a CPU; none of one for a GPU."""
+        return tuple(variant for variant in self.variants if isinstance(variant, CpuVariant))
+
+    @property
+    def gpu_variants(self) -> tuple[GpuVariant, ...]:
+        """The variants of a kernel for a GPU; none of one for a CPU."""
+        return tuple(variant for variant in self.variants if isinstance(variant, GpuVariant))
+
+    def variant(self, name: str) -> CpuVariant | GpuVariant:
         """The variant called ``name``; KeyError if this kernel has none."""
         for variant in self.variants:
             if variant.name == name:
@@ -177,5 +243,5 @@ class KernelSpec:
         return cls(
             signature=AttentionSignature(**data["signature"]),
             isa=data["isa"],
-            variants=tuple(KernelVariant(**v) for v in data["variants"]),
+            variants=variants_of(data["variants"]),
         )

@@ -12,7 +12,7 @@ import numpy as np
 
 from llmir.ir import sharing_costs
 from llmir.ir.sharing_costs import Rows
-from llmir.ir.signature import AttentionSignature, KernelVariant, SharingCosts
+from llmir.ir.signature import AttentionSignature, CpuVariant, SharingCosts
 from llmir.passes import tiles
 from llmir.passes.block_sizing import FIGURES_ERROR, piece_bytes
 from llmir.passes.kernel_selection import split_seconds
@@ -33,9 +33,7 @@ BATCHES = (2, 4, 8, 16, 32, 64, 128, 256)
 LENGTHS = (1024, 4096, 16384)
 
 
-def costs_on(
-    target: Target, signature: AttentionSignature, decode: KernelVariant, prefill: KernelVariant
-) -> SharingCosts:
+def costs_on(target: Target, signature: AttentionSignature, decode: CpuVariant, prefill: CpuVariant) -> SharingCosts:
     """What reading a part of one KV head's cache costs; ``least_tokens`` is one block, and one chunk of keys.
 
     Reading: as decode reads pages of this size with all threads at work. From a cache: requests follow one another,

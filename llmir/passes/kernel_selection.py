@@ -16,9 +16,10 @@ from llmir.ir.signature import (
     HEAD_SIZES,
     LANES,
     AttentionSignature,
+    CpuVariant,
     Isa,
-    KernelVariant,
     StepPolicy,
+    is_gpu,
 )
 from llmir.ir.types import PagedKVCache
 from llmir.passes import tiles
@@ -30,9 +31,13 @@ SPLIT_OVERHEAD = 1 / 8
 ITEMS_PER_THREAD = 4
 
 
-def check_supported(layer: str, signature: AttentionSignature) -> None:
-    """Raise UnsupportedLayerError for a signature that the kernel generators cannot make."""
+def check_supported(layer: str, signature: AttentionSignature, isa: Isa) -> None:
+    """Raise UnsupportedLayerError for a signature that the kernel generators cannot make for ``isa``."""
     s = signature
+    if s.sinks and not is_gpu(isa):
+        raise UnsupportedLayerError(layer, "attention sinks have no kernel on a CPU")
+    if s.quantized and not is_gpu(isa):
+        raise UnsupportedLayerError(layer, f"a KV cache of {s.cache_type} has no kernel on a CPU")
     if s.head_size not in HEAD_SIZES:
         known = ", ".join(map(str, HEAD_SIZES))
         raise UnsupportedLayerError(layer, f"its head size is {s.head_size}, and there are kernels for {known}")
@@ -48,7 +53,7 @@ def split_seconds(signature: AttentionSignature, isa: Isa, figures: Measurements
     return 2 * state_bytes / figures.read_bandwidth + access
 
 
-def step_policy(signature: AttentionSignature, isa: Isa, decode: KernelVariant, figures: Measurements) -> StepPolicy:
+def step_policy(signature: AttentionSignature, isa: Isa, decode: CpuVariant, figures: Measurements) -> StepPolicy:
     """The run-time conditions: a split is so long that its own cost is at most SPLIT_OVERHEAD of its reading."""
     key_seconds = signature.key_bytes / figures.read_bandwidth
     keys = split_seconds(signature, isa, figures) / SPLIT_OVERHEAD / key_seconds
@@ -73,7 +78,7 @@ class KernelSelection:
             raise UnsupportedLayerError(op.layer.value, "latent attention (MLA) has no kernel")
         attention = ops_of(module, FusedAttention, PagedAttention)
         for op in attention:
-            check_supported(op.layer.value, signature_of(op))
+            check_supported(op.layer.value, signature_of(op), isa)
         retype_caches(module, self._laid_out)
         layers: dict[AttentionSignature, list[str]] = {}
         for op in attention:
@@ -88,7 +93,7 @@ class KernelSelection:
     def _laid_out(self, _layer: str, cache: PagedKVCache) -> PagedKVCache:
         return cache.replace(layout=tiles.layout(self.target.isa, cache.element_type, cache.block_size))
 
-    def _select(self, signature: AttentionSignature) -> tuple[tuple[KernelVariant, ...], StepPolicy]:
+    def _select(self, signature: AttentionSignature) -> tuple[tuple[CpuVariant, ...], StepPolicy]:
         isa = self.target.isa
         decode = tiles.decode_variant(signature, isa)
         policy = step_policy(signature, isa, decode, self.target.figures)
@@ -98,7 +103,7 @@ class KernelSelection:
         self,
         signature: AttentionSignature,
         layers: list[str],
-        variants: tuple[KernelVariant, ...],
+        variants: tuple[CpuVariant, ...],
         policy: StepPolicy,
     ) -> Remark:
         isa, figures = self.target.isa, self.target.figures
@@ -133,18 +138,18 @@ class KernelSelection:
         )
 
 
-def _described(variant: KernelVariant) -> str:
+def _described(variant: CpuVariant) -> str:
     return (
         f"{variant.name} {variant.row_tile} rows x {variant.key_vectors} key / {variant.value_vectors} value vectors, "
         f"{variant.key_chunk} keys a chunk"
     )
 
 
-def _registers(variant: KernelVariant) -> int:
+def _registers(variant: CpuVariant) -> int:
     return tiles.registers(variant.row_tile, max(variant.key_vectors, variant.value_vectors))
 
 
-def _other_tiles(signature: AttentionSignature, isa: Isa, prefill: KernelVariant) -> list[dict[str, Any]]:
+def _other_tiles(signature: AttentionSignature, isa: Isa, prefill: CpuVariant) -> list[dict[str, Any]]:
     """Prefill tiles of other heights, each as wide as it can be."""
     others = []
     for rows in (2, 4, 6, 8, 12):

@@ -19,7 +19,7 @@ from llmir.ir.module import STEP_INPUTS, decoder_of, ops_of
 from llmir.ir.ops import Embedding, Linear, MoE, Rope
 from llmir.ir.remarks import Remark, add_remark, of_layers
 from llmir.ir.sharing_costs import cached_key
-from llmir.ir.signature import AttentionSignature, KernelVariant
+from llmir.ir.signature import AttentionSignature, CpuVariant
 from llmir.ir.types import PagedKVCache
 from llmir.passes.break_even import LENGTHS, BreakEven, costs_on
 from llmir.target import Target
@@ -180,7 +180,7 @@ class PrefixSharing:
                 op.attributes["selection"] = Selection.build(isa=op.selection.isa, variants=variants, policy=policy)
         return self._remark(subject, even, prefill)
 
-    def _remark(self, subject: str, even: BreakEven, prefill: KernelVariant) -> Remark:
+    def _remark(self, subject: str, even: BreakEven, prefill: CpuVariant) -> Remark:
         costs, window = even.costs, even.signature.window
         tile = f"{prefill.row_tile} rows x {prefill.key_vectors} vectors"
         reason = "causal, its own keys, final when they are written"

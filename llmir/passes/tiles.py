@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from llmir.ir.signature import ELEMENT_BYTES, LANES, AttentionSignature, CacheLayout, Isa, KernelVariant
+from llmir.ir.signature import ELEMENT_BYTES, LANES, AttentionSignature, CacheLayout, CpuVariant, Isa
 
 #: Vector registers of an instruction set.
 REGISTERS = {"avx512_bf16": 32, "avx512": 32, "plain": 16}
@@ -116,12 +116,12 @@ def prefill_tokens(queries_per_kv: int) -> int:
     return max(1, PREFILL_ROWS // queries_per_kv)
 
 
-def decode_variant(signature: AttentionSignature, isa: Isa) -> KernelVariant:
+def decode_variant(signature: AttentionSignature, isa: Isa) -> CpuVariant:
     """One token a request: all query heads of a KV head against keys and values read strictly forward."""
     head_vectors = signature.head_size // LANES[isa]
     values = balanced(head_vectors, DECODE_MOST_VALUE_VECTORS[isa])
     rows = balanced(signature.queries_per_kv, max(1, min(MOST_ROWS, ACCUMULATORS[isa] // values)))
-    return KernelVariant(
+    return CpuVariant(
         name="decode",
         max_tokens=1,
         row_tile=rows,
@@ -132,10 +132,10 @@ def decode_variant(signature: AttentionSignature, isa: Isa) -> KernelVariant:
     )
 
 
-def prefill_variant(signature: AttentionSignature, isa: Isa) -> KernelVariant:
+def prefill_variant(signature: AttentionSignature, isa: Isa) -> CpuVariant:
     """Many tokens a request: a register tile of a matrix product."""
     keys = key_chunk(signature, isa, PREFILL_KEYS)
-    return KernelVariant(
+    return CpuVariant(
         name="prefill",
         max_tokens=prefill_tokens(signature.queries_per_kv),
         row_tile=MOST_ROWS,

@@ -9,6 +9,9 @@ import numpy as np
 from llmir.ir.signature import StepPolicy
 from llmir.kernels.cpu.abi import Arguments, state_bytes
 from llmir.kernels.cpu.kernel import Kernel
+from llmir.kernels.cpu.object_cache import ObjectCache
+from llmir.kernels.work_list import Item
+from llmir.plan import PlannedKernel
 from llmir.runtime.schedule import Int32, Schedule, Scheduler
 
 
@@ -26,18 +29,25 @@ class AttentionRunner:
         self._address = ctypes.addressof(self._arguments)
         self._state_bytes = kernel.spec.signature.num_kv_heads * state_bytes(kernel.spec)
         self._buffers: dict[str, np.ndarray] = {}
-        self._step: tuple[Schedule, Int32] | None = None
+        self._step: tuple[Schedule, Int32, Int32] | None = None
 
-    def begin_step(self, query_start: Int32, seq_lens: Int32, block_table: Int32, threads: int) -> Schedule:
+    @classmethod
+    def load(cls, kernel: PlannedKernel, object_cache: ObjectCache) -> AttentionRunner:
+        """What runs a plan's kernel; KernelError where that cannot be loaded."""
+        return cls(Kernel.load(kernel.spec, object_cache), kernel.policy)
+
+    def begin_step(self, query_start: Int32, seq_lens: Int32, block_table: Int32 | None, threads: int) -> Schedule:
         """Prepares the calls of one step and gives its work list.
 
         ``query_start`` [requests + 1], ``seq_lens`` [requests] and ``block_table`` [requests, columns] as for
         Scheduler.schedule; the table's rows are contiguous, and it must stay as it is until the step is over.
         """
+        assert block_table is not None, "on a CPU the kernel reads the host's block table"
         schedule = self._scheduler.schedule(query_start, seq_lens, block_table, threads)
         merges, arguments = schedule.merges, self._arguments
-        arguments.items = schedule.items.ctypes.data
-        arguments.item_count = len(schedule.items)
+        items = _of_all_heads(schedule.items, self.spec.signature.num_kv_heads)
+        arguments.items = items.ctypes.data
+        arguments.item_count = len(items)
         arguments.block_table = block_table.ctypes.data
         arguments.block_table_stride = block_table.strides[0] // block_table.itemsize
         arguments.threads = threads
@@ -48,7 +58,7 @@ class AttentionRunner:
         arguments.merges, arguments.state_rows = merges.count, merges.state_rows
         arguments.states = self._buffer("states", merges.state_rows * self._state_bytes)
         arguments.merge_counters = self._buffer("merge_counters", merges.count * 4 * self.spec.signature.num_kv_heads)
-        self._step = (schedule, block_table)  # keeps what the kernel has addresses of
+        self._step = (schedule, items, block_table)  # keeps what the kernel has addresses of
         return schedule
 
     def attend(
@@ -88,3 +98,10 @@ class AttentionRunner:
         if buffer is None or len(buffer) < size + 64:
             buffer = self._buffers[name] = np.zeros(2 * size + 64, np.uint8)
         return -(-buffer.ctypes.data // 64) * 64
+
+
+def _of_all_heads(items: Int32, heads: int) -> Int32:
+    """The items of every KV head; those of one range of keys follow one another."""
+    everywhere = np.repeat(items, heads, axis=0)
+    everywhere[:, Item.KV_HEAD] = np.tile(np.arange(heads, dtype=np.int32), len(items))
+    return everywhere

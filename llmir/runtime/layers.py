@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from llmir.errors import UnsupportedLayerError
-from llmir.ir.signature import AttentionSignature
-from llmir.kernels.cpu.kernel import Kernel
-from llmir.kernels.cpu.object_cache import ObjectCache
-from llmir.plan import Plan
-from llmir.runtime.attention import AttentionRunner
-from llmir.runtime.schedule import Int32
+from llmir.ir.signature import AttentionSignature, KernelSpec
+from llmir.plan import Plan, PlannedKernel
+from llmir.runtime.schedule import Int32, Schedule
 
 #: A framework may have computed a layer's scale in another order than when the plan was made.
 SCALE_TOLERANCE = 1e-6
@@ -30,7 +28,7 @@ class LayerFacts:
     num_kv_heads: int
     head_size: int
     element_type: str
-    """Of the layer's KV cache, by its name in the IR: bf16, f16, f32."""
+    """Of queries, and of the layer's KV cache where it is not quantized, by its name in the IR: bf16, f16, f32."""
     block_size: int
     """Tokens in a block of the framework's cache."""
     scale: float
@@ -39,6 +37,10 @@ class LayerFacts:
     """Tokens a query may attend to, itself included; 0: all."""
     soft_cap: float = 0.0
     """See AttentionSignature; 0: none."""
+    quantized: bool = False
+    """See AttentionSignature."""
+    sinks: bool = False
+    """See AttentionSignature."""
 
 
 @dataclass
@@ -53,17 +55,30 @@ class SharingCount:
     """Bytes of keys and values, of all layers, that were not read again."""
 
 
-class PlannedLayers:
+class Runner(Protocol):
+    """What runs a kernel: AttentionRunner on a CPU, GpuAttentionRunner on a GPU."""
+
+    spec: KernelSpec
+
+    def begin_step(self, query_start: Int32, seq_lens: Int32, block_table: Int32 | None, threads: int) -> Schedule:
+        """Prepares the calls of one step and gives its work list."""
+
+
+RunnerT = TypeVar("RunnerT", bound=Runner)
+
+
+class PlannedLayers(Generic[RunnerT]):
     """Attention layers that share each step's work lists, with the plan's kernels loaded for them.
 
     Layers share a step when they share query starts, lengths and block table: one object for each of the framework's
     groups of KV caches.
     """
 
-    def __init__(self, plan: Plan, object_cache: ObjectCache):
+    def __init__(self, plan: Plan, load: Callable[[PlannedKernel], RunnerT]):
+        """``load`` gives what runs one of the plan's kernels."""
         self._plan = plan
-        self._object_cache = object_cache
-        self._runners: dict[str, AttentionRunner] = {}
+        self._load = load
+        self._runners: dict[str, RunnerT] = {}
         self._layers: Counter[str] = Counter()
         self.sharing = SharingCount()
 
@@ -72,7 +87,7 @@ class PlannedLayers:
         """Layers bound so far, by the symbol of their kernel."""
         return dict(self._layers)
 
-    def bind(self, layer: str, facts: LayerFacts) -> AttentionRunner:
+    def bind(self, layer: str, facts: LayerFacts) -> RunnerT:
         """What computes the layer that the framework calls ``layer``; layers of one kernel get the same.
 
         Raises PlanError where the plan has no such layer, UnsupportedLayerError where its layer is unlike ``facts``,
@@ -81,13 +96,12 @@ class PlannedLayers:
         kernel = self._plan.kernel_for(layer)
         _check(layer, kernel.spec.signature, facts)
         if kernel.symbol not in self._runners:
-            loaded = Kernel.load(kernel.spec, self._object_cache)
-            self._runners[kernel.symbol] = AttentionRunner(loaded, kernel.policy)
+            self._runners[kernel.symbol] = self._load(kernel)
         self._layers[kernel.symbol] += 1
         return self._runners[kernel.symbol]
 
-    def begin_step(self, query_start: Int32, seq_lens: Int32, block_table: Int32, threads: int) -> None:
-        """Prepare all layers for one step; the arguments are AttentionRunner.begin_step's."""
+    def begin_step(self, query_start: Int32, seq_lens: Int32, block_table: Int32 | None, threads: int) -> None:
+        """Prepare all layers for one step; the arguments are Scheduler.schedule's."""
         requests = 0
         for symbol, runner in self._runners.items():
             schedule = runner.begin_step(query_start, seq_lens, block_table, threads)
@@ -117,7 +131,9 @@ def _check(layer: str, planned: AttentionSignature, found: LayerFacts) -> None:
         "window": (planned.window, found.window),
         "soft cap": (planned.soft_cap, found.soft_cap),
         "block size": (planned.block_size, found.block_size),
-        "cache type": (planned.element_type, found.element_type),
+        "element type": (planned.element_type, found.element_type),
+        "quantized cache": (planned.quantized, found.quantized),
+        "sinks": (planned.sinks, found.sinks),
     }
     if not math.isclose(planned.scale, found.scale, rel_tol=SCALE_TOLERANCE):
         pairs["scale"] = (planned.scale, found.scale)

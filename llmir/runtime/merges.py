@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmir.kernels.cpu.abi import Item
+from llmir.kernels.work_list import Item
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]

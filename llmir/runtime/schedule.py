@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmir.ir.signature import KernelSpec, StepPolicy
-from llmir.kernels.cpu.abi import ITEM_FIELDS, Item
+from llmir.kernels.work_list import ITEM_FIELDS, Item
 from llmir.runtime.merges import Merges, merges_of
 from llmir.runtime.prefix_tree import PrefixFinder, PrefixTree
 from llmir.runtime.sharing import Shared, SharedParts, ranges, share, shared_parts
@@ -29,7 +29,7 @@ class Schedule:
     """The work list of one step, the same for every layer of one kernel."""
 
     items: Int32
-    """[items, ITEM_FIELDS], longest first."""
+    """[items, ITEM_FIELDS], longest first: of the first KV head; the others have the same."""
     merges: Merges
     """Tokens whose attention is in parts."""
     shared_requests: int
@@ -58,12 +58,13 @@ class Scheduler:
         self._finder = PrefixFinder()
         self._shared: tuple[PrefixTree, Int64, SharedParts | None] | None = None
 
-    def schedule(self, query_start: Int32, seq_lens: Int32, block_table: Int32, threads: int) -> Schedule:
+    def schedule(self, query_start: Int32, seq_lens: Int32, block_table: Int32 | None, threads: int) -> Schedule:
         """The work list of a step.
 
         ``query_start`` [requests + 1]: where each request's new tokens begin among the step's tokens;
-        ``seq_lens`` [requests]: tokens of each request, the new ones included; ``block_table`` [requests, columns];
-        ``threads``: who will run it.
+        ``seq_lens`` [requests]: tokens of each request, the new ones included; ``block_table`` [requests, columns],
+        or None where it is not known here, and then nothing is shared; ``threads``: who will run it, threads of a CPU
+        or thread blocks that a GPU runs at a time.
         """
         starts, lengths = np.asarray(query_start, np.int64), np.asarray(seq_lens, np.int64)
         tiles = self._tiles(starts, lengths)
@@ -74,9 +75,7 @@ class Scheduler:
         tiles = self._split(shared.tiles, threads)
         merges = merges_of(tiles, shared.tokens, self._queries_per_kv, self._row_tile)
         order = np.argsort(-self._cost(tiles), kind="stable")
-        items = np.repeat(tiles[order].astype(np.int32), self._heads, axis=0)
-        items[:, Item.KV_HEAD] = np.tile(np.arange(self._heads, dtype=np.int32), len(tiles))
-        return Schedule(items, merges, shared.requests, shared.keys_not_read)
+        return Schedule(tiles[order].astype(np.int32), merges, shared.requests, shared.keys_not_read)
 
     def _tiles(self, query_start: Int64, seq_lens: Int64) -> Int64:
         """One row per tile of query tokens: items without their KV head."""
@@ -94,6 +93,7 @@ class Scheduler:
         tiles[:, Item.POSITION] = seq_lens[request] - new_tokens[request] + first
         tiles[:, Item.KEY_BEGIN] = self._first_key(tiles)
         tiles[:, Item.KEY_END] = tiles[:, Item.POSITION] + tiles[:, Item.TOKENS]
+        tiles[:, Item.KV_HEAD] = 0
         tiles[:, [Item.STATE, Item.MERGE, Item.MEMBERS]] = -1
         return tiles
 
@@ -110,10 +110,10 @@ class Scheduler:
         row_tiles = -(-rows // self._row_tile[items[:, Item.VARIANT]])
         return (items[:, Item.KEY_END] - items[:, Item.KEY_BEGIN]) * np.maximum(row_tiles, self._read_tiles)
 
-    def _parts(self, new_tokens: Int64, seq_lens: Int64, block_table: Int32) -> SharedParts | None:
+    def _parts(self, new_tokens: Int64, seq_lens: Int64, block_table: Int32 | None) -> SharedParts | None:
         """What is read once in a step; decided anew where the tree or the rows have changed."""
         costs = self._policy.sharing
-        if costs is None or len(new_tokens) < 2:
+        if costs is None or block_table is None or len(new_tokens) < 2:
             return None
         rows = new_tokens * self._queries_per_kv
         blocks = (seq_lens - new_tokens) // self._block_size  # what this step writes is nobody else's

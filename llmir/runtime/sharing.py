@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from llmir.ir.sharing_costs import pays
 from llmir.ir.signature import SharingCosts
-from llmir.kernels.cpu.abi import ITEM_FIELDS, Item
+from llmir.kernels.work_list import ITEM_FIELDS, Item
 from llmir.runtime.prefix_tree import PrefixTree
 
 Int64 = NDArray[np.int64]

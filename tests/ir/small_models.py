@@ -4,12 +4,12 @@ from llmir.ir import build
 from llmir.ir.attributes import Selection, Weight
 from llmir.ir.bindings import ir
 from llmir.ir.module import ModelInfo, decoder, new_module
-from llmir.ir.signature import AttentionSignature, KernelSpec, KernelVariant, StepPolicy
+from llmir.ir.signature import AttentionSignature, CpuVariant, KernelSpec, StepPolicy
 from llmir.ir.types import PagedKVCache, tensor
 
 INFO = ModelInfo("vllm 0.32.0", "tiny", allowed_block_sizes=(32, 64, 128))
 POLICY = StepPolicy(decode_tokens=1, split_keys=512, items_per_thread=2)
-VARIANT = KernelVariant("decode", 1, 3, 64, 4, 4, 1)
+VARIANT = CpuVariant("decode", 1, 3, 64, 4, 4, 1)
 LAYER = "model.layers.{}.self_attn.attn"
 
 

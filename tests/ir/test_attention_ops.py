@@ -15,7 +15,7 @@ from llmir.ir.attention import kernel_spec as spec_of
 from llmir.ir.attributes import Selection, to_attribute
 from llmir.ir.bindings import ir, passmanager, rewrite
 from llmir.ir.module import ModelInfo, decoder, new_module, ops_of
-from llmir.ir.signature import AttentionSignature, KernelVariant, StepPolicy
+from llmir.ir.signature import AttentionSignature, CpuVariant, StepPolicy
 from llmir.ir.text import InvalidModuleError, parse, print_module, verify
 from llmir.ir.types import tensor
 
@@ -44,6 +44,17 @@ def test_signature_of_says_what_the_op_says():
     )
 
 
+def test_signature_of_a_quantized_cache_has_the_type_of_its_queries():
+    module = attention_module(cache=cache_type(element_type="f8E4M3FN"))
+    signature = signature_of(attention_of(module))
+    assert (signature.element_type, signature.cache_type, signature.key_bytes) == ("bf16", "f8E4M3FN", 2 * 64)
+
+
+def test_signature_of_says_that_there_are_sinks():
+    module = attention_module(sinks=weight("sinks", 9))
+    assert signature_of(attention_of(module)).sinks
+
+
 def test_signature_keeps_the_scale_exactly_through_text():
     scale = 80**-0.5
     module = parse(print_module(attention_module(scale=scale)))
@@ -54,13 +65,11 @@ def test_signature_keeps_the_scale_exactly_through_text():
     ("attributes", "cache", "reason"),
     [
         ({"causal": False}, {}, "only causal attention"),
-        ({"sinks": lambda: weight("sinks", 9)}, {}, "attention sinks"),
         ({"alibi": [0.5] * 9}, {}, "ALiBi"),
-        ({}, {"element_type": "f8E4M3FN"}, "a KV cache of f8E4M3FN"),
+        ({}, {"element_type": "f8E5M2"}, "a KV cache of f8E5M2"),
     ],
 )
 def test_signature_of_refuses_by_layer_and_reason(attributes, cache, reason):
-    attributes = {name: value() if callable(value) else value for name, value in attributes.items()}
     module = attention_module(cache=cache_type(**cache), **attributes)
     verify(module)
     with pytest.raises(UnsupportedLayerError, match=reason) as raised:
@@ -128,12 +137,12 @@ def test_selection_s_chunks_of_rows_are_of_any_size():
     [
         ({"variants": []}, "a selection needs at least one variant"),
         ({"isa": "sse2"}, "unknown instruction set 'sse2'"),
-        ({"variants": [KernelVariant("decode", 1, 3, 64, 4.5, 4, 1)]}, "tile sizes of variant 'decode'"),
+        ({"variants": [CpuVariant("decode", 1, 3, 64, 4.5, 4, 1)]}, "tile sizes of variant 'decode'"),
     ],
 )
 def test_selection_is_verified(change, message):
     policy = StepPolicy(1, 512, 2)
-    values = {"isa": "plain", "variants": [KernelVariant("decode", 1, 3, 64, 4, 4, 1)], "policy": policy, **change}
+    values = {"isa": "plain", "variants": [CpuVariant("decode", 1, 3, 64, 4, 4, 1)], "policy": policy, **change}
     refused(attention_module(selection=Selection.build(**values)), message)
 
 

@@ -19,8 +19,8 @@ from llmir.ir.signature import (
     HEAD_SIZES,
     LANES,
     AttentionSignature,
+    CpuVariant,
     KernelSpec,
-    KernelVariant,
     SharingCosts,
     StepPolicy,
 )
@@ -78,14 +78,14 @@ def spec_of(signature: AttentionSignature, isa: str, decode_tokens: int = 1, pre
         signature,
         isa,
         (
-            KernelVariant("decode", decode_tokens, 2, 32, 32 // lanes, 2, 1),
-            KernelVariant("prefill", prefill_tokens, 3, 32, 2, 4, 0),
+            CpuVariant("decode", decode_tokens, 2, 32, 32 // lanes, 2, 1),
+            CpuVariant("prefill", prefill_tokens, 3, 32, 2, 4, 0),
         ),
     )
 
 
 @st.composite
-def variants(draw, name: str, max_tokens: int, signature: AttentionSignature, isa: str) -> KernelVariant:
+def variants(draw, name: str, max_tokens: int, signature: AttentionSignature, isa: str) -> CpuVariant:
     lanes, group, rows, block = LANES[isa], signature.key_group(isa), signature.layout == "row", signature.block_size
 
     def fits(keys: int) -> bool:
@@ -93,7 +93,7 @@ def variants(draw, name: str, max_tokens: int, signature: AttentionSignature, is
 
     chunk = draw(st.sampled_from([c for c in (8, 16, 24, 32, 48, 64, 96, 128, 160, 192) if fits(c)]))
     vectors = draw(st.sampled_from([v for v in (1, 2, 3, 4) if chunk % (v * lanes) == 0 and fits(v * lanes)]))
-    return KernelVariant(
+    return CpuVariant(
         name,
         max_tokens=draw(st.integers(1, max_tokens)),
         row_tile=draw(st.integers(1, 6)),

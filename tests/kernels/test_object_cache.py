@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from llmir.ir.signature import AttentionSignature, KernelSpec, KernelVariant
+from llmir.ir.signature import AttentionSignature, CpuVariant, KernelSpec
 from llmir.kernels.cpu import object_cache
 from llmir.kernels.cpu.object_cache import ObjectCache, object_key
 
@@ -22,7 +22,7 @@ KEY = "5a" * 32
 OBJECT = bytes(range(256)) * 20
 
 SIGNATURE = AttentionSignature(9, 3, 64, "bf16", 128, 0.125, layout="pair")
-VARIANT = KernelVariant("decode", 1, 3, 64, 4, 4, 1)
+VARIANT = CpuVariant("decode", 1, 3, 64, 4, 4, 1)
 SPEC = KernelSpec(SIGNATURE, "avx512_bf16", (VARIANT,))
 
 

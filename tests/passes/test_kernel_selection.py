@@ -9,7 +9,7 @@ from llmir.errors import UnsupportedLayerError
 from llmir.ir.attention import FusedAttention
 from llmir.ir.module import caches_of, ops_of
 from llmir.ir.remarks import remarks
-from llmir.ir.signature import ELEMENT_BYTES, HEAD_SIZES, AttentionSignature, KernelSpec, KernelVariant
+from llmir.ir.signature import ELEMENT_BYTES, HEAD_SIZES, AttentionSignature, CpuVariant, KernelSpec
 from llmir.kernels.cpu import lowering
 from llmir.passes import tiles
 from llmir.passes.attention_fusion import AttentionFusion
@@ -116,8 +116,8 @@ def test_the_remark_holds_registers_times_and_other_tiles(parse):
         ({"head_size": 72}, "its head size is 72, and there are kernels for 64, 80, 96, 128, 256"),
         ({"causal": False}, "only causal attention has a kernel"),
         ({"more": ", alibi = [" + ", ".join(["0.5 : f64"] * 9) + "]"}, "ALiBi has no kernel"),
-        ({"more": ', sinks = #llm.weight<"sinks", tensor<9xbf16>>'}, "attention sinks have no kernel"),
-        ({"element": "f8E4M3FN"}, "a KV cache of f8E4M3FN has no kernel"),
+        ({"more": ', sinks = #llm.weight<"sinks", tensor<9xbf16>>'}, "attention sinks have no kernel on a CPU"),
+        ({"element": "f8E4M3FN"}, "a KV cache of f8E4M3FN has no kernel on a CPU"),
     ],
 )
 def test_what_has_no_kernel_is_refused_by_layer(parse, facts, reason):
@@ -169,10 +169,10 @@ def test_splits_are_whole_chunks_whose_own_cost_is_small(signature, isa):
 def test_the_tiles_of_smollm2_and_llama():
     smollm2 = AttentionSignature(9, 3, 64, "bf16", 128, 0.125)
     llama = AttentionSignature(32, 8, 128, "bf16", 128, 0.125)
-    assert tiles.decode_variant(smollm2, "avx512_bf16") == KernelVariant("decode", 1, 3, 128, 2, 4, 1)
-    assert tiles.prefill_variant(smollm2, "avx512_bf16") == KernelVariant("prefill", 32, 6, 128, 4, 4, 1)
-    assert tiles.decode_variant(llama, "avx512_bf16") == KernelVariant("decode", 1, 2, 128, 2, 8, 1)
-    assert tiles.prefill_variant(llama, "plain") == KernelVariant("prefill", 24, 6, 128, 2, 2, 1)
+    assert tiles.decode_variant(smollm2, "avx512_bf16") == CpuVariant("decode", 1, 3, 128, 2, 4, 1)
+    assert tiles.prefill_variant(smollm2, "avx512_bf16") == CpuVariant("prefill", 32, 6, 128, 4, 4, 1)
+    assert tiles.decode_variant(llama, "avx512_bf16") == CpuVariant("decode", 1, 2, 128, 2, 8, 1)
+    assert tiles.prefill_variant(llama, "plain") == CpuVariant("prefill", 24, 6, 128, 2, 2, 1)
 
 
 def test_chunks_are_whole_blocks_or_divide_one():

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmir.ir.signature import AttentionSignature, KernelSpec, KernelVariant, SharingCosts, StepPolicy
-from llmir.kernels.cpu.abi import Item
+from llmir.ir.signature import AttentionSignature, CpuVariant, KernelSpec, SharingCosts, StepPolicy
+from llmir.kernels.work_list import Item
 from llmir.runtime.schedule import Scheduler
 
 SIGNATURE = AttentionSignature(6, 2, 64, "bf16", 16, 0.125, layout="pair")
-VARIANTS = (KernelVariant("decode", 1, 3, 32, 2, 4, 1), KernelVariant("prefill", 8, 6, 32, 2, 4, 0))
+VARIANTS = (CpuVariant("decode", 1, 3, 32, 2, 4, 1), CpuVariant("prefill", 8, 6, 32, 2, 4, 0))
 #: Whatever two requests have in common is read once.
 COSTS = SharingCosts(
     most_rows=12,
@@ -73,7 +73,7 @@ def test_every_key_a_token_sees_is_read_for_it_once(step, window, threads):
     found = step.schedule(scheduler(window), threads)
     owner = np.repeat(np.arange(len(step.new)), step.new)
     read: dict[int, Counter] = {token: Counter() for token in range(len(owner))}
-    for item in found.items[found.items[:, Item.KV_HEAD] == 0]:
+    for item in found.items:
         keys = range(item[Item.KEY_BEGIN], item[Item.KEY_END])
         for token in tokens_of(item, found.merges):
             request, other = owner[token], item[Item.REQUEST]
@@ -97,7 +97,7 @@ def test_every_state_left_is_merged_once(step, threads):
     merges = found.merges
     rows = set()
     sources = Counter()
-    for item in found.items[found.items[:, Item.KV_HEAD] == 0]:
+    for item in found.items:
         if item[Item.STATE] < 0:
             continue
         tile = VARIANTS[item[Item.VARIANT]].row_tile
@@ -117,27 +117,26 @@ def test_every_state_left_is_merged_once(step, threads):
     assert all(merges.begin[merge + 1] - merges.begin[merge] >= 2 for merge in range(merges.count))
 
 
-def test_a_common_prefix_is_one_item_a_kv_head():
+def test_a_common_prefix_is_one_item():
     step = Step([(64, 1, 0, 0), (70, 1, 0, 4), (90, 1, 0, 4)])
     found = step.schedule(scheduler())
     once = found.items[found.items[:, Item.MEMBERS] >= 0]
     assert [tuple(item) for item in once[:, [Item.KV_HEAD, Item.KEY_BEGIN, Item.KEY_END, Item.TOKENS]]] == [
-        (0, 0, 64, 3),
-        (1, 0, 64, 3),
+        (0, 0, 64, 3)
     ]
     assert (found.shared_requests, found.keys_not_read) == (3, 2 * 64)
 
 
 def test_more_tokens_than_a_tile_holds_are_dealt_evenly():
     found = Step([(64, 1, 0, 4)] * 9).schedule(scheduler())
-    once = found.items[(found.items[:, Item.MEMBERS] >= 0) & (found.items[:, Item.KV_HEAD] == 0)]
+    once = found.items[found.items[:, Item.MEMBERS] >= 0]
     assert sorted(once[:, Item.TOKENS]) == [4, 5]
     assert found.keys_not_read == 7 * 64
 
 
 def test_a_shared_part_is_split_for_several_threads():
     found = Step([(3200, 1, 0, 200)] * 4).schedule(scheduler(), threads=2)
-    once = found.items[(found.items[:, Item.MEMBERS] >= 0) & (found.items[:, Item.KV_HEAD] == 0)]
+    once = found.items[found.items[:, Item.MEMBERS] >= 0]
     assert len(once) > 1 and {item[Item.KEY_END] % 32 for item in once} == {0}
 
 
@@ -145,13 +144,13 @@ def test_a_shared_part_is_split_for_several_threads():
 def test_what_does_not_pay_is_not_shared(sharing):
     found = Step([(64, 1, 0, 4)] * 4).schedule(scheduler(policy=replace(POLICY, sharing=sharing)))
     assert (found.shared_requests, found.keys_not_read, found.merges.count) == (0, 0, 0)
-    assert len(found.items) == 4 * 2
+    assert len(found.items) == 4
 
 
 def test_a_request_with_many_new_tokens_reads_alone():
     found = Step([(64, 5, 0, 4), (64, 1, 0, 4), (64, 4, 0, 4)]).schedule(scheduler())
     once = found.items[found.items[:, Item.MEMBERS] >= 0]
-    assert [tokens_of(item, found.merges) for item in once] == [[5, 6, 7, 8, 9]] * 2
+    assert [tokens_of(item, found.merges) for item in once] == [[5, 6, 7, 8, 9]]
 
 
 def test_what_is_written_in_this_step_is_shared_by_nobody():
@@ -165,8 +164,14 @@ def test_a_level_that_does_not_pay_is_read_with_the_next():
     dear = replace(COSTS, decode_row_key=0.1, row=40.0, margin=1.0)  # 40 ns a state: many tokens must be saved
     step = Step([(320, 1, 0, 0), (320, 1, 0, 20), (320, 1, 0, 1), (320, 1, 2, 20)])
     found = step.schedule(scheduler(policy=replace(POLICY, sharing=dear)))
-    once = found.items[(found.items[:, Item.MEMBERS] >= 0) & (found.items[:, Item.KV_HEAD] == 0)]
+    once = found.items[found.items[:, Item.MEMBERS] >= 0]
     assert {(item[Item.KEY_BEGIN], item[Item.KEY_END]) for item in once} == {(0, 320)} and len(once) == 2
+
+
+def test_without_a_block_table_nothing_is_shared():
+    step = Step([(64, 1, 0, 4)] * 4)
+    found = scheduler().schedule(step.query_start, step.lengths, None, 2)
+    assert (found.shared_requests, found.keys_not_read) == (0, 0)
 
 
 def test_decisions_are_kept_while_the_tree_is_the_same(monkeypatch):

@@ -7,6 +7,7 @@ layer; here a batch is a work list and a layer is one kernel call, which also ap
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -38,7 +39,8 @@ class LlmirAttentionBackend(AttentionBackend):
             raise UnsupportedLayerError("all", f"SGLang made a {type(self._pool).__name__}, not llmir's KV pool")
         self._req_to_token = runner.req_to_token_pool.req_to_token
         self._page_size = self._pool.page_size
-        self._planned = PlannedLayers(plan_of(runner.server_args), object_cache())
+        load = functools.partial(AttentionRunner.load, object_cache=object_cache())
+        self._planned = PlannedLayers(plan_of(runner.server_args), load)
         self._runners: dict[int, AttentionRunner] = {}
         for path, layer in runner.model.named_modules():
             if isinstance(layer, RadixAttention):

@@ -8,6 +8,7 @@ the new keys and values to the cache.
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -113,7 +114,8 @@ class LlmirMetadataBuilder(AttentionMetadataBuilder["LlmirMetadata"]):
     ):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         layers = vllm_config.compilation_config.static_forward_context
-        self._planned = PlannedLayers(plan_of(vllm_config), object_cache())
+        load = functools.partial(AttentionRunner.load, object_cache=object_cache())
+        self._planned = PlannedLayers(plan_of(vllm_config), load)
         for name in layer_names:
             layer = layers[name]
             assert isinstance(layer, Attention) and isinstance(layer.impl, LlmirAttentionImpl)
@@ -185,7 +187,7 @@ class LlmirAttentionImpl(AttentionImpl["LlmirMetadata"]):
         self._runner: AttentionRunner | None = None
         self._cache = torch.empty(0)
 
-    def bind(self, layer: str, kv_cache_spec: AttentionSpec, planned: PlannedLayers) -> None:
+    def bind(self, layer: str, kv_cache_spec: AttentionSpec, planned: PlannedLayers[AttentionRunner]) -> None:
         """Take the layer's kernel from the plan.
 
         Called while vLLM sets up its caches, so that what cannot be served is refused before serving.

@@ -10,9 +10,8 @@ of rows is in chunk.py, how an item ends in endings.py. A chunk lies in one page
 from __future__ import annotations
 
 from llmir.ir.bindings import ir
-from llmir.ir.signature import KernelSpec, KernelVariant
+from llmir.ir.signature import CpuVariant, KernelSpec
 from llmir.kernels.cpu import builder as b
-from llmir.kernels.cpu.abi import Item
 from llmir.kernels.cpu.chunk import NOTHING_SEEN, ChunkEmitter, RowTile
 from llmir.kernels.cpu.endings import EndingEmitter
 from llmir.kernels.cpu.fields import first_head, item_field
@@ -21,12 +20,13 @@ from llmir.kernels.cpu.members import ItemTokens
 from llmir.kernels.cpu.place import PieceTable
 from llmir.kernels.cpu.products import STEP_BYTES
 from llmir.kernels.cpu.staging import StagingEmitter
+from llmir.kernels.work_list import Item
 
 
 class AttentionEmitter:
     """Emits the items of one variant of one signature."""
 
-    def __init__(self, spec: KernelSpec, variant: KernelVariant):
+    def __init__(self, spec: KernelSpec, variant: CpuVariant):
         self.geometry = Geometry(spec, variant)
         self.signature = spec.signature
         self.variant = variant

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from llmir.ir.bindings import ir
 from llmir.kernels.cpu import builder as b
-from llmir.kernels.cpu.abi import Item
 from llmir.kernels.cpu.chunk import NOTHING_SEEN
 from llmir.kernels.cpu.fields import argument, count_argument, first_head, item_field, number
 from llmir.kernels.cpu.geometry import Geometry
 from llmir.kernels.cpu.members import ItemTokens
+from llmir.kernels.work_list import Item
 
 
 class EndingEmitter:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from llmir.ir.bindings import ir
 from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature
 from llmir.kernels.cpu import builder as b
-from llmir.kernels.cpu.abi import ARGUMENT_OFFSET, Item
+from llmir.kernels.cpu.abi import ARGUMENT_OFFSET
+from llmir.kernels.work_list import Item
 
 
 def argument(arguments: ir.Value, name: str) -> ir.Value:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from llmir.ir.signature import KernelSpec, KernelVariant
+from llmir.ir.signature import CpuVariant, KernelSpec
 from llmir.kernels.cpu import abi
 from llmir.kernels.cpu.products import STEP_BYTES, Products
 
@@ -17,7 +17,7 @@ class Geometry:
     """One variant of one kernel, measured out."""
 
     spec: KernelSpec
-    variant: KernelVariant
+    variant: CpuVariant
 
     @property
     def products(self) -> Products:

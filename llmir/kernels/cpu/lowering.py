@@ -11,11 +11,12 @@ from llmir.errors import KernelError
 from llmir.ir.bindings import execution_engine, ir, passmanager
 from llmir.ir.signature import HEAD_SIZES, LANES, KernelSpec
 from llmir.kernels.cpu import builder as b
-from llmir.kernels.cpu.abi import ARGUMENT_OFFSET, ITEM_BYTES, Item
+from llmir.kernels.cpu.abi import ARGUMENT_OFFSET, ITEM_BYTES
 from llmir.kernels.cpu.append import AppendEmitter
 from llmir.kernels.cpu.attention import AttentionEmitter
 from llmir.kernels.cpu.fields import argument, count_argument, item_field
 from llmir.kernels.cpu.products import Products
+from llmir.kernels.work_list import Item
 
 #: From vector, scf, arith, math and x86 ops to the LLVM dialect.
 PIPELINE = (
@@ -38,7 +39,7 @@ def check(spec: KernelSpec) -> None:
         raise KernelError(f"{s.element_type} on {spec.isa} reads pages in layout {known}, not {s.layout!r}")
     if s.scale <= 0:
         raise KernelError(f"the attention scale must be positive, not {s.scale}")
-    for v in spec.variants:
+    for v in spec.cpu_variants:
         tile, group = v.key_vectors * lanes, s.key_group(spec.isa)
         if s.layout != "row" and s.block_size % v.key_chunk and v.key_chunk % s.block_size:
             raise KernelError(
@@ -65,7 +66,7 @@ def kernel_module(spec: KernelSpec) -> ir.Module:
     check(spec)
     with ir.Context(), ir.Location.unknown():
         module = ir.Module.create()
-        for variant in spec.variants:
+        for variant in spec.cpu_variants:
             emitter = AttentionEmitter(spec, variant)
             name = f"{spec.symbol}_{variant.name}"
             b.function(module, name, [b.pointer(), b.pointer()], emitter.emit_item)
@@ -104,7 +105,7 @@ def _thread(spec: KernelSpec, arguments: ir.Value) -> None:
         def run() -> None:
             item = b.offset(items, b.mul(number, ITEM_BYTES))
             kind = item_field(item, Item.VARIANT)
-            for index, variant in enumerate(spec.variants):
+            for index, variant in enumerate(spec.cpu_variants):
                 name = f"{spec.symbol}_{variant.name}"
                 b.when(b.equal(kind, index), partial(b.call, name, arguments, item))
 

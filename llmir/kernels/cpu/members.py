@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from llmir.ir.bindings import ir
 from llmir.kernels.cpu import builder as b
-from llmir.kernels.cpu.abi import Item
 from llmir.kernels.cpu.fields import argument, item_field, number
+from llmir.kernels.work_list import Item
 
 
 class ItemTokens:

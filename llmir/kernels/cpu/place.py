@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from llmir.ir.bindings import ir
 from llmir.kernels.cpu import builder as b
-from llmir.kernels.cpu.abi import Item
 from llmir.kernels.cpu.fields import item_field, key_address
 from llmir.kernels.cpu.geometry import Geometry
+from llmir.kernels.work_list import Item
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 
 from llmir.ir.bindings import ir
 from llmir.kernels.cpu import builder as b
-from llmir.kernels.cpu.abi import Item
 from llmir.kernels.cpu.chunk import CACHE_LINE, NEAR_CACHE
 from llmir.kernels.cpu.fields import item_field, key_address
 from llmir.kernels.cpu.geometry import Geometry
+from llmir.kernels.work_list import Item
 
 _WORD_BYTES = 4
 #: x86 shuffles two registers most cheaply within lanes of 128 bits: four words.
