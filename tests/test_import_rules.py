@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "llmir.ir.signature": (),
     "llmir.ir.sharing_costs": ("llmir.ir.signature",),
     "llmir.ir": ("llmir.errors", "llmir.ir.signature"),
-    "llmir.target": ("llmir.errors",),
+    "llmir.target": ("llmir.errors", "llmir.ir.signature"),
     "llmir.workload": ("llmir.errors",),
     "llmir.plan": ("llmir.errors", "llmir.ir.signature"),
     "llmir.passes": ("llmir.errors", "llmir.ir", "llmir.target", "llmir.workload"),
