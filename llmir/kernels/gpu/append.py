@@ -1,0 +1,56 @@
+"""append_kv on a GPU: a step's keys and values into their slots of the paged cache, quantized where the cache is."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+#: Largest finite number of f8E4M3FN.
+MOST_F8 = tl.constexpr(448.0)
+
+
+@triton.jit
+def append_kv(
+    key,
+    value,
+    cache,
+    slots,
+    key_scale,
+    value_scale,
+    key_stride,
+    value_stride,
+    KV_HEADS: tl.constexpr,
+    HEAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    QUANTIZED: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
+    PADDED_HEAD: tl.constexpr,
+):
+    """One program a token: all its KV heads.
+
+    ``key``, ``value`` [tokens, KV_HEADS, HEAD], strides in elements from one token to the next; ``cache``
+    [blocks, KV_HEADS, 2, BLOCK, HEAD]; ``slots`` int64 [tokens], negative: the token is not kept; ``key_scale``,
+    ``value_scale`` float32 [1], which a quantized cache divides by.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + token)
+    heads = tl.arange(0, PADDED_HEADS)
+    inside = tl.arange(0, PADDED_HEAD)
+    kept = (heads[:, None] < KV_HEADS) & (inside[None, :] < HEAD) & (slot >= 0)
+    source = heads[:, None] * HEAD + inside[None, :]
+    keys = tl.load(key + token * key_stride + source, mask=kept, other=0.0)
+    values = tl.load(value + token * value_stride + source, mask=kept, other=0.0)
+    if QUANTIZED:
+        keys = _quantized(keys, tl.load(key_scale), cache.dtype.element_ty)
+        values = _quantized(values, tl.load(value_scale), cache.dtype.element_ty)
+    page = (slot // BLOCK) * KV_HEADS + heads
+    place = page[:, None] * (2 * BLOCK * HEAD) + (slot % BLOCK) * HEAD + inside[None, :]
+    tl.store(cache + place, keys, mask=kept)
+    tl.store(cache + place + BLOCK * HEAD, values, mask=kept)
+
+
+@triton.jit
+def _quantized(x, scale, element: tl.constexpr):
+    """``x`` divided by ``scale`` in the cache's type; beyond its largest number is that number."""
+    x = x.to(tl.float32) / scale
+    return tl.minimum(tl.maximum(x, -MOST_F8), MOST_F8).to(element)

@@ -1,0 +1,175 @@
+"""The Triton programs of one attention kernel: functions with everything that is decided before they run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmir.errors import KernelError
+from llmir.ir.signature import AttentionSignature, GpuVariant, KernelSpec
+from llmir.kernels.gpu.append import append_kv
+from llmir.kernels.gpu.attention import attend
+from llmir.kernels.gpu.merge import merge
+from llmir.kernels.gpu.step import MOST_VARIANTS
+
+#: Triton's names of element types.
+TRITON_TYPES = {"bf16": "bf16", "f16": "fp16", "f8E4M3FN": "fp8e4nv"}
+APPEND_WARPS = 4
+MERGE_WARPS = 4
+#: States that a merge reads at a time: with head size 128, four float32 vectors a thread.
+MERGE_PARTS = 16
+#: From so many rows a tile on, masks cost time: below, waiting for keys hides them.
+UNMASKED_ROWS = 64
+#: Bytes of an element of ``state_stats`` and ``state_values``.
+STATE_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Program:
+    """One function for one signature: what Triton compiles."""
+
+    name: str
+    """``append``, a variant's name, or ``merge``."""
+    function: Any
+    types: dict[str, str]
+    """Arguments that come with a call, in order, and their types as Triton spells them."""
+    constants: dict[str, Any]
+    """Arguments that are compiled in."""
+    aligned: tuple[str, ...]
+    """Of :attr:`types`, addresses and strides (in elements) that are multiples of 16."""
+    warps: int
+    stages: int
+
+
+def padded(size: int, least: int = 1) -> int:
+    """The next power of two, as the extents of Triton's tensors are."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+def programs(spec: KernelSpec, *, emulated: bool = False) -> tuple[Program, ...]:
+    """The programs of a kernel: append, one a variant, merge.
+
+    ``emulated``: for Triton's interpreter. Raises KernelError for what there is no program for.
+    """
+    check(spec)
+    attention = [_attend(spec.signature, variant, number, emulated) for number, variant in enumerate(spec.gpu_variants)]
+    return (_append(spec.signature), *attention, _merge(spec.signature))
+
+
+def check(spec: KernelSpec) -> None:
+    """Raise KernelError for a specification without a program."""
+    s = spec.signature
+    problems = {
+        f"queries of {s.element_type}; there are programs for bf16 and f16": s.element_type not in ("bf16", "f16"),
+        f"pages in layout {s.layout!r}, not 'row'": s.layout != "row",
+        f"{len(spec.gpu_variants)} variants for a GPU": not 0 < len(spec.gpu_variants) <= MOST_VARIANTS,
+        f"a head size of {s.head_size}, no multiple of 16": s.head_size % 16 != 0,
+        f"a scale of {s.scale}": s.scale <= 0,
+    }
+    for variant in spec.gpu_variants:
+        rows, keys = variant.row_tile, variant.key_chunk
+        problems |= {
+            f"{rows} rows x {keys} keys in variant {variant.name!r}; both must be powers of two, 16 or more": (
+                min(rows, keys) < 16 or padded(rows) != rows or padded(keys) != keys
+            ),
+            f"{variant.max_tokens} tokens in a tile of {rows} rows in variant {variant.name!r}": (
+                variant.max_tokens * s.queries_per_kv > rows
+            ),
+        }
+    for problem, applies in problems.items():
+        if applies:
+            raise KernelError(f"{spec.symbol} has no GPU program: it has {problem}")
+
+
+def _append(s: AttentionSignature) -> Program:
+    element, cache = _pointer(s.element_type), _pointer(s.cache_type)
+    types = {"key": element, "value": element, "cache": cache, "slots": "*i64"}
+    strides = {"key_stride": "i32", "value_stride": "i32"}
+    constants = {
+        "KV_HEADS": s.num_kv_heads,
+        "HEAD": s.head_size,
+        "BLOCK": s.block_size,
+        "QUANTIZED": s.quantized,
+        "PADDED_HEADS": padded(s.num_kv_heads),
+        "PADDED_HEAD": padded(s.head_size),
+    }
+    aligned = ("key", "value", "cache", *strides)
+    return _program("append", append_kv, types, _scales(s), strides, constants, aligned, APPEND_WARPS, stages=1)
+
+
+def _attend(s: AttentionSignature, variant: GpuVariant, number: int, emulated: bool) -> Program:
+    element = _pointer(s.element_type)
+    types = {
+        "query": element,
+        "cache": _pointer(s.cache_type),
+        "block_table": "*i32",
+        "step": "*i32",
+        "state_stats": "*fp32",
+        "state_values": "*fp32",
+    }
+    optional = {"sinks": element if s.sinks else None, **_scales(s)}
+    strides = {"output": element, "query_stride": "i32", "output_stride": "i32", "table_stride": "i32"}
+    constants = {
+        "VARIANT": number,
+        "KV_HEADS": s.num_kv_heads,
+        "GROUP": s.queries_per_kv,
+        "HEAD": s.head_size,
+        "BLOCK": s.block_size,
+        "SCALE": s.scale,
+        "WINDOW": s.window,
+        "SOFT_CAP": s.soft_cap,
+        "QUANTIZED": s.quantized,
+        "SINKS": s.sinks,
+        "PADDED_HEAD": padded(s.head_size),
+        "ROWS": variant.row_tile,
+        "KEYS": variant.key_chunk,
+        "STAGES": variant.stages,
+        "UNMASKED": variant.row_tile >= UNMASKED_ROWS and not s.window,
+        "EMULATED": emulated,
+    }
+    aligned = ("query", "cache", "step", "state_stats", "state_values", "output", "query_stride", "output_stride")
+    return _program(
+        variant.name, attend, types, optional, strides, constants, aligned, variant.warps, stages=variant.stages
+    )
+
+
+def _merge(s: AttentionSignature) -> Program:
+    types = {"step": "*i32", "state_stats": "*fp32", "state_values": "*fp32"}
+    element = _pointer(s.element_type)
+    optional = {"sinks": element if s.sinks else None}
+    constants = {
+        "GROUP": s.queries_per_kv,
+        "HEAD": s.head_size,
+        "SINKS": s.sinks,
+        "PADDED_HEAD": padded(s.head_size),
+        "PARTS": MERGE_PARTS,
+    }
+    rest = {"output": element, "output_stride": "i32"}
+    aligned = ("step", "state_stats", "state_values", "output", "output_stride")
+    return _program("merge", merge, types, optional, rest, constants, aligned, MERGE_WARPS, stages=1)
+
+
+def _scales(s: AttentionSignature) -> dict[str, str | None]:
+    return dict.fromkeys(("key_scale", "value_scale"), "*fp32" if s.quantized else None)
+
+
+def _pointer(element_type: str) -> str:
+    return f"*{TRITON_TYPES[element_type]}"
+
+
+def _program(
+    name: str,
+    function: Any,
+    types: dict[str, str],
+    optional: dict[str, str | None],
+    rest: dict[str, str],
+    constants: dict[str, Any],
+    aligned: tuple[str, ...],
+    warps: int,
+    *,
+    stages: int,
+) -> Program:
+    """A program whose arguments are ``types``, then ``optional``, of which None are compiled in as such, then ``rest``."""
+    there = {argument: kind for argument, kind in optional.items() if kind is not None}
+    absent = {argument: None for argument, kind in optional.items() if kind is None}
+    return Program(name, function, {**types, **there, **rest}, {**constants, **absent}, aligned, warps, stages)
