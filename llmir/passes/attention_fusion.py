@@ -1,7 +1,8 @@
 """append_kv and paged_attention of a layer become one call.
 
-Both lie inside the framework's attention layer, so one kernel call can do both. Rotary embedding and the
-projections lie outside of it, where the framework calls its own code: the fusion ends there.
+Both lie inside the framework's attention layer, so one call can do both: on a CPU one kernel, on a GPU kernels that
+are launched one after the other. Rotary embedding and the projections lie outside of it, where the framework calls its
+own code: the fusion ends there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from llmir.ir.attention import AppendKV, PagedAttention
 from llmir.ir.bindings import ir, rewrite
 from llmir.ir.module import ops_of
 from llmir.ir.remarks import Remark, add_remark
+from llmir.passes.kernel_model import kernel_model
 from llmir.target import Target
 
 
@@ -77,12 +79,17 @@ class AttentionFusion:
 
     def _remark(self, layers: list[str], left: list[str]) -> Remark:
         fused = len(layers) - len(left)
-        saved = fused * self.target.figures.fork_join_seconds
+        starts_saved = fused * kernel_model(self.target).calls_saved_by_fusion
+        saved = starts_saved * self.target.figures.fork_join_seconds
+        if starts_saved:
+            why = f"{fused} fewer kernel calls a step, each of which starts the threads once: {saved * 1e6:.0f} us"
+        else:
+            why = f"{fused} fewer calls of the framework a step; kernels are launched one by one, so no launch is saved"
         return Remark(
             pass_name=self.name,
             subject=f"{len(layers)} attention layers",
             decision=f"append and attention in one call in {fused} of them",
-            reason=f"{fused} fewer kernel calls a step, each of which starts the threads once: {saved * 1e6:.0f} us",
+            reason=why,
             numbers={
                 "fused_layers": fused,
                 "unfused_layers": left,

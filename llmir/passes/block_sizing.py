@@ -2,14 +2,15 @@
 
 Costs pull in two directions. Small blocks waste less: fewer slots of a request's last block lie empty, and less
 of a shared prefix is computed again because a prefix cache keeps whole blocks alone. Blocks smaller than a
-chunk of keys (see tiles.py) are read in smaller contiguous pieces, and take more softmax steps in prefill; blocks
-that do not hold whole vectors of keys are gathered row by row first.
+chunk of keys (see tiles.py) are read in smaller contiguous pieces, and may take more softmax steps in prefill; on a
+CPU, blocks that do not hold whole vectors of keys are gathered row by row first. Where so much memory is on its way
+that pieces of any size stream, as on GPUs, only the first kind of cost is left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from llmir.errors import LlmirError
@@ -17,8 +18,8 @@ from llmir.ir.attention import PagedAttention, signature_of
 from llmir.ir.bindings import ir
 from llmir.ir.module import model_info, ops_of, retype_caches
 from llmir.ir.remarks import Remark, add_remark
-from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature, Isa
-from llmir.passes import tiles
+from llmir.ir.signature import AttentionSignature
+from llmir.passes.kernel_model import KernelModel, kernel_model
 from llmir.passes.model_cost import ModelCost
 from llmir.target import Target
 from llmir.workload import Workload
@@ -90,21 +91,23 @@ def block_cost(
     requests in it for their prefixes. Recomputing: the expected (block_size - 1) / 2 tokens of a shared prefix. What
     happens once a request is spread over its decode steps.
     """
-    figures, batch = target.figures, workload.concurrency
+    kernels, figures, batch = kernel_model(target), target.figures, workload.concurrency
     starts_per_step = batch / workload.mean_output_tokens
     padding = workload.mean_padding_tokens(block_size)
-    pieces = [piece_bytes(layer, block_size, target.isa) for layer in layers]
+    signatures = [kernels.laid_out(layer, block_size) for layer in layers]
+    pieces = [kernels.piece_bytes(signature) for signature in signatures]
     read_bytes = read_seconds = prefill_seconds = gather_seconds = padding_bytes = 0.0
-    for layer, piece in zip(layers, pieces, strict=True):
-        layer_bytes = batch * workload.mean_decode_tokens(layer.window) * layer.token_bytes
+    for signature, piece in zip(signatures, pieces, strict=True):
+        prefill = kernels.prefill(signature)
+        layer_bytes = batch * workload.mean_decode_tokens(signature.window) * signature.token_bytes
         read_bytes += layer_bytes
         read_seconds += layer_bytes / figures.piece_rate(piece)
-        keys = starts_per_step * workload.mean_prefill_keys(layer.window)
-        prefill_seconds += keys * prefill_seconds_per_key(layer, block_size, target)
-        if tiles.layout(target.isa, layer.element_type, block_size) == "row":
-            gathered = layer_bytes + keys / tiles.prefill_tokens(layer.queries_per_kv) * layer.token_bytes
-            gather_seconds += gathered * tiles.GATHER_FLOPS / (figures.f32_rate * figures.threads)
-        padding_bytes += batch * padding * layer.token_bytes
+        keys = starts_per_step * workload.mean_prefill_keys(signature.window)
+        row_key = kernels.row_key_seconds(signature, prefill)
+        prefill_seconds += keys * signature.num_heads * row_key / figures.threads
+        gathered = layer_bytes + keys / prefill.max_tokens * signature.token_bytes
+        gather_seconds += gathered * kernels.gather_seconds(signature) / figures.threads
+        padding_bytes += batch * padding * signature.token_bytes
     share = padding / (workload.mean_decode_tokens() + padding)
     recomputed = workload.mean_recomputed_tokens(block_size)
     return BlockCost(
@@ -120,34 +123,6 @@ def block_cost(
         recomputed_tokens=recomputed,
         recompute_seconds=starts_per_step * recomputed * model.token_seconds(figures),
     )
-
-
-def laid_out(layer: AttentionSignature, block_size: int, isa: Isa) -> AttentionSignature:
-    """``layer`` with blocks of ``block_size`` tokens, in the layout they get."""
-    return replace(layer, block_size=block_size, layout=tiles.layout(isa, layer.element_type, block_size))
-
-
-def piece_bytes(layer: AttentionSignature, block_size: int, isa: Isa) -> int:
-    """Bytes decode reads at a time: the keys of a chunk that lie in one page, and then as many of its values.
-
-    Of a "row" cache, the rows on their way: they lie in many places, but memory is asked for all of them at once,
-    as it is for the lines of a contiguous piece.
-    """
-    signature = laid_out(layer, block_size, isa)
-    if signature.layout == "row":
-        keys = tiles.ROWS_AHEAD
-    else:
-        keys = min(block_size, tiles.key_chunk(signature, isa, tiles.DECODE_KEYS))
-    return keys * layer.head_size * ELEMENT_BYTES[layer.element_type]
-
-
-def prefill_seconds_per_key(layer: AttentionSignature, block_size: int, target: Target) -> float:
-    """Seconds that one prompt token spends on one key, all threads together."""
-    chunk = tiles.key_chunk(laid_out(layer, block_size, target.isa), target.isa, tiles.PREFILL_KEYS)
-    flops = 4 * layer.num_heads * layer.head_size
-    pairs = tiles.multiplies_pairs(target.isa, layer.element_type)
-    rate = target.figures.bf16_rate if pairs else target.figures.f32_rate
-    return flops * (1 + tiles.SOFTMAX_KEYS / chunk) / (rate * target.figures.threads)
 
 
 def cheapest(costs: Sequence[BlockCost]) -> BlockCost:
@@ -166,6 +141,7 @@ class BlockSizing:
     def __init__(self, target: Target, workload: Workload):
         self.target = target
         self.workload = workload
+        self.kernels: KernelModel[Any] = kernel_model(target)
 
     def __call__(self, module: ir.Operation, _pass: Any = None) -> None:
         info = model_info(module)
@@ -185,9 +161,18 @@ class BlockSizing:
         best = cheapest(costs)
         chosen = next(cost for cost in costs if cost.block_size == current) if info.block_size_fixed else best
         retype_caches(module, lambda _layer, cache: cache.replace(block_size=chosen.block_size))
-        add_remark(module, self._remark(chosen, best, costs, fixed=info.block_size_fixed))
+        reading = self.kernels.reading(self.kernels.laid_out(layers[0], chosen.block_size))
+        add_remark(module, self._remark(chosen, best, costs, reading, fixed=info.block_size_fixed))
 
-    def _remark(self, chosen: BlockCost, best: BlockCost, costs: Sequence[BlockCost], *, fixed: bool) -> Remark:
+    def _remark(
+        self,
+        chosen: BlockCost,
+        best: BlockCost,
+        costs: Sequence[BlockCost],
+        reading: dict[str, Any],
+        *,
+        fixed: bool,
+    ) -> Remark:
         why = "set by the user" if fixed else f"smallest within {FIGURES_ERROR:.0%} of the least time"
         gathering = f"{chosen.gather_seconds * 1e6:.0f} gathering rows, " if chosen.gather_seconds else ""
         reason = (
@@ -209,6 +194,7 @@ class BlockSizing:
             reason=reason,
             numbers={
                 **chosen.numbers(),
+                **reading,
                 "workload": self.workload.name,
                 "concurrency": self.workload.concurrency,
                 "figures": self.target.figures.origin,

@@ -12,19 +12,11 @@ import numpy as np
 
 from llmir.ir import sharing_costs
 from llmir.ir.sharing_costs import Rows
-from llmir.ir.signature import AttentionSignature, CpuVariant, SharingCosts
-from llmir.passes import tiles
-from llmir.passes.block_sizing import FIGURES_ERROR, piece_bytes
-from llmir.passes.kernel_selection import split_seconds
+from llmir.ir.signature import AttentionSignature, KernelVariant, SharingCosts
+from llmir.passes.block_sizing import FIGURES_ERROR
+from llmir.passes.kernel_model import kernel_model
 from llmir.target import Target
 
-#: Shared parts do this part of what the dot products alone could (softmax steps counted as SOFTMAX_KEYS): 0.55 to 0.67
-#: on Zen 5, from blocks of 16 tokens; whole prompts 0.76 and more.
-TILE_EFFICIENCY = 0.6
-#: A row of decode costs as much as so many of prefill: 1.64 at 9/3 heads of 64 and at 32/8 of 128 on Zen 5.
-DECODE_ROW = 1.6
-#: Merging a row from two states: two exponentials, a division and some dozens of other vector operations.
-MERGE_NANOSECONDS = 30.0
 #: Sharing must cost at most this part of reading alone: the figures of either may be wrong by so much.
 MARGIN = 1 - 2 * FIGURES_ERROR
 #: Requests that decode one token each, for which the break-even is told: up to about what frameworks admit by default.
@@ -33,39 +25,36 @@ BATCHES = (2, 4, 8, 16, 32, 64, 128, 256)
 LENGTHS = (1024, 4096, 16384)
 
 
-def costs_on(target: Target, signature: AttentionSignature, decode: CpuVariant, prefill: CpuVariant) -> SharingCosts:
+def costs_on(
+    target: Target, signature: AttentionSignature, decode: KernelVariant, prefill: KernelVariant
+) -> SharingCosts:
     """What reading a part of one KV head's cache costs; ``least_tokens`` is one block, and one chunk of keys.
 
     Reading: as decode reads pages of this size with all threads at work. From a cache: requests follow one another,
     and each reads all KV heads, so what has to fit is a part's keys and values of all of them. A tile: its products and
     its softmax steps. A row: it leaves two states, of the shared part and of its own, as if its request had been split.
     """
-    figures = target.figures
-    row_layout = signature.layout == "row"
-    gather = signature.key_bytes * tiles.GATHER_FLOPS / figures.f32_rate if row_layout else 0.0
+    kernels, figures = kernel_model(target), target.figures
+    gather = signature.key_bytes * kernels.gather_seconds(signature)
 
     def read(bandwidth: float) -> float:
         return (signature.key_bytes * figures.threads / bandwidth + gather) * 1e9
 
-    read_key = read(figures.piece_rate(piece_bytes(signature, signature.block_size, target.isa)))
+    read_key = read(figures.piece_rate(kernels.piece_bytes(signature)))
     # Neither is a smaller working set slower than a larger one, nor a cache than memory: something disturbed it.
     times = (read(rate) for _, rate in reversed(figures.cached_bandwidth))
     cached = reversed(list(accumulate(times, min, initial=read_key))[1:])
     sizes = (working_set // signature.token_bytes for working_set, _ in figures.cached_bandwidth)
-    pairs = tiles.multiplies_pairs(target.isa, signature.element_type)
-    rate = (figures.bf16_rate if pairs else figures.f32_rate) * TILE_EFFICIENCY
-    flops = 4 * prefill.row_tile * signature.head_size * (1 + tiles.SOFTMAX_KEYS / prefill.key_chunk)
-    tile_key = flops / rate * 1e9
-    split = split_seconds(signature, target.isa, figures) / signature.queries_per_kv
+    split = kernels.split_seconds(signature) / signature.queries_per_kv
     return SharingCosts(
         most_rows=prefill.max_tokens * signature.queries_per_kv // 2,
         least_tokens=max(signature.block_size, prefill.key_chunk),
         read_key=read_key,
         cached_key=tuple(zip(sizes, cached, strict=True)),
-        tile_key=tile_key,
+        tile_key=kernels.tile_key_seconds(signature, prefill) * 1e9,
         decode_rows=decode.max_tokens * signature.queries_per_kv,
-        decode_row_key=DECODE_ROW * tile_key / prefill.row_tile,
-        row=2 * split * 1e9 + MERGE_NANOSECONDS,
+        decode_row_key=kernels.decode_row_key_seconds(signature, decode, prefill) * 1e9,
+        row=(2 * split + kernels.merge_seconds) * 1e9,
         margin=MARGIN,
     )
 

@@ -19,9 +19,10 @@ from llmir.ir.module import STEP_INPUTS, decoder_of, ops_of
 from llmir.ir.ops import Embedding, Linear, MoE, Rope
 from llmir.ir.remarks import Remark, add_remark, of_layers
 from llmir.ir.sharing_costs import cached_key
-from llmir.ir.signature import AttentionSignature, CpuVariant
+from llmir.ir.signature import AttentionSignature, KernelVariant
 from llmir.ir.types import PagedKVCache
 from llmir.passes.break_even import LENGTHS, BreakEven, costs_on
+from llmir.passes.kernel_model import kernel_model
 from llmir.target import Target
 
 #: Step inputs that say where tokens are and not what they are.
@@ -180,9 +181,9 @@ class PrefixSharing:
                 op.attributes["selection"] = Selection.build(isa=op.selection.isa, variants=variants, policy=policy)
         return self._remark(subject, even, prefill)
 
-    def _remark(self, subject: str, even: BreakEven, prefill: CpuVariant) -> Remark:
+    def _remark(self, subject: str, even: BreakEven, prefill: KernelVariant) -> Remark:
         costs, window = even.costs, even.signature.window
-        tile = f"{prefill.row_tile} rows x {prefill.key_vectors} vectors"
+        tile = kernel_model(self.target).describe_tile(prefill)
         reason = "causal, its own keys, final when they are written"
         if window:
             reason += f"; of a window of {window} tokens, what lies within that of every request"

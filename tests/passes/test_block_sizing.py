@@ -10,7 +10,8 @@ from llmir.errors import LlmirError
 from llmir.ir.module import caches_of
 from llmir.ir.remarks import remarks
 from llmir.ir.signature import AttentionSignature
-from llmir.passes.block_sizing import BlockSizing, block_cost, cheapest, piece_bytes
+from llmir.passes.block_sizing import BlockSizing, block_cost, cheapest
+from llmir.passes.kernel_model import kernel_model
 from llmir.passes.model_cost import ModelCost
 from llmir.target import Measurements, Target
 from llmir.workload import NAMED, Request, Workload
@@ -67,6 +68,11 @@ def shared(tokens: int) -> Workload:
 
 def cost(size: int, workload: Workload = NAMED["chat"], speed: Measurements = FLAT):
     return block_cost(size, [SIGNATURE] * 30, MODEL, workload, HOST.with_measurements(speed))
+
+
+def piece_bytes(size: int) -> int:
+    kernels = kernel_model(HOST)
+    return kernels.piece_bytes(kernels.laid_out(SIGNATURE, size))
 
 
 def test_the_pass_sets_the_block_size_of_every_cache(parse):
@@ -148,7 +154,7 @@ def test_gathering_counts_decoded_tokens_once_and_prompts_once_a_tile():
 
 
 def test_rows_are_read_as_many_at_a_time_as_are_asked_for_ahead():
-    assert [piece_bytes(SIGNATURE, size, "avx512_bf16") for size in (1, 24)] == [16 * 128] * 2
+    assert [piece_bytes(size) for size in (1, 24)] == [16 * 128] * 2
 
 
 def test_no_size_left_is_an_error_that_names_the_allowed_ones(parse):
@@ -237,7 +243,7 @@ def test_prefill_counts_the_products_of_queries_with_keys_and_of_probabilities_w
 
 
 def test_decode_reads_a_chunks_keys_at_a_time():
-    assert [piece_bytes(SIGNATURE, size, "avx512_bf16") for size in (32, 64, 128)] == [4096, 8192, 16384]
+    assert [piece_bytes(size) for size in (32, 64, 128)] == [4096, 8192, 16384]
 
 
 def test_the_models_cost_counts_the_weights_it_reads(parse):

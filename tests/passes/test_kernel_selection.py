@@ -13,7 +13,8 @@ from llmir.ir.signature import ELEMENT_BYTES, HEAD_SIZES, AttentionSignature, Cp
 from llmir.kernels.cpu import lowering
 from llmir.passes import tiles
 from llmir.passes.attention_fusion import AttentionFusion
-from llmir.passes.kernel_selection import SPLIT_OVERHEAD, KernelSelection, split_seconds, step_policy
+from llmir.passes.kernel_model import SPLIT_OVERHEAD, kernel_model
+from llmir.passes.kernel_selection import KernelSelection
 from llmir.target import ISAS, Target
 
 BEST = Target.named("cpu:avx512_bf16")
@@ -158,12 +159,12 @@ def test_prefill_items_hold_at_least_one_token_and_not_many_more_rows_than_meant
 
 @given(signatures, isas)
 def test_splits_are_whole_chunks_whose_own_cost_is_small(signature, isa):
-    signature, figures = laid_out(signature, isa), Target.named(f"cpu:{isa}").figures
-    decode = tiles.decode_variant(signature, isa)
-    keys = step_policy(signature, isa, decode, figures).split_keys
-    read = keys * 2 * signature.head_size * ELEMENT_BYTES[signature.element_type] / figures.read_bandwidth
+    signature, kernels = laid_out(signature, isa), kernel_model(Target.named(f"cpu:{isa}"))
+    decode = kernels.decode(signature)
+    keys = kernels.policy(signature, decode).split_keys
+    read = keys * signature.key_bytes / kernels.figures.read_bandwidth
     assert keys % decode.key_chunk == 0 and keys > 0
-    assert split_seconds(signature, isa, figures) <= SPLIT_OVERHEAD * read * (1 + 1e-9)
+    assert kernels.split_seconds(signature) <= SPLIT_OVERHEAD * read * (1 + 1e-9)
 
 
 def test_the_tiles_of_smollm2_and_llama():

@@ -1,0 +1,118 @@
+"""What passes know of the attention kernels of a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from llmir.ir.signature import ELEMENT_BYTES, LANES, AttentionSignature, CacheLayout, CpuVariant
+from llmir.passes import tiles
+from llmir.passes.kernel_model import TILE_EFFICIENCY, KernelModel
+
+#: A row of decode costs as much as so many of prefill: 1.64 at 9/3 heads of 64 and at 32/8 of 128 on Zen 5.
+DECODE_ROW = 1.6
+
+
+class CpuKernels(KernelModel[CpuVariant]):
+    """Tiles in vector registers; each thread reads one piece of memory after the other."""
+
+    #: Work is dealt item by item, so with n items a thread others wait for at most about 1/n of a step.
+    items_per_thread = 4
+    #: Two exponentials, a division and some dozens of other vector operations.
+    merge_seconds = 30e-9
+    calls_saved_by_fusion = 1
+
+    def _problem(self, signature: AttentionSignature) -> str | None:
+        if signature.sinks:
+            return "attention sinks have no kernel on a CPU"
+        return f"a KV cache of {signature.cache_type} has no kernel on a CPU" if signature.quantized else None
+
+    def layout(self, element_type: str, block_size: int) -> CacheLayout:
+        return tiles.layout(self.target.isa, element_type, block_size)
+
+    def decode(self, signature: AttentionSignature) -> CpuVariant:
+        return tiles.decode_variant(signature, self.target.isa)
+
+    def prefill(self, signature: AttentionSignature) -> CpuVariant:
+        return tiles.prefill_variant(signature, self.target.isa)
+
+    def piece_bytes(self, signature: AttentionSignature) -> int:
+        """The keys of a chunk that lie in one page, and then as many of its values.
+
+        Of a "row" cache, the rows on their way: they lie in many places, but memory is asked for all of them at once,
+        as it is for the lines of a contiguous piece.
+        """
+        if signature.layout == "row":
+            keys = tiles.ROWS_AHEAD
+        else:
+            keys = min(signature.block_size, tiles.key_chunk(signature, self.target.isa, tiles.DECODE_KEYS))
+        return keys * signature.head_size * ELEMENT_BYTES[signature.element_type]
+
+    def gather_seconds(self, signature: AttentionSignature) -> float:
+        return tiles.GATHER_FLOPS / self.figures.f32_rate if signature.layout == "row" else 0.0
+
+    def row_key_seconds(self, signature: AttentionSignature, prefill: CpuVariant) -> float:
+        flops = 4 * signature.head_size * (1 + tiles.SOFTMAX_KEYS / prefill.key_chunk)
+        return flops / self._rate(signature)
+
+    def decode_row_key_seconds(self, signature: AttentionSignature, decode: CpuVariant, prefill: CpuVariant) -> float:
+        return DECODE_ROW * self.row_key_seconds(signature, prefill) / TILE_EFFICIENCY
+
+    def _rate(self, signature: AttentionSignature) -> float:
+        pairs = tiles.multiplies_pairs(self.target.isa, signature.element_type)
+        return self.figures.bf16_rate if pairs else self.figures.f32_rate
+
+    def split_bandwidth(self) -> float:
+        return self.figures.read_bandwidth
+
+    def split_seconds(self, signature: AttentionSignature) -> float:
+        """Its rows' states written and read once, and one random access to begin at."""
+        state_bytes = 4 * signature.queries_per_kv * (2 * LANES[self.target.isa] + signature.head_size)
+        piece, rate = self.figures.piece_bandwidth[0]
+        access = self.figures.threads * max(0.0, piece / rate - piece / self.figures.read_bandwidth_all)
+        return 2 * state_bytes / self.figures.read_bandwidth + access
+
+    def describe(self, variant: CpuVariant) -> str:
+        return (
+            f"{variant.name} {variant.row_tile} rows x {variant.key_vectors} key / {variant.value_vectors} value "
+            f"vectors, {variant.key_chunk} keys a chunk"
+        )
+
+    def describe_tile(self, variant: CpuVariant) -> str:
+        return f"{variant.row_tile} rows x {variant.key_vectors} vectors"
+
+    def numbers(self, signature: AttentionSignature, decode: CpuVariant, prefill: CpuVariant) -> dict[str, Any]:
+        flops_per_key = 4 * signature.queries_per_kv * signature.head_size
+        return {
+            "decode_registers": _registers(decode),
+            "prefill_registers": _registers(prefill),
+            "registers": tiles.REGISTERS[self.target.isa],
+            "prefill_loads_per_product": tiles.loads_per_product(prefill.row_tile, prefill.key_vectors),
+            "decode_read_ns_per_key": signature.key_bytes / self.figures.read_bandwidth * 1e9,
+            "decode_multiply_ns_per_key": flops_per_key / self._rate(signature) * 1e9,
+            "l1_kb": self.target.cache_bytes(1) / 1024,
+            "prefill_chunk_kb": prefill.key_chunk * signature.key_bytes / 1024,
+        }
+
+    def alternatives(self, signature: AttentionSignature, prefill: CpuVariant) -> list[dict[str, Any]]:
+        """Tiles of other heights, each as wide as it can be."""
+        others = []
+        for rows in (2, 4, 6, 8, 12):
+            vectors = tiles.key_vectors(signature, self.target.isa, rows, prefill.key_chunk)
+            tile = replace(prefill, row_tile=rows, key_vectors=vectors)
+            if tile.row_tile != prefill.row_tile:
+                others.append(
+                    {
+                        "prefill_tile": self.describe_tile(tile),
+                        "registers": tiles.registers(rows, vectors),
+                        "loads_per_product": tiles.loads_per_product(rows, vectors),
+                    }
+                )
+        return others
+
+    def reading(self, signature: AttentionSignature) -> dict[str, Any]:
+        return {}
+
+
+def _registers(variant: CpuVariant) -> int:
+    return tiles.registers(variant.row_tile, max(variant.key_vectors, variant.value_vectors))

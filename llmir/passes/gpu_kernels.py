@@ -1,0 +1,128 @@
+"""What passes know of the attention kernels of a GPU, which are Triton's; nothing here has been measured on one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmir.ir.signature import AttentionSignature, CacheLayout, GpuVariant
+from llmir.passes import gpu_tiles
+from llmir.passes.kernel_model import TILE_EFFICIENCY, KernelModel
+
+#: Element types that tensor cores multiply and Triton compiles for every architecture here.
+ELEMENT_TYPES = ("bf16", "f16")
+#: Architectures with f8E4M3FN: Triton has none on sm_80, and gfx942's 8-bit numbers are of another format.
+QUANTIZED_ISAS = ("sm_90", "sm_100")
+#: float32 operations that take as long as one score's part of the softmax: an exponential is as long as 16 of them
+#: (16 results a cycle and SM against 128 multiply-adds: CUDA C++ Programming Guide, arithmetic throughput; on sm_80
+#: it is 8), and scaling, maximum, sum and conversion are an instruction each.
+SOFTMAX_FLOPS = 16 + 4 * 2
+#: float32 of a row's state besides its output: maximum and sum.
+STATE_STATISTICS = 2
+
+
+class GpuKernels(KernelModel[GpuVariant]):
+    """Tiles of tensor cores; a thread block asks for tiles of keys ahead, so their pieces are read all at once."""
+
+    #: With two items for everybody, an SM that is done with its first while others are not has another one.
+    items_per_thread = 2
+    #: What it computes is hidden behind reading the states.
+    merge_seconds = 0.0
+    #: Append and attention are launched one after the other in any case.
+    calls_saved_by_fusion = 0
+
+    def _problem(self, signature: AttentionSignature) -> str | None:
+        s, isa = signature, self.target.isa
+        if s.element_type not in ELEMENT_TYPES:
+            return f"queries of {s.element_type} have no kernel on a GPU; there are kernels for bf16 and f16"
+        if s.quantized and isa not in QUANTIZED_ISAS:
+            return f"a KV cache of {s.cache_type} has no kernel on {isa}; there are for {', '.join(QUANTIZED_ISAS)}"
+        if s.queries_per_kv > gpu_tiles.MOST_ROWS:
+            return (
+                f"{s.queries_per_kv} query heads share a KV head, and a tile of a GPU's kernels has at most "
+                f"{gpu_tiles.MOST_ROWS} rows"
+            )
+        return None
+
+    def layout(self, element_type: str, block_size: int) -> CacheLayout:
+        return "row"
+
+    def decode(self, signature: AttentionSignature) -> GpuVariant:
+        return gpu_tiles.decode_variant(signature, self.target.isa)
+
+    def prefill(self, signature: AttentionSignature) -> GpuVariant:
+        return gpu_tiles.prefill_variant(signature, self.target.isa)
+
+    def piece_bytes(self, signature: AttentionSignature) -> int:
+        """The keys of a tile that lie in one page."""
+        return min(signature.block_size, self.decode(signature).key_chunk) * signature.key_bytes // 2
+
+    def gather_seconds(self, signature: AttentionSignature) -> float:
+        return 0.0
+
+    def row_key_seconds(self, signature: AttentionSignature, prefill: GpuVariant) -> float:
+        """Products of the padded head, and then the softmax; that they overlap is not counted on."""
+        products = 4 * gpu_tiles.padded(signature.head_size) / self.figures.bf16_rate
+        return products + SOFTMAX_FLOPS / self.figures.f32_rate
+
+    def decode_row_key_seconds(self, signature: AttentionSignature, decode: GpuVariant, prefill: GpuVariant) -> float:
+        """A tile is as long as its rows padded, whichever of them are there."""
+        rows = decode.max_tokens * signature.queries_per_kv
+        return decode.row_tile / rows * self.row_key_seconds(signature, prefill) / TILE_EFFICIENCY
+
+    def split_bandwidth(self) -> float:
+        """An SM's share: its splits run while others' do."""
+        return self.figures.read_bandwidth_all / self.figures.threads
+
+    def split_seconds(self, signature: AttentionSignature) -> float:
+        """Its rows' states written and read once, and one access to memory that nothing hides."""
+        state_bytes = 4 * signature.queries_per_kv * (STATE_STATISTICS + signature.head_size)
+        return 2 * state_bytes / self.split_bandwidth() + self.figures.latency_seconds
+
+    def describe(self, variant: GpuVariant) -> str:
+        return (
+            f"{variant.name} {self.describe_tile(variant)}, {variant.warps} warps, {variant.stages} "
+            f"stage{'s' if variant.stages > 1 else ''}"
+        )
+
+    def describe_tile(self, variant: GpuVariant) -> str:
+        return f"{variant.row_tile} rows x {variant.key_chunk} keys"
+
+    def numbers(self, signature: AttentionSignature, decode: GpuVariant, prefill: GpuVariant) -> dict[str, Any]:
+        row_key = self.row_key_seconds(signature, prefill)
+        return {
+            "decode_shared_kb": gpu_tiles.shared_bytes(signature, decode) / 1024,
+            "prefill_shared_kb": gpu_tiles.shared_bytes(signature, prefill) / 1024,
+            "shared_kb_of_a_thread_block": self.target.shared_memory / 1024,
+            "decode_rows_used": f"{decode.max_tokens * signature.queries_per_kv} of {decode.row_tile}",
+            "prefill_rows_used": f"{prefill.max_tokens * signature.queries_per_kv} of {prefill.row_tile}",
+            "decode_read_ns_per_key": signature.key_bytes / self.split_bandwidth() * 1e9,
+            "decode_multiply_ns_per_key": decode.row_tile * row_key * 1e9,
+            "prefill_multiply_ns_per_key": prefill.row_tile * row_key * 1e9,
+        }
+
+    def alternatives(self, signature: AttentionSignature, prefill: GpuVariant) -> list[dict[str, Any]]:
+        """Tiles of other sizes, and how often each key is read for a prompt's rows."""
+        others = []
+        for rows, keys in ((64, 64), (128, 32), (128, 64), (128, 128)):
+            tile = gpu_tiles.resized(prefill, rows, keys, signature.queries_per_kv)
+            if tile != prefill and tile.max_tokens * signature.queries_per_kv <= rows:
+                others.append(
+                    {
+                        "prefill_tile": self.describe_tile(tile),
+                        "shared_kb": gpu_tiles.shared_bytes(signature, tile) / 1024,
+                        "read_ns_per_row_and_key": signature.key_bytes / self.split_bandwidth() / rows * 1e9,
+                    }
+                )
+        return others
+
+    def reading(self, signature: AttentionSignature) -> dict[str, Any]:
+        """Little's law: as long as so much is on its way, memory streams, in whatever pieces."""
+        decode = self.decode(signature)
+        needed = self.figures.read_bandwidth_all * self.figures.latency_seconds / self.figures.threads
+        return {
+            "kb_on_their_way_to_a_thread_block": max(1, decode.stages - 1)
+            * decode.key_chunk
+            * signature.key_bytes
+            / 1024,
+            "kb_that_hide_the_latency": needed / 1024,
+        }

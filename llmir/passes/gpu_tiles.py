@@ -1,0 +1,94 @@
+"""Tile sizes of the attention kernel on a GPU: rows, keys, warps, and how many tiles of keys are on their way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature, GpuVariant
+
+#: Fewest rows of a tensor core's product.
+LEAST_ROWS = 16
+#: Most query heads of a KV head: they are rows of one tile.
+MOST_ROWS = 128
+
+
+class Tile(NamedTuple):
+    """Sizes of a tile, and who works on it."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+#: Registers and shared memory decide, as Triton 3.7.1 reports them; no tile has been timed. At head size 128 on sm_90 a
+#: thread has 227 to 255 registers and spills none, and a thread block takes 128 KB.
+PREFILL = Tile(128, 64, 8, 3)
+#: By architecture and padded head size, where PREFILL spills registers or takes more shared memory than there is.
+SMALLER_PREFILL = {
+    ("sm_80", 256): Tile(64, 32, 8, 2),
+    ("sm_90", 256): Tile(128, 32, 8, 3),
+    ("sm_100", 128): Tile(128, 32, 8, 3),
+    ("sm_100", 256): Tile(64, 16, 8, 3),
+    ("gfx942", 64): Tile(128, 64, 8, 2),
+    ("gfx942", 128): Tile(128, 32, 8, 3),
+    ("gfx942", 256): Tile(64, 32, 4, 1),
+}
+#: Few rows: what counts is that much of the cache is on its way. 70 KB of shared memory and 120 registers at head size
+#: 128 let an SM hold three thread blocks.
+DECODE = Tile(LEAST_ROWS, 64, 4, 3)
+#: At head size 256, half the keys let two thread blocks share an SM instead of one; gfx942 has 64 KB for all.
+SMALLER_DECODE = {
+    ("sm_80", 256): Tile(LEAST_ROWS, 32, 4, 3),
+    ("sm_90", 256): Tile(LEAST_ROWS, 32, 4, 3),
+    ("sm_100", 256): Tile(LEAST_ROWS, 32, 4, 3),
+    ("gfx942", 128): Tile(LEAST_ROWS, 32, 4, 3),
+    ("gfx942", 256): Tile(LEAST_ROWS, 32, 4, 2),
+}
+
+
+def padded(size: int) -> int:
+    """The next power of two: the kernels' tiles have no other sizes."""
+    return 1 << (size - 1).bit_length()
+
+
+def shared_bytes(signature: AttentionSignature, variant: GpuVariant) -> int:
+    """About the shared memory of a thread block: queries, tiles of keys and of values on their way, probabilities.
+
+    Triton takes exactly so much for decode, and up to 1.3 times as much for prefill, where it copies a tile once more.
+    """
+    head, rows, keys = padded(signature.head_size), variant.row_tile, variant.key_chunk
+    element = ELEMENT_BYTES[signature.element_type]
+    tiles = max(1, variant.stages - 1) * keys * 2 * head * signature.key_bytes // (2 * signature.head_size)
+    return (rows * head + rows * keys) * element + tiles
+
+
+def decode_variant(signature: AttentionSignature, isa: str) -> GpuVariant:
+    """A token or a few of one request: the query heads of a KV head, padded to a tile."""
+    tile = SMALLER_DECODE.get((isa, padded(signature.head_size)), DECODE)
+    return _variant("decode", tile, signature.queries_per_kv)
+
+
+def prefill_variant(signature: AttentionSignature, isa: str) -> GpuVariant:
+    """Many tokens: as many rows as there are registers for."""
+    tile = SMALLER_PREFILL.get((isa, padded(signature.head_size)), PREFILL)
+    return _variant("prefill", tile, signature.queries_per_kv)
+
+
+def _variant(name: Literal["decode", "prefill"], tile: Tile, queries_per_kv: int) -> GpuVariant:
+    """``tile``, with rows for all query heads of a KV head."""
+    tile = tile._replace(rows=max(tile.rows, padded(queries_per_kv)))
+    return GpuVariant(
+        name=name,
+        max_tokens=tile.rows // queries_per_kv,
+        row_tile=tile.rows,
+        key_chunk=tile.keys,
+        warps=tile.warps,
+        stages=tile.stages,
+    )
+
+
+def resized(variant: GpuVariant, rows: int, keys: int, queries_per_kv: int) -> GpuVariant:
+    """``variant`` with another tile."""
+    return replace(variant, row_tile=rows, key_chunk=keys, max_tokens=max(1, rows // queries_per_kv))
