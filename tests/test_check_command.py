@@ -10,7 +10,7 @@ from llmir.cli import check as checks
 from llmir.cli import frameworks
 from llmir.compare import environment
 from llmir.errors import MissingBindingsError
-from llmir.target import Target
+from llmir.target import Target, TargetError, gpu_detection
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +135,39 @@ def test_finds_another_architecture(monkeypatch):
     here = Target.detect()
     monkeypatch.setattr(Target, "detect", lambda: replace(here, machine="riscv64"))
     assert checks.instruction_set().failed
+
+
+def test_shows_the_gpu(monkeypatch):
+    h100 = Target.named("cuda:sm_90")
+    monkeypatch.setattr(gpu_detection, "find", lambda: h100)
+    assert "sm_90" in checks.gpu().found
+
+
+def test_no_gpu_is_no_fault(monkeypatch):
+    monkeypatch.setattr(gpu_detection, "find", lambda: None)
+    assert (checks.gpu().found, checks.gpu().remedy) == ("none", "")
+
+
+def test_a_gpu_without_kernels_is_no_fault_but_said(monkeypatch):
+    def unknown():
+        raise TargetError("this GPU is sm_75; serve on the CPU")
+
+    monkeypatch.setattr(gpu_detection, "find", unknown)
+    assert not checks.gpu().failed
+    assert "serve on the CPU" in checks.gpu().remedy
+
+
+def test_names_the_gpus_that_triton_compiles_for(environment_with):
+    environment_with(triton="3.7.1")
+    assert all(text in checks.triton().found for text in ("3.7.1", "cuda:sm_90", "hip:gfx942"))
+
+
+@pytest.mark.parametrize("installed", [{}, {"triton": "2.3.1"}, {"triton": "3.10.0"}])
+def test_advises_to_install_a_triton_that_compiles(environment_with, installed):
+    environment_with(**installed)
+    finding = checks.triton()
+    assert not finding.failed
+    assert "install one from 3.6 to before 3.10" in finding.remedy
 
 
 def test_advises_on_a_cache_folder_that_cannot_be_written(monkeypatch, tmp_path):

@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "llmir.workload": ("llmir.errors",),
     "llmir.plan": ("llmir.errors", "llmir.ir.signature"),
     "llmir.passes": ("llmir.errors", "llmir.ir", "llmir.target", "llmir.workload"),
-    "llmir.kernels": ("llmir.errors", "llmir.ir", "llmir.target"),
+    "llmir.kernels.gpu.toolchain": ("llmir.errors", "llmir.ir.signature"),
+    "llmir.kernels": ("llmir.errors", "llmir.ir", "llmir.target", "llmir.kernels.gpu.toolchain"),
     "llmir.runtime": ("llmir.errors", "llmir.ir.signature", "llmir.ir.sharing_costs", "llmir.plan", "llmir.kernels"),
     "llmir.compiler": (
         *("llmir", "llmir.errors", "llmir.ir", "llmir.target", "llmir.workload", "llmir.plan"),
@@ -38,7 +39,7 @@ MAY_IMPORT = {
     "llmir.compare": ("llmir", "llmir.errors", "llmir.plan", "llmir.target", "llmir.compiler"),
     "llmir.cli": (
         *("llmir", "llmir.errors", "llmir.ir", "llmir.target", "llmir.workload", "llmir.plan"),
-        *("llmir.compiler", "llmir.compare", "llmir.frontends"),
+        *("llmir.compiler", "llmir.compare", "llmir.frontends", "llmir.kernels.gpu.toolchain"),
     ),
 }
 
@@ -48,7 +49,11 @@ ONLY_IN = {
     "mlir": ("llmir.ir.bindings",),
     "vllm": ("llmir.frontends.vllm", "llmir.compare.vllm_engine"),
     "sglang": ("llmir.frontends.sglang", "llmir.compare.sglang_engine"),
-    "torch": ("llmir.frontends", "llmir.compare.vllm_engine", "llmir.compare.sglang_engine"),
+    "torch": (
+        *("llmir.frontends", "llmir.runtime.gpu", "llmir.kernels.gpu.calibration"),
+        *("llmir.compare.vllm_engine", "llmir.compare.sglang_engine"),
+    ),
+    "triton": ("llmir.kernels.gpu",),
     "transformers": ("llmir.frontends", "llmir.compare.vllm_engine", "llmir.compare.sglang_engine"),
 }
 
@@ -63,6 +68,7 @@ SERVING = (
     "llmir.kernels.cpu.kernel",
     "llmir.kernels.cpu.loader",
     "llmir.kernels.cpu.object_cache",
+    "llmir.kernels.gpu.ahead",
     "llmir.runtime.attention",
     "llmir.runtime.layers",
     "llmir.runtime.schedule",
@@ -180,6 +186,8 @@ def test_every_form_of_import_is_seen(source, expected):
     [
         ("llmir.passes.tiles", "llmir.ir.signature.LANES", True),
         ("llmir.passes.tiles", "llmir.kernels.cpu.builder", False),
+        ("llmir.cli.check", "llmir.kernels.gpu.toolchain.require", True),
+        ("llmir.cli.check", "llmir.kernels.gpu.ahead", False),
         ("llmir.plan", "llmir.ir.signature", True),
         ("llmir.plan", "llmir.ir.types", False),
         ("llmir.runtime.layers", "llmir.plan", True),

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from llmir.cli import frameworks
 from llmir.cli.frameworks import Finding
-from llmir.errors import LlmirError
+from llmir.errors import KernelError, LlmirError
 
 #: Room for the kernels and plans of several models, some tens of kilobytes each.
 PROBE_BYTES = 1 << 20
@@ -56,6 +56,29 @@ def instruction_set() -> Finding:
     if target.machine != "x86_64":
         return Finding("instruction set", target.machine, "serve on an x86-64 machine, the one llmir has kernels for")
     return Finding("instruction set", found)
+
+
+def gpu() -> Finding:
+    """The GPU that this process may use, if any."""
+    from llmir.target import TargetError, gpu_detection
+
+    try:
+        found = gpu_detection.find()
+    except TargetError as error:
+        return Finding("GPU", "none that there are kernels for", str(error), needed=False)
+    return Finding("GPU", "none" if found is None else f"{found.model}, {found.isa}, {found.cores} multiprocessors")
+
+
+def triton() -> Finding:
+    """Triton, which compiles kernels for GPUs, on this machine or another; those of a CPU do without."""
+    from llmir.kernels.gpu import toolchain
+    from llmir.target import gpu as gpus
+
+    try:
+        release = toolchain.require()
+    except KernelError as error:
+        return Finding("Triton", toolchain.installed() or "not installed", str(error), needed=False)
+    return Finding("Triton", f"{release}, compiles for {', '.join(gpus.NAMED)}")
 
 
 def cache() -> Finding:
@@ -104,6 +127,8 @@ def preload() -> Finding:
 EXAMINATIONS: tuple[Callable[[], Finding], ...] = (
     bindings,
     instruction_set,
+    gpu,
+    triton,
     cache,
     openmp,
     preload,

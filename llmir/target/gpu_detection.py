@@ -25,13 +25,18 @@ def detect(root: Path = Path("/"), load: Callable[[str], Any] = ctypes.CDLL) -> 
 
     Raises TargetError where there is none, or none that kernels are made for.
     """
-    found = _cuda(load) or _amd(root)
+    found = find(root, load)
     if found is None:
         raise TargetError(
             f"no GPU was found here: neither {CUDA_LIBRARY} nor /{AMD_NODES} shows one; install the GPU's driver and "
             f"give this process access to it, or name the GPU to compile for, such as cuda:sm_90"
         )
     return found
+
+
+def find(root: Path = Path("/"), load: Callable[[str], Any] = ctypes.CDLL) -> Hardware | None:
+    """As :func:`detect`, but None where there is no GPU."""
+    return _cuda(load) or _amd(root)
 
 
 def _cuda(load: Callable[[str], Any]) -> Hardware | None:
