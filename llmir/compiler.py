@@ -7,6 +7,7 @@ compile.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ import platformdirs
 import llmir
 from llmir import plan as plans
 from llmir.errors import LlmirError
-from llmir.ir.signature import KernelSpec
+from llmir.ir.signature import KernelSpec, is_gpu
 from llmir.kernels.cpu.object_cache import ObjectCache, object_key
 from llmir.plan import Decision, Plan, PlannedKernel
 from llmir.target import Target, TargetError
@@ -68,13 +69,13 @@ def compile(
     """Decide everything about ``module`` for ``target`` and ``workload``, and compile its kernels.
 
     ``prefix_sharing``: whether prefixes may be read once for several requests, where the passes find that it pays.
-    The module is rewritten in place. Kernels are built where this machine has the target's instruction set;
-    otherwise the plan says that they were not. Raises UnsupportedLayerError for a layer without a kernel,
-    KernelError where one cannot be compiled.
+    The module is rewritten in place. Kernels of a CPU are built where this machine has the target's instruction set;
+    otherwise, and for GPUs, the plan says that they were not. Raises UnsupportedLayerError for a layer without a
+    kernel, KernelError where one cannot be compiled.
     """
     options = options or Options()
     host = Target.detect()
-    if options.calibrate and target.measured is None and target == host:
+    if options.calibrate and target.measured is None and target in (host, _own_gpu(target)):
         options.say("measuring this machine")
         target = calibrated(target, options)
     options.say("deciding block size and kernels")
@@ -86,11 +87,21 @@ def compile(
     return _plan(module, kernels, target, host, workload)
 
 
+def _own_gpu(target: Target) -> Target | None:
+    """This machine's GPU, where ``target`` may be it."""
+    return Target.named("gpu") if target.name == "gpu" else None
+
+
 def calibrated(target: Target, options: Options) -> Target:
-    """``target``, which is this machine, with its figures measured or read from the cache folder."""
+    """``target``, which is this machine or its GPU, with its figures measured or read from the cache folder."""
+    folder = options.cache or cache_folder()
+    if is_gpu(target.isa):
+        from llmir.kernels.gpu.calibration import calibrate as calibrate_gpu
+
+        return calibrate_gpu(target, folder)
     from llmir.kernels.cpu.calibration import calibrate
 
-    return calibrate(target, options.cache or cache_folder())
+    return calibrate(target, folder)
 
 
 def optimize(module: ir.Module, target: Target, workload: Workload, *, prefix_sharing: bool = True) -> None:
@@ -135,12 +146,15 @@ def _object(key: str, spec: KernelSpec, folder: Path | None) -> bytes:
 def _remark_unbuilt(module: ir.Module, target: Target, host: Target) -> None:
     from llmir.ir.remarks import Remark, add_remark
 
-    can = target.runs_on(host)
-    reason = (
-        "not asked for"
-        if can
-        else f"this machine is {host.isa} on {host.machine}, and kernels are compiled where they run"
-    )
+    if is_gpu(target.isa):
+        reason = (
+            "kernels of a GPU are compiled by Triton when serving starts, or ahead of time, on any machine, by "
+            "`llmir compile --emit object`"
+        )
+    elif target.runs_on(host):
+        reason = "not asked for"
+    else:
+        reason = f"this machine is {host.isa} on {host.machine}, and kernels are compiled where they run"
     numbers = {"target_isa": target.isa, "host_isa": host.isa, "kernels_built": 0}
     add_remark(module, Remark("kernel-building", "all kernels", "not built", reason, numbers))
 
@@ -201,7 +215,16 @@ def emit_llm(module: ir.Module) -> str:
 
 
 def emit_llvm(plan: Plan) -> str:
-    """The plan's kernels in the LLVM dialect, one module each, separated the way MLIR's tools split files."""
+    """The plan's kernels in the LLVM dialect, one module each, separated the way MLIR's tools split files.
+
+    Raises LlmirError where they are a GPU's.
+    """
+    target = Target.from_json(plan.target)
+    if is_gpu(target.isa):
+        raise LlmirError(
+            f"kernels for {target.name} have no form in the LLVM dialect, since Triton compiles them: use `--emit "
+            f"object`, which gives binaries"
+        )
     from llmir.kernels.cpu.lowering import kernel_module, lower
 
     texts = []
@@ -213,7 +236,7 @@ def emit_llvm(plan: Plan) -> str:
 
 
 def emit_objects(plan: Plan, options: Options | None = None) -> dict[str, bytes]:
-    """The plan's kernels as ELF objects by symbol, from the object cache or compiled now.
+    """The plan's kernels of a CPU as ELF objects by symbol, from the object cache or compiled now.
 
     Raises TargetError where this machine cannot compile them.
     """
@@ -225,3 +248,21 @@ def emit_objects(plan: Plan, options: Options | None = None) -> dict[str, bytes]
         )
     folder = (options or Options()).cache
     return {kernel.symbol: _object(object_key(kernel.spec), kernel.spec, folder) for kernel in plan.kernels}
+
+
+def emit_gpu_files(plan: Plan, options: Options | None = None) -> dict[str, bytes]:
+    """The plan, its kernels' binaries for its GPU and their manifest, as files by name; no GPU is needed.
+
+    Raises KernelError where Triton is missing, or a kernel does not compile or does not fit the GPU.
+    """
+    from llmir.kernels.gpu.ahead import compile_ahead
+    from llmir.kernels.gpu.manifest import file_name, manifest
+
+    options = options or Options()
+    made = compile_ahead([kernel.spec for kernel in plan.kernels], options.cache or cache_folder(), options.say)
+    binaries = {kernel.symbol: of_kernel for kernel, of_kernel in zip(plan.kernels, made, strict=True)}
+    texts = {"plan.json": plan.dumps(), "manifest.json": json.dumps(manifest(binaries), indent=1) + "\n"}
+    return {
+        **{name: text.encode() for name, text in texts.items()},
+        **{file_name(symbol, one): one.content for symbol, several in binaries.items() for one in several},
+    }

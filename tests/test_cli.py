@@ -11,6 +11,7 @@ from llmir import cli
 from llmir.cli import frameworks
 from llmir.errors import LlmirError
 from llmir.ir.signature import AttentionSignature, CpuVariant, KernelSpec, StepPolicy
+from llmir.kernels.gpu import toolchain
 from llmir.plan import FORMAT, Decision, Plan, PlannedKernel
 from llmir.target import Target
 from llmir.workload import Workload
@@ -166,6 +167,32 @@ class TestCompileRefusesBefore:
         assert code == 1
         assert is_one_sentence(err)
         assert "-o" in err
+
+    def test_objects_for_a_gpu_without_a_folder(self, run):
+        code, _, err = run("compile", "m", "--target", "cuda:sm_90", "--emit", "object")
+        assert code == 1
+        assert is_one_sentence(err)
+        assert "-o FOLDER" in err
+
+    def test_objects_for_a_gpu_into_a_folder_of_other_things(self, run, tmp_path):
+        (tmp_path / "file").write_text("mine")
+        code, _, err = run("compile", "m", "--target", "cuda:sm_90", "--emit", "object", "-o", tmp_path)
+        assert code == 1
+        assert is_one_sentence(err)
+        assert "name a new folder" in err
+
+    def test_objects_for_a_gpu_without_triton(self, run, tmp_path, monkeypatch):
+        monkeypatch.setattr(toolchain, "installed", lambda: None)
+        code, _, err = run("compile", "m", "--target", "cuda:sm_90", "--emit", "object", "-o", tmp_path)
+        assert code == 1
+        assert is_one_sentence(err)
+        assert "not installed" in err
+
+    def test_llvm_ir_of_a_gpu(self, run):
+        code, _, err = run("compile", "m", "--target", "hip:gfx942", "--emit", "llvm")
+        assert code == 1
+        assert is_one_sentence(err)
+        assert "emit object" in err
 
     def test_a_place_that_cannot_be_written(self, run, tmp_path):
         (tmp_path / "file").write_text("")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from llmir.cli import frameworks
-from llmir.cli.output import deliver, deliver_bytes, progress
+from llmir.cli.output import deliver, deliver_bytes, deliver_folder, progress
 from llmir.errors import LlmirError
 
 
@@ -43,7 +43,11 @@ def compile_model(
         typer.Option(help="The framework that will serve the model.", show_default="the one installed"),
     ] = None,
     target: Annotated[
-        str, typer.Option(help="The machine to compile for: cpu is this one, cpu:avx512 a typical one.")
+        str,
+        typer.Option(
+            help="The machine to compile for: cpu is this one, gpu its GPU; cpu:avx512, cuda:sm_90 or hip:gfx942 a "
+            "typical one, which need not be there."
+        ),
     ] = "cpu",
     workload: Annotated[
         str | None, typer.Option(help="Name or file (JSON, JSON lines) of the requests to expect.", show_default=False)
@@ -54,7 +58,9 @@ def compile_model(
     emit: Annotated[
         Stage | None,
         typer.Option(
-            help="Instead of the plan: the llm IR, the kernels as LLVM IR, or as objects.", show_default=False
+            help="Instead of the plan: the llm IR, the kernels as LLVM IR, or as objects; for a GPU with plan and "
+            "manifest.",
+            show_default=False,
         ),
     ] = None,
     output: Annotated[
@@ -62,21 +68,20 @@ def compile_model(
         typer.Option(
             "--output",
             "-o",
-            help="Where to write; standard output if not given. Several objects go beside it, by name.",
+            help="Where to write; standard output if not given. Several objects go beside it, by name; those for a GPU "
+            "into it, a new folder.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
     """Compile a model for a machine and write the plan, as JSON, or the IR."""
-    from llmir.compare.files import check_writable
+    from llmir.ir.signature import is_gpu
     from llmir.target import Target
     from llmir.workload import Workload
 
-    if emit is Stage.object and output is None:
-        raise LlmirError("an object is not text: say with -o FILE where to write it")
-    if output is not None:
-        check_writable(output)
     machine, requests = Target.named(target), Workload.load(workload)
+    on_gpu = is_gpu(machine.isa)
+    _check_stage(emit, output, on_gpu)
     importlib.import_module("llmir.ir.bindings")  # if missing, said before the framework takes its time to import
 
     reader = frameworks.chosen(framework)
@@ -92,8 +97,25 @@ def compile_model(
             deliver(compiler.emit_llm(module), output)
         elif emit is Stage.llvm:
             deliver(compiler.emit_llvm(plan), output)
+        elif output is not None and on_gpu:
+            deliver_folder(compiler.emit_gpu_files(plan, options), output)
         elif output is not None:
             _deliver_objects(compiler.emit_objects(plan), output)
+
+
+def _check_stage(emit: Stage | None, output: Path | None, on_gpu: bool) -> None:
+    """Raise LlmirError for what can be known to fail before a model is imported, which takes its time."""
+    from llmir.compare.files import check_new_folder, check_writable
+    from llmir.kernels.gpu import toolchain
+
+    if emit is Stage.object and output is None:
+        raise LlmirError(f"an object is not text: say with -o {'FOLDER' if on_gpu else 'FILE'} where to write it")
+    if emit is Stage.llvm and on_gpu:
+        raise LlmirError("kernels for a GPU go through Triton and have no LLVM IR to write: emit object, or llm")
+    if emit is Stage.object and on_gpu:
+        toolchain.require()
+    if output is not None:
+        (check_new_folder if emit is Stage.object and on_gpu else check_writable)(output)
 
 
 def _deliver_objects(objects: dict[str, bytes], output: Path) -> None:

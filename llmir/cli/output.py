@@ -1,4 +1,4 @@
-"""Where a command's results go: to stdout or whole into a file, with progress and remarks apart on stderr."""
+"""Where a command's results go: to stdout or whole into a file or folder, with progress and remarks apart on stderr."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from llmir.compare.files import write_whole
+from llmir.compare.files import write_folder, write_whole
 
 #: Progress and remarks; stdout is for what was asked for, so that it can be piped.
 progress = Console(stderr=True, highlight=False)
@@ -29,3 +29,9 @@ def deliver_bytes(content: bytes, path: Path) -> None:
 
     write_whole(path, fill)
     progress.print(f"wrote {path}", soft_wrap=True)
+
+
+def deliver_folder(files: dict[str, bytes], folder: Path) -> None:
+    """Writes a folder of files by name, whole or, raising LlmirError, not at all."""
+    write_folder(folder, files)
+    progress.print(f"wrote {len(files)} files into {folder}", soft_wrap=True)
