@@ -80,6 +80,7 @@ def attention(
     seq_lens: Array,
     query_start: Array,
     signature: AttentionSignature,
+    sinks: Array | None = None,
 ) -> NDArray[np.float64]:
     """Causal attention of every new token over its request's paged KV cache, in float64.
 
@@ -87,8 +88,9 @@ def attention(
     ``key_cache``, ``value_cache``: ``[num_blocks, num_kv_heads, block_size, head_size]``, the new tokens
     already appended; ``block_table``: ``[num_requests, max_blocks]``, physical blocks; ``seq_lens``:
     ``[num_requests]``, tokens of each request, the new ones included; ``query_start``:
-    ``[num_requests + 1]``, first row of each request in ``query``. Element types as :func:`encode` stores
-    them. Returns ``[num_tokens, num_heads, head_size]``. Slots that no query may see are never read.
+    ``[num_requests + 1]``, first row of each request in ``query``; ``sinks``: ``[num_heads]``, scores that take part
+    in the softmax and have no value. Element types as :func:`encode` stores them; a quantized cache comes as the values
+    it stands for. Returns ``[num_tokens, num_heads, head_size]``. Slots that no query may see are never read.
     """
     output = np.zeros(query.shape, np.float64)
     block_table = np.asarray(block_table)
@@ -103,7 +105,7 @@ def attention(
             keys = decode(key_cache[blocks, :, offsets])  # [keys, KV heads, head size]
             values = decode(value_cache[blocks, :, offsets])
             visible = _visible(positions, seen, signature)
-            output[rows] = _attend(decode(query[rows]), keys, values, visible, signature)
+            output[rows] = _attend(decode(query[rows]), keys, values, visible, signature, sinks)
     return output
 
 
@@ -115,7 +117,7 @@ def _visible(positions: Array, seen: Array, signature: AttentionSignature) -> ND
 
 
 def _attend(
-    query: Array, keys: Array, values: Array, visible: Array, signature: AttentionSignature
+    query: Array, keys: Array, values: Array, visible: Array, signature: AttentionSignature, sinks: Array | None
 ) -> NDArray[np.float64]:
     """Softmax attention of one request: query ``[queries, heads, head_size]``, keys ``[keys, KV heads, ...]``."""
     num_new, num_heads, head_size = query.shape
@@ -124,8 +126,14 @@ def _attend(
     if signature.soft_cap:
         scores = signature.soft_cap * np.tanh(scores / signature.soft_cap)
     scores = np.where(visible, scores, -np.inf)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
+    highest = scores.max(axis=-1, keepdims=True)
+    sink_weights = 0.0
+    if sinks is not None:
+        sink = decode(sinks).reshape(signature.num_kv_heads, signature.queries_per_kv, 1, 1)
+        highest = np.maximum(highest, sink)
+        sink_weights = np.exp(sink - highest)
+    weights = np.exp(scores - highest)
+    weights /= weights.sum(axis=-1, keepdims=True) + sink_weights
     return np.einsum("hgqk,khd->qhgd", weights, values, optimize=True).reshape(num_new, num_heads, head_size)
 
 

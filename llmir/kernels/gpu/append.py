@@ -5,8 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-#: Largest finite number of f8E4M3FN.
-MOST_F8 = tl.constexpr(448.0)
+from llmir.kernels.gpu.rounding import quantized
 
 
 @triton.jit
@@ -25,6 +24,7 @@ def append_kv(
     QUANTIZED: tl.constexpr,
     PADDED_HEADS: tl.constexpr,
     PADDED_HEAD: tl.constexpr,
+    EMULATED: tl.constexpr,
 ):
     """One program a token: all its KV heads.
 
@@ -41,16 +41,9 @@ def append_kv(
     keys = tl.load(key + token * key_stride + source, mask=kept, other=0.0)
     values = tl.load(value + token * value_stride + source, mask=kept, other=0.0)
     if QUANTIZED:
-        keys = _quantized(keys, tl.load(key_scale), cache.dtype.element_ty)
-        values = _quantized(values, tl.load(value_scale), cache.dtype.element_ty)
+        keys = quantized(keys, tl.load(key_scale), cache.dtype.element_ty, EMULATED)
+        values = quantized(values, tl.load(value_scale), cache.dtype.element_ty, EMULATED)
     page = (slot // BLOCK) * KV_HEADS + heads
     place = page[:, None] * (2 * BLOCK * HEAD) + (slot % BLOCK) * HEAD + inside[None, :]
     tl.store(cache + place, keys, mask=kept)
     tl.store(cache + place + BLOCK * HEAD, values, mask=kept)
-
-
-@triton.jit
-def _quantized(x, scale, element: tl.constexpr):
-    """``x`` divided by ``scale`` in the cache's type; beyond its largest number is that number."""
-    x = x.to(tl.float32) / scale
-    return tl.minimum(tl.maximum(x, -MOST_F8), MOST_F8).to(element)

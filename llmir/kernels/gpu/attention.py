@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from llmir.kernels.gpu.merge import LOG2_E
+from llmir.kernels.gpu.rounding import narrowed
 from llmir.kernels.gpu.step import Header
 from llmir.kernels.work_list import ITEM_FIELDS, Item
 
@@ -103,7 +104,7 @@ def attend(
                 next_page = _page(table, first + KEYS, end, KEYS, BLOCK)
                 k, v = _keys(pages, page, first, end, KEYS, KV_HEADS, HEAD, BLOCK, PADDED_HEAD, False)
                 maximum, total, summed = _attend_keys(
-                    q, k, v, first, limit, maximum, total, summed, score_scale, WINDOW, SOFT_CAP, False, EMULATED
+                    q, k, v, first, end, limit, maximum, total, summed, score_scale, WINDOW, SOFT_CAP, False, EMULATED
                 )
                 page = next_page
         page = _page(table, seen_by_all, end, KEYS, BLOCK)
@@ -111,7 +112,7 @@ def attend(
             next_page = _page(table, first + KEYS, end, KEYS, BLOCK)
             k, v = _keys(pages, page, first, end, KEYS, KV_HEADS, HEAD, BLOCK, PADDED_HEAD, True)
             maximum, total, summed = _attend_keys(
-                q, k, v, first, limit, maximum, total, summed, score_scale, WINDOW, SOFT_CAP, True, EMULATED
+                q, k, v, first, end, limit, maximum, total, summed, score_scale, WINDOW, SOFT_CAP, True, EMULATED
             )
             page = next_page
 
@@ -120,7 +121,7 @@ def attend(
         state = tl.load(item + _STATE)
         written = row_ok[:, None] & in_head[None, :]
         if state >= 0:
-            place = head.to(tl.int64) * tl.load(step + _STATE_ROWS) + state + rows
+            place = tl.load(step + _STATE_ROWS).to(tl.int64) * head + state + rows
             tl.store(state_stats + 2 * place, maximum, mask=row_ok)
             tl.store(state_stats + 2 * place + 1, total, mask=row_ok)
             tl.store(state_values + place[:, None] * HEAD + inside[None, :], summed, mask=written)
@@ -132,7 +133,9 @@ def attend(
                 total = total * before + tl.exp2(sink - highest)
                 summed *= before[:, None]
             out_place = (token * output_stride + row_place)[:, None] + inside[None, :]
-            tl.store(output + out_place, (summed / total[:, None]).to(output.dtype.element_ty), mask=written)
+            tl.store(
+                output + out_place, narrowed(summed / total[:, None], output.dtype.element_ty, EMULATED), mask=written
+            )
 
 
 @triton.jit
@@ -195,6 +198,7 @@ def _attend_keys(
     k,
     v,
     first,
+    end,
     limit,
     maximum,
     total,
@@ -215,7 +219,7 @@ def _attend_keys(
         scores = SOFT_CAP * LOG2_E * (1 - 2 / (tl.exp2(scores * (2 * LOG2_E / SOFT_CAP)) + 1))
     if MASKED:
         position = first + tl.arange(0, k.shape[1])
-        seen = position[None, :] < limit[:, None]
+        seen = position[None, :] < tl.minimum(limit, end)[:, None]
         if WINDOW > 0:
             seen = seen & (position[None, :] >= limit[:, None] - WINDOW)
         scores = tl.where(seen, scores, float("-inf"))
@@ -226,7 +230,7 @@ def _attend_keys(
     before = tl.exp2(maximum - base)
     weights = tl.exp2(scores - base[:, None])
     total = total * before + tl.sum(weights, 1)
-    weights = weights.to(q.dtype)
+    weights = narrowed(weights, q.dtype, EMULATED)
     if EMULATED:
         summed = summed * before[:, None] + tl.dot(
             weights.to(tl.float32), v.to(q.dtype).to(tl.float32), input_precision="ieee"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from llmir.kernels.gpu.rounding import narrowed
 from llmir.kernels.gpu.step import Header
 
 _MERGES = tl.constexpr(int(Header.MERGES))
@@ -28,6 +29,7 @@ def merge(
     SINKS: tl.constexpr,
     PADDED_HEAD: tl.constexpr,
     PARTS: tl.constexpr,
+    EMULATED: tl.constexpr,
 ):
     """One program a merge and query head; programs beyond the step's merges do nothing.
 
@@ -64,4 +66,4 @@ def merge(
             maximum = new_maximum
         token = tl.load(step + tl.load(step + _TOKENS) + number).to(tl.int64)
         place = output + token * output_stride + head * HEAD + inside
-        tl.store(place, (summed / total).to(output.dtype.element_ty), mask=inside < HEAD)
+        tl.store(place, narrowed(summed / total, output.dtype.element_ty, EMULATED), mask=inside < HEAD)

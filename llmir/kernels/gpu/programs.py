@@ -53,7 +53,7 @@ def programs(spec: KernelSpec, *, emulated: bool = False) -> tuple[Program, ...]
     """
     check(spec)
     attention = [_attend(spec.signature, variant, number, emulated) for number, variant in enumerate(spec.gpu_variants)]
-    return (_append(spec.signature), *attention, _merge(spec.signature))
+    return (_append(spec.signature, emulated), *attention, _merge(spec.signature, emulated))
 
 
 def check(spec: KernelSpec) -> None:
@@ -81,7 +81,7 @@ def check(spec: KernelSpec) -> None:
             raise KernelError(f"{spec.symbol} has no GPU program: it has {problem}")
 
 
-def _append(s: AttentionSignature) -> Program:
+def _append(s: AttentionSignature, emulated: bool) -> Program:
     element, cache = _pointer(s.element_type), _pointer(s.cache_type)
     types = {"key": element, "value": element, "cache": cache, "slots": "*i64"}
     strides = {"key_stride": "i32", "value_stride": "i32"}
@@ -92,6 +92,7 @@ def _append(s: AttentionSignature) -> Program:
         "QUANTIZED": s.quantized,
         "PADDED_HEADS": padded(s.num_kv_heads),
         "PADDED_HEAD": padded(s.head_size),
+        "EMULATED": emulated,
     }
     aligned = ("key", "value", "cache", *strides)
     return _program("append", append_kv, types, _scales(s), strides, constants, aligned, APPEND_WARPS, stages=1)
@@ -133,7 +134,7 @@ def _attend(s: AttentionSignature, variant: GpuVariant, number: int, emulated: b
     )
 
 
-def _merge(s: AttentionSignature) -> Program:
+def _merge(s: AttentionSignature, emulated: bool) -> Program:
     types = {"step": "*i32", "state_stats": "*fp32", "state_values": "*fp32"}
     element = _pointer(s.element_type)
     optional = {"sinks": element if s.sinks else None}
@@ -143,6 +144,7 @@ def _merge(s: AttentionSignature) -> Program:
         "SINKS": s.sinks,
         "PADDED_HEAD": padded(s.head_size),
         "PARTS": MERGE_PARTS,
+        "EMULATED": emulated,
     }
     rest = {"output": element, "output_stride": "i32"}
     aligned = ("step", "state_stats", "state_values", "output", "output_stride")
@@ -169,7 +171,7 @@ def _program(
     *,
     stages: int,
 ) -> Program:
-    """A program whose arguments are ``types``, then ``optional``, of which None are compiled in as such, then ``rest``."""
+    """A program with the arguments ``types``, ``optional`` (compiled in as None where their type is None), ``rest``."""
     there = {argument: kind for argument, kind in optional.items() if kind is not None}
     absent = {argument: None for argument, kind in optional.items() if kind is None}
     return Program(name, function, {**types, **there, **rest}, {**constants, **absent}, aligned, warps, stages)

@@ -1,0 +1,239 @@
+"""Runs a compiled attention kernel on a GPU: one copy of a work list a step, a few launches a layer.
+
+Nothing here waits for the GPU. What a step needs goes to the device through pinned memory into buffers that are made
+once, so that a captured CUDA graph serves any step that :meth:`GpuAttentionRunner.begin_step` prepared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmir.errors import KernelError
+from llmir.ir.signature import KernelSpec, StepPolicy
+from llmir.kernels.gpu.launch import Launch, emulated
+from llmir.kernels.gpu.programs import programs
+from llmir.kernels.gpu.step import HEADER_FIELDS, pack
+from llmir.kernels.work_list import ITEM_FIELDS
+from llmir.plan import PlannedKernel
+from llmir.runtime.schedule import Int32, Schedule, Scheduler
+
+#: Copies to the device that may be under way: frameworks prepare a step while the GPU works on the last.
+STAGING_BUFFERS = 4
+#: Addresses (bytes) and strides (elements) that the programs count on.
+ALIGNMENT = 16
+#: Multiprocessors that work lists are cut for where there is no GPU.
+EMULATED_MULTIPROCESSORS = 4
+#: Levels of shared prefixes of every request that there is room for; a step with more shares nothing.
+SHARED_LEVELS = 4
+
+
+@dataclass(frozen=True)
+class StepLimits:
+    """The largest step there will be."""
+
+    requests: int
+    tokens: int
+    """New tokens of all requests."""
+
+
+class GpuAttentionRunner:
+    """One kernel with the buffers its calls need; every layer of its signature shares it.
+
+    Not for concurrent use: the layers of a model run one after the other, on one stream.
+    """
+
+    def __init__(self, spec: KernelSpec, policy: StepPolicy, limits: StepLimits, device: torch.device):
+        """Compiles the programs of ``spec`` for ``device`` and allocates for steps within ``limits``.
+
+        Raises KernelError where the device is not what ``spec`` was made for, or Triton cannot compile.
+        """
+        self.spec = spec
+        self._device = device
+        self._check_device()
+        self._launches = {p.name: Launch(p, spec.isa) for p in programs(spec, emulated=emulated())}
+        self._variants = [self._launches[variant.name] for variant in spec.gpu_variants]
+        multiprocessors = _multiprocessors(device)
+        self._programs = [multiprocessors * launch.resident_blocks for launch in self._variants]
+        self._workers = self._programs[[v.name for v in spec.variants].index("decode")]
+        self._scheduler = Scheduler(spec, policy)
+        room = _Room.of(spec, policy, limits, self._workers)
+        self._step = torch.zeros(room.numbers, dtype=torch.int32, device=device)
+        self._staging = _Staging(room.numbers, device)
+        heads, size = spec.signature.num_kv_heads, spec.signature.head_size
+        self._room = room
+        self._state_stats = torch.empty(heads * room.state_rows * 2, dtype=torch.float32, device=device)
+        self._state_values = torch.empty(heads * room.state_rows * size, dtype=torch.float32, device=device)
+        self._counts = [0] * len(self._variants)
+        self._merges = 0
+
+    @classmethod
+    def load(cls, kernel: PlannedKernel, limits: StepLimits, device: torch.device) -> GpuAttentionRunner:
+        """What runs a plan's kernel; KernelError where that cannot be compiled for ``device``."""
+        return cls(kernel.spec, kernel.policy, limits, device)
+
+    def begin_step(self, query_start: Int32, seq_lens: Int32, block_table: Int32 | None, threads: int = 0) -> Schedule:
+        """Prepares the calls of one step and gives its work list; the arguments are Scheduler.schedule's, on the host.
+
+        ``threads``: thread blocks to cut the work for; 0: as many as the GPU runs at a time.
+        """
+        workers = threads or self._workers
+        schedule = self._scheduler.schedule(query_start, seq_lens, block_table, workers)
+        packed = self._packed(schedule)
+        if not self._room.holds(packed, schedule):
+            schedule = self._scheduler.schedule(query_start, seq_lens, None, workers)
+            packed = self._packed(schedule)
+        if not self._room.holds(packed, schedule):
+            raise KernelError(
+                f"a step of {len(seq_lens)} requests and {int(query_start[-1])} tokens is larger than the largest that "
+                f"was announced"
+            )
+        self._staging.copy(packed, self._step)
+        self._counts = np.bincount(schedule.items[:, 0], minlength=len(self._variants)).tolist()
+        self._merges = schedule.merges.count
+        return schedule
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        output: torch.Tensor,
+        cache: torch.Tensor,
+        block_table: torch.Tensor,
+        slots: torch.Tensor,
+        append_tokens: int,
+        *,
+        key_scale: torch.Tensor | None = None,
+        value_scale: torch.Tensor | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> None:
+        """Appends a layer's new keys and values to its cache, then attends, for the step begun last.
+
+        On the device: ``query`` and ``output`` [tokens, heads, head_size], ``key`` and ``value``
+        [tokens, KV heads, head_size], heads of a token side by side; ``cache`` [blocks, KV heads, 2, block_size,
+        head_size] in any shape of that order; ``block_table`` int32 [requests, columns]; ``slots`` int64 [tokens],
+        negative where a token is not kept; ``key_scale`` and ``value_scale`` float32 [1] where the cache is quantized;
+        ``sinks`` [heads] where the layer has them, in the queries' type. With ``append_tokens`` 0 the cache is only
+        read. While a CUDA graph is captured, grids do not depend on the step.
+        """
+        s = self.spec.signature
+        captured = self._is_captured()
+        scales = (key_scale, value_scale) if s.quantized else ()
+        own_sinks = (sinks,) if s.sinks else ()
+        if append_tokens:
+            strides = _stride("key", key), _stride("value", value)
+            self._launches["append"]((append_tokens, 1, 1), key, value, cache, slots, *scales, *strides)
+        states = self._state_stats, self._state_values
+        query_stride, output_stride = _stride("query", query), _stride("output", output)
+        for launch, count, most in zip(self._variants, self._counts, self._programs, strict=True):
+            if captured or count:
+                grid = most if captured else count * s.num_kv_heads
+                tensors = (query, cache, block_table, self._step, *states, *own_sinks, *scales, output)
+                launch((grid, 1, 1), *tensors, query_stride, output_stride, block_table.stride(0))
+        merges = query.shape[0] if captured else self._merges
+        if merges:
+            merge = self._launches["merge"]
+            merge((merges, s.num_heads, 1), self._step, *states, *own_sinks, output, output_stride)
+
+    def _is_captured(self) -> bool:
+        """Whether launches go into a CUDA graph."""
+        return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+    def _packed(self, schedule: Schedule) -> Int32:
+        merges = schedule.merges
+        arrays = (merges.tokens, merges.begin, merges.sources, merges.members)
+        return pack(schedule.items, len(self._variants), arrays, merges.state_rows)
+
+    def _check_device(self) -> None:
+        """Raise KernelError unless the kernel was made for the architecture of the device."""
+        if emulated():
+            return
+        found = architecture(self._device)
+        if found != self.spec.isa:
+            raise KernelError(f"the plan was made for {self.spec.isa}, and this GPU is {found}: compile it again here")
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What the buffers hold."""
+
+    numbers: int
+    """int32 of a packed step."""
+    state_rows: int
+    """Rows of states of one KV head."""
+
+    @classmethod
+    def of(cls, spec: KernelSpec, policy: StepPolicy, limits: StepLimits, workers: int) -> _Room:
+        """Enough for any step within ``limits`` that shares nothing, and for usual ones that share.
+
+        A tile that is split is more than one part in so many of the step, so there are fewer split tiles than parts,
+        and at most twice as many pieces. Who shares leaves a state of its own part and one a level.
+        """
+        group = spec.signature.queries_per_kv
+        pieces = 2 * -(-policy.items_per_thread * workers // spec.signature.num_kv_heads)
+        tiles = limits.requests + -(-limits.tokens // min(v.max_tokens for v in spec.variants))
+        rows = max(v.row_tile for v in spec.variants)
+        decode_rows = spec.variant("decode").row_tile
+        shared = limits.requests if policy.sharing is not None else 0
+        state_rows = pieces * rows + shared * (decode_rows + SHARED_LEVELS * group) + SHARED_LEVELS * rows
+        items = tiles + pieces + SHARED_LEVELS * shared
+        tokens = limits.tokens + pieces * max(v.max_tokens for v in spec.variants)
+        merges = 3 * tokens + 1 + 2 * SHARED_LEVELS * shared
+        return cls(HEADER_FIELDS + items * ITEM_FIELDS + merges, state_rows)
+
+    def holds(self, packed: Int32, schedule: Schedule) -> bool:
+        """Whether a step fits."""
+        return len(packed) <= self.numbers and schedule.merges.state_rows <= self.state_rows
+
+
+class _Staging:
+    """Pinned memory from which steps are copied to the device, each again only when its last copy is over."""
+
+    def __init__(self, numbers: int, device: torch.device):
+        self._pinned = device.type == "cuda"
+        count = STAGING_BUFFERS if self._pinned else 1
+        self._buffers = [torch.empty(numbers, dtype=torch.int32, pin_memory=self._pinned) for _ in range(count)]
+        self._copied: list[Any] = [torch.cuda.Event() if self._pinned else None for _ in range(count)]
+        self._next = 0
+
+    def copy(self, numbers: Int32, device_buffer: torch.Tensor) -> None:
+        """Copy ``numbers`` to the beginning of ``device_buffer``, on the current stream."""
+        buffer, copied = self._buffers[self._next], self._copied[self._next]
+        self._next = (self._next + 1) % len(self._buffers)
+        if copied is not None:
+            copied.synchronize()  # of a copy that was begun STAGING_BUFFERS steps ago
+        size = len(numbers)
+        buffer.numpy()[:size] = numbers
+        device_buffer[:size].copy_(buffer[:size], non_blocking=True)
+        if copied is not None:
+            copied.record()
+
+
+def architecture(device: torch.device) -> str:
+    """The name that targets have for a GPU, such as sm_90 or gfx942."""
+    properties: Any = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return properties.gcnArchName.partition(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def _multiprocessors(device: torch.device) -> int:
+    if emulated():
+        return EMULATED_MULTIPROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _stride(what: str, tensor: torch.Tensor) -> int:
+    """Elements from one token to the next; ValueError where the programs' assumptions do not hold."""
+    token, head, element = tensor.stride()
+    if element != 1 or (head != tensor.shape[2] and tensor.shape[1] > 1):
+        raise ValueError(f"the heads of a token of {what} must lie side by side, not with strides {tensor.stride()}")
+    if tensor.shape[0] == 1:
+        token = tensor.shape[1] * tensor.shape[2]  # of one token a framework may say anything
+    if token % ALIGNMENT or tensor.data_ptr() % ALIGNMENT:
+        raise ValueError(f"{what} must begin at a multiple of {ALIGNMENT} bytes and {ALIGNMENT} elements")
+    return token
