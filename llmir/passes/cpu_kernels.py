@@ -111,7 +111,14 @@ class CpuKernels(KernelModel[CpuVariant]):
         return others
 
     def reading(self, signature: AttentionSignature) -> dict[str, Any]:
-        return {}
+        """Each thread waits for the beginning of every piece; enough of them stream all the same."""
+        piece, figures = self.piece_bytes(signature), self.figures
+        one = figures.found_piece_rate(piece) / figures.threads
+        return {
+            "gb_per_s_of_a_thread": one / 1e9,
+            "threads": figures.threads,
+            "threads_that_use_the_bandwidth": figures.read_bandwidth_all / one,
+        }
 
 
 def _registers(variant: CpuVariant) -> int:

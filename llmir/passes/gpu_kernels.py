@@ -90,9 +90,9 @@ class GpuKernels(KernelModel[GpuVariant]):
     def numbers(self, signature: AttentionSignature, decode: GpuVariant, prefill: GpuVariant) -> dict[str, Any]:
         row_key = self.row_key_seconds(signature, prefill)
         return {
-            "decode_shared_kb": gpu_tiles.shared_bytes(signature, decode) / 1024,
-            "prefill_shared_kb": gpu_tiles.shared_bytes(signature, prefill) / 1024,
-            "shared_kb_of_a_thread_block": self.target.shared_memory / 1024,
+            "decode_tiles_kb": gpu_tiles.shared_bytes(signature, decode) / 1024,
+            "prefill_tiles_kb": gpu_tiles.shared_bytes(signature, prefill) / 1024,
+            "shared_memory_kb": self.target.shared_memory / 1024,
             "decode_rows_used": f"{decode.max_tokens * signature.queries_per_kv} of {decode.row_tile}",
             "prefill_rows_used": f"{prefill.max_tokens * signature.queries_per_kv} of {prefill.row_tile}",
             "decode_read_ns_per_key": signature.key_bytes / self.split_bandwidth() * 1e9,
@@ -109,7 +109,7 @@ class GpuKernels(KernelModel[GpuVariant]):
                 others.append(
                     {
                         "prefill_tile": self.describe_tile(tile),
-                        "shared_kb": gpu_tiles.shared_bytes(signature, tile) / 1024,
+                        "tiles_kb": gpu_tiles.shared_bytes(signature, tile) / 1024,
                         "read_ns_per_row_and_key": signature.key_bytes / self.split_bandwidth() / rows * 1e9,
                     }
                 )

@@ -27,7 +27,7 @@ class Tile(NamedTuple):
 PREFILL = Tile(128, 64, 8, 3)
 #: By architecture and padded head size, where PREFILL spills registers or takes more shared memory than there is.
 SMALLER_PREFILL = {
-    ("sm_80", 256): Tile(64, 32, 8, 2),
+    ("sm_80", 256): Tile(64, 32, 8, 3),
     ("sm_90", 256): Tile(128, 32, 8, 3),
     ("sm_100", 128): Tile(128, 32, 8, 3),
     ("sm_100", 256): Tile(64, 16, 8, 3),

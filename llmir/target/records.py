@@ -100,9 +100,10 @@ class Measurements:
         a stream); below the smallest, that fixed cost stays; above the largest, its bandwidth does. No piece is
         faster than a stream: where one was measured to be, something slowed the stream.
         """
-        return min(self._piece_rate(piece_bytes), self.read_bandwidth_all)
+        return min(self.found_piece_rate(piece_bytes), self.read_bandwidth_all)
 
-    def _piece_rate(self, piece_bytes: int) -> float:
+    def found_piece_rate(self, piece_bytes: int) -> float:
+        """:meth:`piece_rate` as if memory gave all threads what each of them could read."""
         points = self.piece_bandwidth
         smallest, largest = points[0], points[-1]
         if piece_bytes >= largest[0]:
