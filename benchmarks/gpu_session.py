@@ -1,0 +1,158 @@
+"""One run of benchmarks/gpu.py: its parts in order, and what is written down."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import gpu_report as report
+import numpy
+import torch
+import triton
+from gpu_cases import Batch, timed, timed_tiny
+from gpu_checks import checks
+from gpu_correctness import run_checks
+from gpu_files import check_writable, commit, write_json
+from gpu_llmir import PLANS, Plans, target_of
+from gpu_peers import Peers, Sources
+from gpu_speed import Bench
+from gpu_step import PLAIN, Features
+from gpu_timing import Budget, ceilings
+
+import llmir
+from llmir.errors import LlmirError
+
+#: Of the whole time, what correctness may take.
+CHECKS_PART = 0.35
+
+
+def session(arguments: argparse.Namespace) -> int:
+    """Runs and writes; 1 where an answer of llmir's was wrong."""
+    for path in filter(None, (arguments.json, arguments.chart)):
+        check_writable(path)
+    budget = Budget(arguments.seconds)
+    device = chosen_device(arguments.interpret)
+    generator = torch.Generator(device).manual_seed(arguments.seed)
+    plans = Plans(arguments.plans or PLANS / target_of(device))
+    result: dict[str, Any] = {"environment": environment(device), "seed": arguments.seed, "plans": plans.names}
+    print(f"{result['environment']['device']}, seed {arguments.seed}", flush=True)
+    if arguments.tune:
+        from gpu_tune import tune
+
+        result["tuned"] = tune(plans, device, generator, budget, arguments.interpret)
+        failed = False
+    else:
+        failed = measured(arguments, plans, device, generator, budget, result)
+    result["seconds"] = round(budget.used, 1)
+    print(f"{budget.used:.0f} s")
+    if arguments.json:
+        write_json(arguments.json, result)
+    return int(failed)
+
+
+def measured(
+    arguments: argparse.Namespace,
+    plans: Plans,
+    device: torch.device,
+    generator: torch.Generator,
+    budget: Budget,
+    result: dict[str, Any],
+) -> bool:
+    """Correctness, ceilings, speed; whether an answer of llmir's was wrong."""
+    failed = False
+    if arguments.only != "speed":
+        chosen = [check for check in checks(plans.block_size, arguments.interpret) if wanted(arguments, check.name)]
+        rows, left_out = run_checks(chosen, plans, device, generator, Budget(CHECKS_PART * arguments.seconds))
+        report.print_checks(rows, left_out)
+        result["correctness"] = {"rows": rows, "left_out": left_out}
+        failed = any(row["problems"] for row in rows)
+    if arguments.only != "correctness":
+        result["ceilings"] = ceilings(device, arguments.interpret)
+        report.print_ceilings(result["ceilings"])
+        peers = Peers.find(sources(arguments), device)
+        result["peers"] = {peer.name: peer.version for peer in peers.present}
+        result["absent_peers"] = peers.absent
+        # In the interpreter, products of bf16 are wrong in kernels that do not know of it, as peers' do not.
+        features = Features("f16") if arguments.interpret else PLAIN
+        bench = Bench(device, plans, peers, result["ceilings"], budget, generator, arguments.interpret, features)
+        batches: Iterable[Batch] = timed_tiny() if arguments.interpret else timed()
+        bench.run([b for b in batches if wanted(arguments, f"{b.name} {b.shape}")], report.print_batch)
+        result |= {"rows": bench.rows, "left_out": bench.left_out, "wrong": bench.wrong}
+        report.print_left_out(bench.left_out, peers.absent)
+        if bench.rows:
+            report.print_table(bench.rows)
+            report.print_host(bench.rows)
+            if arguments.chart:
+                report.draw(bench.rows, arguments.chart, result["environment"]["device"])
+        failed = failed or any(wrong["llmir"] for wrong in bench.wrong)
+    return failed
+
+
+def wanted(arguments: argparse.Namespace, name: str) -> bool:
+    """Whether ``--case`` lets a case through."""
+    return arguments.case is None or arguments.case in name
+
+
+def sources(arguments: argparse.Namespace) -> Sources:
+    """What the options name; LlmirError where it is not there."""
+    named = Sources(arguments.vllm_source, arguments.sglang_source, arguments.flashinfer, arguments.fa3)
+    folders = {"vllm": named.vllm, "sglang": named.sglang, "flashinfer": named.flashinfer}
+    for package, folder in folders.items():
+        if folder and not (folder / package).is_dir():
+            raise LlmirError(
+                f"{str(folder)!r} holds no folder {package!r}: name the one that its wheel was unpacked in"
+            )
+    if named.fa3 and not named.fa3.is_file():
+        raise LlmirError(f"there is no file {str(named.fa3)!r}: name _vllm_fa3_C.abi3.so of vLLM's wheel")
+    return named
+
+
+def chosen_device(interpret: bool) -> torch.device:
+    """The GPU, or the CPU for the interpreter; LlmirError where there is no GPU."""
+    if interpret:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise LlmirError("torch sees no GPU here: run this where there is one, or try it out with --interpret")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Device, driver, versions, machine, commit."""
+    found: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(Path(llmir.__file__).parent.parent),
+        "device": f"{platform.processor() or platform.machine()}, Triton's interpreter",
+        "versions": {
+            "llmir": llmir.__version__,
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "numpy": numpy.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {
+            "device": properties.name,
+            "driver": driver(),
+            "cuda": torch.version.cuda or torch.version.hip,
+            "multiprocessors": properties.multi_processor_count,
+            "l2_bytes": getattr(properties, "L2_cache_size", None),
+            "memory_bytes": properties.total_memory,
+        }
+    return found
+
+
+def driver() -> str | None:
+    """The driver's version, from nvidia-smi."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    return done.stdout.split("\n")[0].strip() or None

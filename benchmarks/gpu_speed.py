@@ -1,0 +1,237 @@
+"""Times llmir and its peers on one batch after another: same process, same inputs, caches in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from gpu_cases import Batch
+from gpu_llmir import LlmirSide, Plans, Runners
+from gpu_peers import Peers, Side, Unserved, one_line
+from gpu_step import GRAIN, PLAIN, TINY_GRAIN, Arena, Features, Step
+from gpu_timing import Budget, Rounds, Run, captured, clock_for, host_seconds, interleaved, spread
+
+from llmir.runtime.gpu import StepLimits
+
+#: Caches are read in turn until so many bytes have passed: twenty times the L2 cache of an H100, so little of one is
+#: still there when its turn comes again.
+ROTATED_BYTES = 1 << 30
+#: Calls in one timed sample, of calls made by the host and of those in one CUDA graph.
+MOST_CALLS, MOST_CALLS_IN_GRAPH = 32, 128
+#: Seconds of timing that a case gets at most, each for calls by the host and in a graph.
+CASE_SECONDS = 1.5
+#: Seconds that must be left for another case to begin.
+RESERVE_SECONDS = 8.0
+#: Part of the device's free memory that keys and values take, and llmir's copy of them as much again.
+MEMORY_PART = 0.43
+#: Relative errors above which an answer is wrong: bf16 rounds to 2 ** -9 of a value; the output is rounded and so are
+#: the weights before the second product. The worst row of one head may be off by four times as much.
+WRONG, WRONG_ROW = 2**-8, 2**-6
+
+STREAM, GRAPH = "stream", "graph"
+LLMIR = "llmir"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How often things are repeated."""
+
+    rounds: Rounds
+    least_calls: int
+    """Calls in a timed sample, at least."""
+    most_layers: int
+    """Caches that are read in turn, at most."""
+    host_repeats: int
+
+
+FULL = Effort(Rounds(least=5, most=41, warm_up=2), least_calls=4, most_layers=256, host_repeats=9)
+TINY = Effort(Rounds(least=1, most=1, warm_up=0), least_calls=1, most_layers=2, host_repeats=1)
+
+
+@dataclass
+class Bench:
+    """What all cases share, and what came out."""
+
+    device: torch.device
+    plans: Plans
+    peers: Peers
+    ceilings: dict[str, Any]
+    budget: Budget
+    generator: torch.Generator
+    tiny: bool
+    features: Features = PLAIN
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    wrong: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self, batches: Sequence[Batch], report: Any) -> None:
+        """Measures the batches in order; ``report`` is called with the rows of each."""
+        limits = StepLimits(max(b.requests for b in batches), max(b.tokens for b in batches))
+        self._effort = TINY if self.tiny else FULL
+        self._runners = Runners(limits, self.device)
+        self._arena = Arena(self._arena_bytes(batches), self.features.element_type, self.device, self.generator)
+        for number, batch in enumerate(batches):
+            if self.budget.left < RESERVE_SECONDS:
+                self._leave_out(batch, "no time was left")
+                continue
+            rows = self._measured(batch, len(batches) - number)
+            self.rows += rows
+            report(batch, rows)
+
+    def _leave_out(self, batch: Batch, reason: str, side: str = "all") -> None:
+        self.left_out.append({"case": batch.name, "shape": str(batch.shape), "side": side, "reason": reason})
+
+    def _arena_bytes(self, batches: Iterable[Batch]) -> int:
+        """As much as the largest batch takes that fits."""
+        needed = max(max(self._cache_bytes(b), 0 if self.tiny else ROTATED_BYTES) for b in batches) + ROTATED_BYTES
+        if self.device.type != "cuda":
+            return min(needed, 1 << 24)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return min(needed, int(free * MEMORY_PART)) // 4 * 4
+
+    def _grain(self, batch: Batch) -> int:
+        block_size = self.plans.kernel(batch.shape, self.features).spec.signature.block_size
+        return max(TINY_GRAIN if self.tiny else GRAIN, block_size)
+
+    def _cache_bytes(self, batch: Batch) -> int:
+        """Bytes of one layer's cache, its last units as they are filled up."""
+        grain = self._grain(batch)
+        units = sum(-(-own // grain) for own in batch.own) + sum(g * tokens // grain for g, tokens in batch.shared)
+        return units * grain * batch.shape.token_bytes
+
+    def _measured(self, batch: Batch, cases_left: int) -> list[dict[str, Any]]:
+        """The rows of one batch; none where it does not fit."""
+        size, room = self._cache_bytes(batch), self._arena.tokens.numel() * 2
+        if size > room:
+            self._leave_out(batch, f"{size / 2**30:.0f} GiB of keys and values, and {room / 2**30:.0f} have room twice")
+            return []
+        layers = min(-(-ROTATED_BYTES // size), room // size, self._effort.most_layers)
+        step = Step(batch, self._arena, layers, self._grain(batch), self.generator)
+        sides = self._sides(batch, step)
+        facts = self._checked(batch, step, sides)
+        right = [side for _, side in sides if side.name in facts]
+        seconds = min(CASE_SECONDS, self.budget.left / cases_left / 4)
+        modes = {STREAM: {side.name: self._calls(side, layers) for side in right}}
+        calls = {STREAM: max(self._effort.least_calls, min(layers, MOST_CALLS))}
+        if batch.decodes and self.device.type == "cuda":
+            calls[GRAPH] = max(self._effort.least_calls, min(layers, MOST_CALLS_IN_GRAPH))
+            modes[GRAPH] = self._graphs(batch, right, layers, calls[GRAPH])
+        rows: list[dict[str, Any]] = []
+        for mode, runs in modes.items():
+            if runs:
+                times = interleaved(runs, clock_for(self.device), seconds, self._effort.rounds)
+                timed = {name: spread(each, calls[mode]) for name, each in times.items()}
+                rows += self._rows(batch, mode, layers, timed, facts)
+        return rows
+
+    def _sides(self, batch: Batch, step: Step) -> list[tuple[str, Side]]:
+        """llmir first, then every peer that serves the batch; with whose they are."""
+        planned = self.plans.kernel(batch.shape, self.features)
+        sides: list[tuple[str, Side]] = [(LLMIR, side) for side in self._runners.sides(planned, step)]
+        for peer in self.peers.present:
+            try:
+                sides += [(peer.name, side) for side in peer.sides(step)]
+            except Unserved as reason:
+                self._leave_out(batch, str(reason), peer.name)
+            except Exception as error:  # another project's code: its failure is a finding, not ours to handle
+                self._leave_out(batch, one_line(error), peer.name)
+        return sides
+
+    def _checked(self, batch: Batch, step: Step, sides: Sequence[tuple[str, Side]]) -> dict[str, dict[str, Any]]:
+        """What is known of each side whose answers are right: errors, and the host's seconds of preparing a step."""
+        facts: dict[str, dict[str, Any]] = {}
+        for family, side in sides:
+            ours = family == LLMIR
+            try:
+                side.prepare()
+                side.run(0)
+                error, worst = step.errors(side.output)
+            except Exception as failure:
+                if ours:
+                    raise
+                self._leave_out(batch, one_line(failure), side.name)
+                continue
+            if not (error < WRONG and worst < WRONG_ROW):  # NaN is wrong too
+                wrong = {"case": batch.name, "shape": str(batch.shape), "side": side.name}
+                self.wrong.append({**wrong, "relative_error": error, "worst_row": worst, "llmir": ours})
+                self._leave_out(batch, f"wrong answers: relative error {error:.1e}, not timed", side.name)
+                continue
+            facts[side.name] = {
+                "family": family,
+                "relative_error": error,
+                "worst_row": worst,
+                "prepare_seconds": host_seconds(side.prepare, self._effort.host_repeats),
+            }
+            if isinstance(side, LlmirSide) and side.schedule is not None:
+                facts[side.name] |= {
+                    "items": len(side.schedule.items),
+                    "merged_tokens": side.schedule.merges.count,
+                    "shared_requests": side.schedule.shared_requests,
+                }
+        return facts
+
+    def _calls(self, side: Side, layers: int) -> Run:
+        """Some calls, each of the next layer."""
+        calls, at = max(self._effort.least_calls, min(layers, MOST_CALLS)), 0
+
+        def run() -> None:
+            nonlocal at
+            for _ in range(calls):
+                side.run(at)
+                at = (at + 1) % layers
+
+        return run
+
+    def _graphs(self, batch: Batch, sides: Sequence[Side], layers: int, calls: int) -> dict[str, Run]:
+        """The same calls as a CUDA graph, of each side that can be captured."""
+        graphs: dict[str, Run] = {}
+        for side in sides:
+            try:
+                side.prepare()
+                graphs[side.name] = captured(lambda side=side: [side.run(n % layers) for n in range(calls)])
+            except Exception as failure:
+                if isinstance(side, LlmirSide):
+                    raise
+                self._leave_out(batch, f"cannot be captured: {one_line(failure)}", side.name)
+        return graphs
+
+    def _rows(
+        self, batch: Batch, mode: str, layers: int, timed: dict[str, dict[str, Any]], facts: dict[str, dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        peers = {name: row["seconds"] for name, row in timed.items() if facts[name]["family"] != LLMIR}
+        best = min(peers, key=peers.__getitem__, default=None)
+        rows = []
+        for name, times in timed.items():
+            row = {
+                "case": batch.name,
+                "shape": str(batch.shape),
+                "mode": mode,
+                "side": name,
+                **times,
+                "layers": layers,
+                "bytes": batch.moved_bytes,
+                "flops": batch.flops,
+                **shares(batch, times["seconds"], self.ceilings),
+                **facts[name],
+            }
+            if facts[name]["family"] == LLMIR:
+                plan = self.plans.kernel(batch.shape, self.features).source
+                row |= {"plan": plan, "best_peer": best, "ratio": peers[best] / times["seconds"] if best else None}
+            rows.append(row)
+        return rows
+
+
+def shares(batch: Batch, seconds: float, ceilings: dict[str, Any]) -> dict[str, Any]:
+    """How near a time is to what the device can do: parts of the copy bandwidth and of the matrix product's rate, and
+    which of the two allows less."""
+    bandwidth = batch.moved_bytes / seconds / ceilings["copy_bytes_per_second"]
+    product = batch.flops / seconds / ceilings["bf16_flops_per_second"]
+    ceiling = "copy bandwidth" if bandwidth > product else "matrix product"
+    return {
+        "bandwidth_share": bandwidth,
+        "product_share": product,
+        "ceiling": ceiling,
+        "share": max(bandwidth, product),
+    }
