@@ -36,7 +36,7 @@ def append_kv(
     slot = tl.load(slots + token)
     heads = tl.arange(0, PADDED_HEADS)
     inside = tl.arange(0, PADDED_HEAD)
-    kept = (heads[:, None] < KV_HEADS) & (inside[None, :] < HEAD) & (slot >= 0)
+    kept = (heads[:, None] < tl.where(slot >= 0, KV_HEADS, 0)) & (inside[None, :] < HEAD)
     source = heads[:, None] * HEAD + inside[None, :]
     keys = tl.load(key + token * key_stride + source, mask=kept, other=0.0)
     values = tl.load(value + token * value_stride + source, mask=kept, other=0.0)

@@ -82,9 +82,9 @@ def attend(
         item, head = items + (index // KV_HEADS) * _ITEM_FIELDS, index % KV_HEADS
         begin, end = tl.load(item + _KEY_BEGIN), tl.load(item + _KEY_END)
         position = tl.load(item + _POSITION)
-        row_ok = rows // GROUP < tl.load(item + _TOKENS)
         gathered = tl.load(item + _MEMBERS)
-        token = _token(step, item, gathered, rows // GROUP, row_ok)
+        row_ok = rows // GROUP < tl.load(item + _TOKENS)
+        token = _token(step, item, gathered, rows // GROUP)
         # Row r sees the keys before limit[r]; those of gathered tokens see all keys of the item.
         limit = position + 1 + tl.where(gathered >= 0, 0, rows // GROUP)
         row_place = (head * GROUP + rows % GROUP) * HEAD
@@ -139,9 +139,9 @@ def attend(
 
 
 @triton.jit
-def _token(step, item, gathered, i, row_ok):
+def _token(step, item, gathered, i):
     """The rows of query and output of an item's tokens ``i``, int64."""
-    listed = row_ok & (gathered >= 0)
+    listed = i < tl.where(gathered >= 0, tl.load(item + _TOKENS), 0)
     members = step + tl.load(step + _MEMBERS_PLACE) + gathered
     number = tl.load(members + i, mask=listed, other=0)
     token = tl.load(step + tl.load(step + _MERGE_TOKENS) + number, mask=listed, other=0)
