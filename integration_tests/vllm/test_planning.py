@@ -183,7 +183,7 @@ def test_everything_that_decides_a_plan_is_in_its_key(write_model: WriteModel, t
     workload.write_text("[]")
 
     def key(target: Target = target, options: Options | None = None, **engine_args: Any) -> str:
-        return plan_key(plan_facts(engine_config(folder, **engine_args)), options or Options(), target)
+        return plan_key(plan_facts(engine_config(folder, **engine_args), target.isa), options or Options(), target)
 
     keys = [
         key(),

@@ -19,7 +19,9 @@ from torch import nn
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.recording import Handler, Recorder
 from llmir.ir import build
+from llmir.ir.attributes import Weight
 from llmir.ir.bindings import ir
+from llmir.ir.signature import QUANTIZED_TYPE
 from llmir.ir.types import PagedKVCache
 from llmir.runtime.layers import LayerFacts
 
@@ -173,16 +175,25 @@ def activation(recorder: Recorder, x: Tensor, name: str) -> Tensor:
 
 
 def attention(
-    recorder: Recorder, query: Tensor, key: Tensor, value: Tensor, *, layer: str, facts: LayerFacts, max_length: int
+    recorder: Recorder,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    layer: str,
+    facts: LayerFacts,
+    max_length: int,
+    sinks: Weight | None = None,
 ) -> Tensor:
     """Keys and values appended to the layer's cache, and the queries' attention over it: [tokens, heads * head_size].
 
     ``query``, ``key``, ``value``: [tokens, heads * head_size], or with heads a dimension of their own. ``layer`` is
-    the name by which a backend will ask the plan for the kernel; ``max_length`` the longest sequence, in tokens.
+    the name by which a backend will ask the plan for the kernel; ``max_length`` the longest sequence, in tokens;
+    ``sinks`` the layer's weight [heads], where ``facts`` say that it has sinks.
     """
     d = recorder.decoder
     cache_type = PagedKVCache.build(
-        element_type=facts.element_type,
+        element_type=QUANTIZED_TYPE if facts.quantized else facts.element_type,
         kv_heads=facts.num_kv_heads,
         head_size=facts.head_size,
         block_size=facts.block_size,
@@ -203,6 +214,7 @@ def attention(
         scale=facts.scale,
         window=facts.window,
         soft_cap=facts.soft_cap,
+        sinks=sinks,
     )
     size = facts.num_heads * facts.head_size
     output = torch.empty(query.shape[0], size, dtype=query.dtype, device="meta")

@@ -36,7 +36,7 @@ def plan_key(facts: Mapping[str, Any], options: Options, target: Target) -> str:
     parts = {
         "facts": facts,
         "options": [options.workload, _file_digest(options.workload), options.target, options.shares_prefixes],
-        "target": [target.fingerprint, target.isa, target.model, target.cores, [str(c) for c in target.caches]],
+        "target": [target.fingerprint, {**target.to_json(), "measured": None}],
         "versions": {name: _version(name) for name in VERSIONED},
         "llmir": [llmir.__version__, source_digest(framework)],
     }

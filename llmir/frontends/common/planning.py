@@ -32,22 +32,48 @@ class PlanningError(LlmirError):
     """The child process that makes a plan failed in a way that llmir has no better words for."""
 
 
-def plan_for(facts: Mapping[str, Any], options: Options, make: Callable[[], Plan], logger: logging.Logger) -> Plan:
+def host_of(device: str) -> Target:
+    """What computes attention on this machine: its processor, or where ``device`` is "gpu" its first GPU.
+
+    Raises LlmirError where there is no such GPU, or none that llmir has kernels for.
+    """
+    return Target.named("gpu") if device == "gpu" else Target.detect()
+
+
+def target_of(options: Options, host: Target) -> Target:
+    """What a plan is to be made for: the target in ``options``, or ``host``.
+
+    Raises LlmirError where ``host`` cannot run the target's kernels.
+    """
+    target = Target.named(options.target) if options.target and not options.plan else host
+    if not target.runs_on(host):
+        raise LlmirError(
+            f"this machine cannot run kernels for target {options.target!r}, it has {host.isa}: leave out the target"
+        )
+    return target
+
+
+def plan_for(
+    facts: Mapping[str, Any],
+    options: Options,
+    make: Callable[[], Plan],
+    logger: logging.Logger,
+    host: Target | None = None,
+) -> Plan:
     """The plan to serve: from the file in ``options``, the plan cache, or ``make``; says what it decided.
 
     ``facts``: everything in the framework's configuration that decides a plan (see plan_cache.plan_key), by name;
     among it "framework" (name and version), "model" and "world_size", as in ModelInfo, which a plan file must share.
-    Raises LlmirError: whatever ``make`` raises, PlanError for a plan file that does not fit.
+    ``host``: what will run it, see :func:`host_of`; this machine's processor if not given. Raises LlmirError: whatever
+    ``make`` raises, PlanError for a plan file that does not fit.
     """
-    host = Target.detect()
+    host = host or Target.detect()
+    target = target_of(options, host)
     if options.plan:
         plan = Plan.read(Path(options.plan))
         _check_plan_file(plan, options.plan, facts, host)
         plan = plan if options.shares_prefixes else _without_sharing(plan)
     else:
-        target = Target.named(options.target) if options.target else host
-        if not target.runs_on(host):
-            raise LlmirError(f"this machine cannot run kernels for target {options.target!r}: it has {host.isa}")
         plan = plan_cache.get_or_make(plan_cache.plan_key(facts, options, target), make, logger)
     for decision in plan.decisions:
         if decision.subject == "KV cache":
@@ -74,13 +100,16 @@ def _check_plan_file(plan: Plan, path: str, facts: Mapping[str, Any], host: Targ
             raise PlanError(f"{path} was made for {what} {made_for!r}, not {wanted!r}: make one with `llmir compile`")
 
 
-def compile_module(module: ir.Module, options: Options, logger: logging.Logger) -> Plan:
-    """The plan of an imported model by the user's options, its kernels in the object cache; loads MLIR."""
+def compile_module(module: ir.Module, options: Options, logger: logging.Logger, target: Target | None = None) -> Plan:
+    """The plan of an imported model by the user's options, a CPU's kernels in the object cache; loads MLIR.
+
+    ``target``: what :func:`target_of` gave; by the options and this machine's processor if not given.
+    """
     from llmir import compiler
 
     return compiler.compile(
         module,
-        Target.named(options.target) if options.target else Target.detect(),
+        target or target_of(options, Target.detect()),
         Workload.load(options.workload or None),
         compiler.Options(progress=lambda step: logger.info("llmir: %s", step)),
         prefix_sharing=options.shares_prefixes,

@@ -1,11 +1,12 @@
-"""What a user can see of prefix sharing: a line at the start, a line every now and then, and two counters.
+"""What a user can see of prefix sharing: a line at the start, a line every now and then, and three counters.
 
 The counters are prometheus_client's, as the frameworks' own are, in the process that computes attention:
 
 - ``llmir_shared_prefix_requests_total``: requests whose prefix was read together with others', summed over steps;
   counted by the first rank alone, and for each group of layers that has a block table of its own;
 - ``llmir_shared_prefix_kv_bytes_not_read_total``: bytes of keys and values that were not read again; each rank counts
-  those of its own heads and layers, and the endpoint adds the ranks up.
+  those of its own heads and layers, and the endpoint adds the ranks up;
+- ``llmir_shared_prefix_blind_steps_total``: steps in which nobody could tell who shares what; by the first rank too.
 
 A metrics endpoint sees them where its framework lets it see other processes than its own, which is prometheus_client's
 PROMETHEUS_MULTIPROC_DIR:
@@ -59,6 +60,7 @@ class SharingReport:
         self._counters = _counters(logger)
         self._counted = self._logged = replace(count)
         self._next_line = 0.0
+        self._said_blind = False
 
     def update(self) -> None:
         """Report what was saved since the last call; made after each step is begun.
@@ -70,11 +72,19 @@ class SharingReport:
             return
         self._counted = replace(count)
         if self._counters:
-            requests, kv_bytes = self._counters
+            requests, kv_bytes, _ = self._counters
             requests.inc(count.requests - counted.requests if self._first_rank else 0)
             kv_bytes.inc(count.kv_bytes - counted.kv_bytes)
         if self._first_rank and time.monotonic() >= self._next_line:
             self._log()
+
+    def blind(self, reason: str) -> None:
+        """Report that a step shares nothing though its plan says it should; the log has the ``reason`` once."""
+        if not self._said_blind:
+            self._logger.warning("llmir: requests read their prefixes by themselves: %s", reason)
+            self._said_blind = True
+        if self._counters:
+            self._counters[2].inc(1 if self._first_rank else 0)
 
     def _log(self) -> None:
         """One line about the steps since the last one."""
@@ -92,14 +102,15 @@ class SharingReport:
 
 
 @functools.cache
-def _counters(logger: logging.Logger) -> tuple[Any, Any] | None:
-    """The counters (requests, bytes) of this process; None, with a warning, where they cannot be kept."""
+def _counters(logger: logging.Logger) -> tuple[Any, Any, Any] | None:
+    """The counters (requests, bytes, blind steps) of this process; None, with a warning, where they cannot be kept."""
     from prometheus_client import Counter  # the frameworks'; they set its folder before anything imports it
 
     try:
         return (
             Counter("llmir_shared_prefix_requests", "Requests whose prefix was read with others', summed over steps."),
             Counter("llmir_shared_prefix_kv_bytes_not_read", "Bytes of keys and values that were not read again."),
+            Counter("llmir_shared_prefix_blind_steps", "Steps in which nobody could tell who shares a prefix."),
         )
     except OSError as error:
         logger.warning("llmir: prefix sharing is not in the metrics: prometheus_client has no folder (%s)", error)

@@ -19,25 +19,31 @@ from llmir.frontends.common.recording import record
 from llmir.frontends.vllm.support import model_facts
 from llmir.ir.bindings import ir
 from llmir.ir.module import ModelInfo
+from llmir.target import Target
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
-def import_module(vllm_config: VllmConfig, rank: int = 0) -> ir.Module:
+def import_module(vllm_config: VllmConfig, rank: int = 0, *, isa: str | None = None) -> ir.Module:
     """The model of a configuration as one llm module, for one tensor-parallel rank, all pipeline stages together.
 
-    Raises UnsupportedLayerError for a layer llmir does not know, ImportModelError where vLLM cannot build the model.
+    ``isa``: of the target whose kernels the module is for, which need not be this machine's; its processor's if not
+    given. Raises UnsupportedLayerError for a layer llmir does not know or the target has no kernel for,
+    ImportModelError where vLLM cannot build the model.
     """
+    isa = isa or Target.detect().isa
     config = _view(vllm_config)
-    facts = model_facts(config)
+    facts = model_facts(config, isa)
     info = ModelInfo(**{**facts, "rank": rank})
     from vllm.config import set_current_vllm_config
 
-    from llmir.frontends.vllm.layers import HANDLERS
+    from llmir.frontends.vllm.layers import handlers
+    from llmir.frontends.vllm.recorded_attention import recorded_attention
 
     with set_current_vllm_config(config), _one_rank(config, rank), _own_rotary_embeddings():
-        model = _build(config)
+        with recorded_attention():
+            model = _build(config)
 
         def forward(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
             hidden = model(input_ids=ids, positions=positions, intermediate_tensors=None, inputs_embeds=None)
@@ -45,7 +51,7 @@ def import_module(vllm_config: VllmConfig, rank: int = 0) -> ir.Module:
                 hidden = hidden[0]
             return model.compute_logits(hidden)
 
-        return record(model, info, HANDLERS, _is_stateful, forward)
+        return record(model, info, handlers(isa), _is_stateful, forward)
 
 
 def _is_stateful(module: Any) -> bool:
@@ -54,7 +60,7 @@ def _is_stateful(module: Any) -> bool:
 
 
 def _view(vllm_config: VllmConfig) -> VllmConfig:
-    """A copy to build the model from: one rank, uncompiled, with vLLM's own attention, which keeps its arguments."""
+    """A copy to build the model from: one rank, uncompiled, and not asked for llmir."""
     from vllm.config import CompilationMode
 
     view = copy.copy(vllm_config)

