@@ -39,7 +39,7 @@ class MachineCode:
     local_accesses: int
     """Instructions that load from it or store to it."""
     spilled_registers: int | None
-    """As the compiler counted them; None where it does not tell."""
+    """As the compiler counted them, those moved to registers of matrix products included; None: it does not tell."""
     static_shared_bytes: int
     """Shared memory of a thread block that is not asked for at launch."""
     parameters: tuple[tuple[int, int], ...]
@@ -52,7 +52,7 @@ class MachineCode:
     @property
     def spills(self) -> bool:
         """Whether any value is kept in memory because registers had no room for it."""
-        return bool(self.local_bytes or self.local_accesses or self.spilled_registers)
+        return bool(self.local_bytes or self.local_accesses)
 
 
 def of_cubin(cubin: bytes) -> MachineCode:
