@@ -206,7 +206,6 @@ class TestPlanFiles:
         ("llama", {"attn_cp_size": 2}, "context parallelism"),
         ("llama", {"tp_size": 2, "dp_size": 2, "enable_dp_attention": True}, "data-parallel ranks"),
         ("llama", {"enable_torch_compile": True}, "--enable-torch-compile"),
-        ("llama", {"device": "cuda"}, "device is 'cuda'"),
         ("deepseek_v2", {}, "multi-head latent attention"),
     ],
 )

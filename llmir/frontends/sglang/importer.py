@@ -28,7 +28,8 @@ from llmir.ir.module import ModelInfo
 def configure(**fields: Any) -> ServerArgs:
     """Server arguments to read a whole model with: ``fields`` as a user gave them, but without llmir and weights.
 
-    Pipeline stages have layers of one model, so they share its plan.
+    Pipeline stages have layers of one model, so they share its plan. With ``device="cuda"`` this describes serving on a
+    GPU; none is needed.
     """
     plain = {"attention_backend": "torch_native", "prefill_attention_backend": None, "decode_attention_backend": None}
     server_args = ServerArgs(**{"device": "cpu", **fields, **plain, "load_format": "dummy", "pp_size": 1})
@@ -41,13 +42,19 @@ def import_module(server_args: ServerArgs, rank: int = 0) -> ir.Module:
 
     Raises UnsupportedLayerError for a layer llmir does not know, ImportModelError where SGLang cannot build the model.
     """
-    args, config = _AsGiven(server_args), model_config_of(server_args)
+    args, config = AsGiven(server_args), model_config_of(server_args)
     info = ModelInfo(**{**support.model_facts(args, config), "rank": rank})
     from llmir.frontends.sglang.layers import handlers
 
     with _one_rank(server_args, args.tp_size, rank):
         model = _build(config, args)
-        facts = {"dtype": config.dtype, "page_size": info.allowed_block_sizes[0], "max_length": config.context_len}
+        facts = {
+            "dtype": config.dtype,
+            "page_size": info.allowed_block_sizes[0],
+            "max_length": config.context_len,
+            "on_gpu": support.on_gpu(args),
+            "quantized": support.quantizes(args),
+        }
 
         def forward(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
             _watch_native_calls(model)
@@ -56,7 +63,7 @@ def import_module(server_args: ServerArgs, rank: int = 0) -> ir.Module:
         return record(model, info, handlers(**facts), lambda module: False, forward)
 
 
-class _AsGiven:
+class AsGiven:
     """Server arguments as resolved, but for the page size: resolution fills one in where the user gave none."""
 
     def __init__(self, server_args: ServerArgs):
@@ -108,7 +115,7 @@ def _recorded_sum(ranks: int) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _build(config: Any, args: Any) -> torch.nn.Module:
-    """SGLang's model object with its parameters on the meta device; head counts padded as its CPU ranks do."""
+    """SGLang's model object with its parameters on the meta device; head counts padded where its CPU ranks do."""
     from sglang.srt.configs.load_config import LoadConfig
     from sglang.srt.configs.update_config import adjust_config_with_unaligned_cpu_tp
     from sglang.srt.distributed import bootstrap
@@ -119,7 +126,9 @@ def _build(config: Any, args: Any) -> torch.nn.Module:
 
     def build_model() -> torch.nn.Module:
         with set_default_torch_dtype(config.dtype):
-            padded = adjust_config_with_unaligned_cpu_tp(config, load_config, args.tp_size)
+            padded = config
+            if not support.on_gpu(args):
+                padded = adjust_config_with_unaligned_cpu_tp(config, load_config, args.tp_size)
             return _initialize_model(padded, load_config, _get_quantization_config(padded, load_config))
 
     bootstrap.init_layer_runtime(model_config=config)

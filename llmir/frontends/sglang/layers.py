@@ -21,16 +21,31 @@ from llmir.frontends.sglang import support
 _HANDLERS: dict[type, Handler] = dict(emit.HANDLERS)
 
 
-def handlers(*, dtype: torch.dtype, page_size: int, max_length: int) -> dict[type, Handler]:
-    """The table of handlers for a model of ``dtype`` with pages and longest sequences of so many tokens."""
+def handlers(
+    *, dtype: torch.dtype, page_size: int, max_length: int, on_gpu: bool = False, quantized: bool = False
+) -> dict[type, Handler]:
+    """The table of handlers for a model of ``dtype`` with pages and longest sequences of so many tokens.
+
+    ``on_gpu``: where its kernels will run; ``quantized``: whether its KV cache is.
+    """
 
     def attention(
         recorder: Recorder, path: str, layer: Any, query: Any, key: Any, value: Any, batch: Any, **call: Any
     ) -> torch.Tensor:
-        support.check_attention(path, layer)
+        support.check_attention(path, layer, quantized=quantized)
+        sinks = call.pop("sinks", None) if on_gpu else None
         support.check_call(path, key, call)
-        facts = support.layer_facts(layer, dtype, page_size)
-        return emit.attention(recorder, query, key, value, layer=path, facts=facts, max_length=max_length)
+        facts = support.layer_facts(layer, dtype, page_size, quantized=quantized, sinks=sinks is not None)
+        return emit.attention(
+            recorder,
+            query,
+            key,
+            value,
+            layer=path,
+            facts=facts,
+            max_length=max_length,
+            sinks=None if sinks is None else recorder.weight(sinks),
+        )
 
     return {**_HANDLERS, radix_attention.RadixAttention: attention}
 

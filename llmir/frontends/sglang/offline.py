@@ -9,31 +9,42 @@ from typing import Any
 
 from llmir.errors import LlmirError
 from llmir.frontends.common.offline import check_folder, not_configurable
+from llmir.ir.signature import is_gpu
+from llmir.target import Target
 
 
-def import_model(model: str) -> Any:
+def import_model(model: str, target: Target | None = None, **server_args: Any) -> Any:
     """The MLIR module of ``model``, a folder or a name SGLang knows, configured as SGLang does without any flags.
 
-    Reads no weights. Raises LlmirError: ModelError where SGLang cannot configure the model, and what the importer
-    raises for a model that llmir cannot serve.
+    ``target``: the machine whose kernels it is for, this one's processor if not given; a GPU need not be there.
+    ``server_args`` over SGLang's defaults, such as ``kv_cache_dtype="fp8_e4m3"``. Reads no weights. Raises LlmirError:
+    ModelError where SGLang cannot configure the model, and what the importer raises for what llmir cannot serve.
     """
     with contextlib.redirect_stdout(sys.stderr):  # stdout is where a command's result goes
-        return _import_model(model)
+        return _import_model(model, target or Target.detect(), server_args)
 
 
-def _import_model(model: str) -> Any:
+def _import_model(model: str, target: Target, fields: dict[str, Any]) -> Any:
     check_folder(model)
-    os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")  # read when SGLang is imported
+    if not _finds_gpu():  # then SGLang imports, whatever the target is, only as for serving on a CPU
+        os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")  # read when SGLang is imported
     try:
         from llmir.frontends.sglang import importer, support
     except ImportError as error:
         raise LlmirError(f"SGLang cannot be imported ({error}): `llmir check` says what to install") from error
     from sglang.srt.arg_groups.model_override_base import model_config_of
-    from sglang.srt.arg_groups.overrides import resolving_view
 
+    fields = {"device": "cuda" if is_gpu(target.isa) else "cpu", "skip_tokenizer_init": True, **fields}
     try:
-        server_args = importer.configure(model_path=model, skip_tokenizer_init=True)
+        server_args = importer.configure(model_path=model, **fields)
     except (OSError, ValueError, AssertionError) as error:
         raise not_configurable("SGLang", model, error) from error
-    support.check_arguments(resolving_view(server_args), model_config_of(server_args))
+    support.check_arguments(importer.AsGiven(server_args), model_config_of(server_args), target.isa)
     return importer.import_module(server_args)
+
+
+def _finds_gpu() -> bool:
+    """Whether SGLang will find a GPU here, as it does: by asking torch."""
+    import torch
+
+    return torch.cuda.is_available()

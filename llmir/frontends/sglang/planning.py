@@ -11,6 +11,7 @@ from llmir.frontends.common import planning
 from llmir.frontends.common.options import Options
 from llmir.frontends.sglang import support
 from llmir.plan import Plan
+from llmir.target import Target
 
 #: Where a plan travels on SGLang's server arguments, to every process SGLang starts. SGLang keeps its own notes in
 #: attributes that begin so, and they are pickled along.
@@ -28,30 +29,38 @@ def prepare(server_args: Any) -> None:
     Called once, while SGLang resolves its arguments and before it starts processes. Raises LlmirError for whatever
     cannot be served.
     """
-    from sglang.srt.arg_groups.cuda_graph_hook import Backend, Phase, with_phase
     from sglang.srt.arg_groups.model_override_base import model_config_of
     from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
 
     view, model = resolving_view(server_args), model_config_of(server_args)
-    support.check_arguments(view, model)
     options = Options.read({}, os.environ, WHERE)
-    fields = dict(server_args._raw_input)
+    host = planning.host_of("gpu" if support.on_gpu(view) else "cpu")
+    target = planning.target_of(options, host)
+    support.check_arguments(view, model, target.isa)
+    fields = {**server_args._raw_input, "device": view.device}
 
     def make() -> Plan:
         logger.info("llmir: compiling attention kernels for %s, once; later starts reuse them", view.model_path)
-        return planning.plan_in_child(__name__, (fields, options))
+        return planning.plan_in_child(__name__, (fields, options, target))
 
-    plan = planning.plan_for(support.plan_facts(view, model), options, make, logger)
+    plan = planning.plan_for(support.plan_facts(view, model), options, make, logger, host)
     if view.page_size is not None and view.page_size != plan.block_size:
         raise PlanError(
             f"the plan is for pages of {plan.block_size} tokens, and --page-size says {view.page_size}: "
             f"leave out one of the two"
         )
     setattr(server_args, PLAN_ATTRIBUTE, plan.for_serving().to_json())
-    graphs = view.cuda_graph_config
-    for phase in (Phase.PREFILL, Phase.DECODE):  # as for SGLang's own CPU backends: a step is run, not replayed
-        graphs = with_phase(graphs, phase, backend=Backend.DISABLED)
+    graphs = view.cuda_graph_config if support.on_gpu(view) else _no_graphs(view.cuda_graph_config)
     declare_resolution(server_args, "llmir", page_size=plan.block_size, cuda_graph_config=graphs)
+
+
+def _no_graphs(graphs: Any) -> Any:
+    """As for SGLang's own CPU backends: a step is run, not replayed."""
+    from sglang.srt.arg_groups.cuda_graph_hook import Backend, Phase, with_phase
+
+    for phase in (Phase.PREFILL, Phase.DECODE):
+        graphs = with_phase(graphs, phase, backend=Backend.DISABLED)
+    return graphs
 
 
 def plan_of(server_args: Any) -> Plan:
@@ -65,12 +74,12 @@ def plan_of(server_args: Any) -> Plan:
     return Plan.from_json(plan)
 
 
-def _make_plan(payload: tuple[dict[str, Any], Options]) -> Plan:
+def _make_plan(payload: tuple[dict[str, Any], Options, Target]) -> Plan:
     """Import the model and compile it, in the child process."""
     from llmir.frontends.sglang.importer import configure, import_module
 
-    fields, options = payload
-    return planning.compile_module(import_module(configure(**fields)), options, logger)
+    fields, options, target = payload
+    return planning.compile_module(import_module(configure(**fields)), options, logger, target)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,11 @@ def _pool(pool_class: type | None, platform: Any, *, kind: str) -> type | None:
 
 
 def _backend(runner: Any) -> Any:
+    """The backend for the device that a model runner is on."""
+    if runner.device == "cuda":  # ROCm's devices go by this name too
+        from llmir.frontends.sglang.gpu_backend import LlmirGpuBackend
+
+        return LlmirGpuBackend(runner)
     from llmir.frontends.sglang.backend import LlmirAttentionBackend
 
     return LlmirAttentionBackend(runner)

@@ -2,6 +2,9 @@
 
 SGLang addresses a cache by slot. Here a slot is a place in a page ``[KV heads, keys then values]``, laid out as the
 plan says, so every method that touches the storage is overridden: it works on rows of tokens as before, or it refuses.
+
+On a GPU, SGLang's models may write keys themselves, in the kernel that turns them by their position, into the buffers
+they ask the pool for. Those would be SGLang's layout; ``gpu_backend.py`` keeps models from it.
 """
 
 from __future__ import annotations
@@ -9,12 +12,14 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import torch
+from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from sglang.srt.runtime_context import get_server_args
 
 from llmir.errors import LlmirError
 from llmir.frontends.common.support import UnsupportedFeatureError
 from llmir.frontends.sglang.planning import plan_of
+from llmir.ir.signature import is_gpu
 from llmir.runtime.pages import key_and_value_rows
 
 
@@ -22,6 +27,11 @@ class LlmirKVPool(MHATokenToKVPool):
     """One tensor of pages a layer; keys and values of a page lie together."""
 
     def __init__(self, *args: Any, **kwargs: Any):
+        if kwargs.get("post_capture_active"):
+            raise UnsupportedFeatureError(
+                "llmir's KV pool has its size before graphs are captured: "
+                "leave out SGLANG_ENABLE_POST_CAPTURE_KV_SIZING"
+            )
         # The label keeps SGLang's own layouts, which an environment variable can ask for, out.
         super().__init__(*args, **{**kwargs, "kv_cache_layout": "llmir"})
 
@@ -36,15 +46,23 @@ class LlmirKVPool(MHATokenToKVPool):
                 f"SGLang's KV pool has page size, heads, key size, value size {found}, and the plan was made for "
                 f"{planned}: one pool of one shape is what llmir serves; start again without a plan of your own"
             )
+        isa = plan.kernels[0].spec.isa
+        self._on_gpu = is_gpu(isa)
         blocks = -(-(self.size + self.page_size) // self.page_size)
         shape = (blocks, self.head_num, 2, self.page_size * self.head_dim)
-        #: Per layer [blocks, KV heads, 2, page_size * head_dim].
-        self.pages = [torch.zeros(shape, dtype=self.store_dtype, device=self.device) for _ in range(self.layer_num)]
-        rows = [key_and_value_rows(pages, signature, plan.kernels[0].spec.isa) for pages in self.pages]
+        with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE):
+            #: Per layer [blocks, KV heads, 2, page_size * head_dim]; of uint8 where it is quantized.
+            self.pages = [torch.zeros(shape, dtype=self.store_dtype, device=self.device) for _ in range(self.layer_num)]
+        rows = [key_and_value_rows(pages, signature, isa) for pages in self.pages]
         self._keys, self._values = [keys for keys, _ in rows], [values for _, values in rows]
         # What SGLang counts bytes of. Nothing reads keys or values through these.
         self.k_buffer = [pages[:, :, 0] for pages in self.pages]
         self.v_buffer = [pages[:, :, 1] for pages in self.pages]
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether keys and values are eight-bit floats, divided by scales."""
+        return bool(self.dtype == torch.float8_e4m3fn)
 
     def _kv_tokens_per_row(self) -> int:
         return self.page_size
@@ -57,15 +75,24 @@ class LlmirKVPool(MHATokenToKVPool):
         del self.pages, self._keys, self._values
 
     def _get_key_buffer(self, layer_id: int) -> torch.Tensor:
-        """A copy ``[slots, heads, head_dim]``: for looking at, writing to it changes nothing."""
-        return self._keys[layer_id - self.start_layer].read(self._all_slots())
+        """The keys, for looking at; see :meth:`_shown`."""
+        return self._shown(layer_id - self.start_layer, 0)
 
     def _get_value_buffer(self, layer_id: int) -> torch.Tensor:
-        """A copy ``[slots, heads, head_dim]``: for looking at, writing to it changes nothing."""
-        return self._values[layer_id - self.start_layer].read(self._all_slots())
+        """The values, for looking at; see :meth:`_shown`."""
+        return self._shown(layer_id - self.start_layer, 1)
 
-    def _all_slots(self) -> torch.Tensor:
-        return torch.arange(self.size + self.page_size, device=self.device)
+    def _shown(self, layer: int, half: int) -> torch.Tensor:
+        """Keys (``half`` 0) or values (1) of a layer; nothing of SGLang's that serves reads them.
+
+        On a CPU a copy ``[slots, heads, head_dim]``. On a GPU, where a copy may not fit, a view ``[blocks, page_size,
+        heads, head_dim]``: of four dimensions, so that no kernel takes it for SGLang's layout.
+        """
+        if self._on_gpu:
+            pages = self.pages[layer].view(self.dtype)
+            return pages.unflatten(3, (self.page_size, self.head_dim))[:, :, half].transpose(1, 2)
+        rows = (self._keys, self._values)[half][layer]
+        return rows.read(torch.arange(self.size + self.page_size, device=self.device))
 
     def _store_kv_layer(self, layer_idx: int, loc: torch.Tensor, cache_k: torch.Tensor, cache_v: torch.Tensor) -> None:
         """Keys and values ``[tokens, heads, head_dim]`` into slots ``loc``; attention appends by itself, faster."""
@@ -77,16 +104,16 @@ class LlmirKVPool(MHATokenToKVPool):
             rows.write(tgt_loc, rows.read(src_loc))
 
     def get_cpu_copy(self, indices: torch.Tensor, mamba_indices: Any = None, req_pool_index: Any = None) -> Any:
-        """Rows of the slots ``indices``, for :meth:`load_cpu_copy`: a pair (keys, values) a layer."""
+        """Rows of the slots ``indices`` in host memory, for :meth:`load_cpu_copy`: a pair (keys, values) a layer."""
         layers = zip(self._keys, self._values, strict=True)
-        return [(keys.read(indices), values.read(indices)) for keys, values in layers]
+        return [(keys.read(indices).cpu(), values.read(indices).cpu()) for keys, values in layers]
 
     def load_cpu_copy(
         self, kv_cache_cpu: Any, indices: torch.Tensor, mamba_indices: Any = None, req_pool_index: Any = None
     ) -> None:
         """Put a copy back, into slots ``indices``, which may be others than it came from."""
         for layer, (keys, values) in enumerate(kv_cache_cpu):
-            self._store_kv_layer(layer, indices, keys, values)
+            self._store_kv_layer(layer, indices, keys.to(self.device), values.to(self.device))
 
     def get_contiguous_buf_infos(self) -> NoReturn:
         """Refused: another engine would read SGLang's layout."""

@@ -17,32 +17,52 @@ from llmir.frontends.common.support import (
     refuse,
     refuse_layer,
 )
+from llmir.ir.signature import Isa, is_gpu
 from llmir.runtime.layers import LayerFacts
 
 #: SGLang's names of KV cache dtypes that llmir has kernels for, and the model dtype each must go with.
 CACHE_DTYPES = {"auto": None, "bfloat16": "bfloat16", "bf16": "bfloat16"}
+#: SGLang's name of the KV cache dtype that kernels on a GPU read with a scale a layer.
+QUANTIZED_DTYPE = "fp8_e4m3"
+#: GPUs that multiply what that dtype is; AMD's gfx942 has another eight-bit format by the same name in SGLang.
+QUANTIZING = ("sm_90", "sm_100")
+#: SGLang's name of the devices that llmir serves on; "cuda" is also what ROCm is called.
+DEVICES = ("cpu", "cuda")
 #: Page sizes that the compiler may choose from; beyond these a page mostly holds nothing.
 PAGE_SIZES = (16, 32, 64, 128, 256, 512)
+#: The same on a GPU, where the kernels take no others: a tile of keys is at most 128 of them.
+GPU_PAGE_SIZES = (16, 32, 64, 128)
 REMEDY = WITHOUT.format(name="llmir", framework="SGLang")
 #: Arguments of a call to an attention layer that change nothing where they are None or say what llmir does anyway.
 PLAIN_ARGUMENTS = {"save_kv_cache": True}
 
 
-def check_arguments(args: Any, model: Any) -> None:
+def on_gpu(args: Any) -> bool:
+    """Whether these server arguments are for a GPU, CUDA's or ROCm's."""
+    return bool(args.device == "cuda")
+
+
+def quantizes(args: Any) -> bool:
+    """Whether the KV cache is of eight-bit floats with a scale a layer."""
+    return bool(args.kv_cache_dtype == QUANTIZED_DTYPE)
+
+
+def check_arguments(args: Any, model: Any, isa: Isa) -> None:
     """Raise UnsupportedFeatureError for what is wrong with the server's arguments as a whole.
 
-    ``args`` reads as SGLang's resolved server arguments, ``model`` is its ModelConfig.
+    ``args`` reads as SGLang's resolved server arguments, ``model`` is its ModelConfig, ``isa`` is what kernels are
+    compiled for.
     """
-    refuse(
-        {f"page size {args.page_size} is not a number of tokens": args.page_size is not None and args.page_size < 1},
-        "give a --page-size of 1 or more, or leave it out and llmir chooses",
-    )
+    _check_page_size(args)
     backends = {args.prefill_attention_backend or args.attention_backend}
     backends.add(args.decode_attention_backend or args.attention_backend)
     dtype = dtype_name(model.dtype)
     architecture = getattr(model.attention_arch, "name", str(model.attention_arch))
     checks = {
-        f"the device is {args.device!r}, and llmir has kernels for 'cpu' only": args.device != "cpu",
+        f"the device is {args.device!r}, and llmir has kernels for {' and '.join(map(repr, DEVICES))} only": (
+            args.device not in DEVICES
+        ),
+        f"the device is {args.device!r}, and the plan is made for {isa}": on_gpu(args) != is_gpu(isa),
         f"prefill and decode are given to different backends ({', '.join(sorted(map(str, backends)))}), "
         f"and llmir keeps the cache in a layout of its own": len(backends) > 1,
         "the model uses multi-head latent attention": architecture != "MHA",
@@ -50,12 +70,8 @@ def check_arguments(args: Any, model: Any) -> None:
         "the model takes images or audio": model.is_multimodal,
         "the model is an embedding model": not model.is_generation,
         **dtype_check(dtype),
-        f"the KV cache dtype is {args.kv_cache_dtype!r}, and llmir keeps the model's own ({dtype})": (
-            CACHE_DTYPES.get(args.kv_cache_dtype, "none") not in (None, dtype)
-        ),
-        f"speculative decoding ({args.speculative_algorithm}), for which SGLang has no operators on this CPU": (
-            args.speculative_algorithm is not None
-        ),
+        **_cache_checks(args, dtype, isa),
+        **(_gpu_checks(args, dtype) if on_gpu(args) else _cpu_checks(args)),
         "windowed layers in a KV pool of their own; give --disable-hybrid-swa-memory": (
             model.is_hybrid_swa and not args.disable_hybrid_swa_memory
         ),
@@ -63,10 +79,10 @@ def check_arguments(args: Any, model: Any) -> None:
             args.enable_hierarchical_cache or args.enable_lmcache or args.enable_hisparse
         ),
         "prefill and decode in different engines, which know SGLang's cache layout": args.disaggregation_mode != "null",
-        "a KV cache layout of its own (--enable-page-major-kv-layout or --enable-unified-memory)": (
-            args.enable_page_major_kv_layout or args.enable_unified_memory
+        "a KV cache layout of its own (--enable-page-major-kv-layout, --enable-unified-memory or "
+        "--enable-kv-cache-sharding)": (
+            args.enable_page_major_kv_layout or args.enable_unified_memory or args.enable_kv_cache_sharding
         ),
-        "torch.compile (--enable-torch-compile), whose CPU graphs llmir takes no part in": args.enable_torch_compile,
         "two batches at once (--enable-two-batch-overlap or --enable-pdmux)": (
             args.enable_two_batch_overlap or args.enable_pdmux
         ),
@@ -77,8 +93,59 @@ def check_arguments(args: Any, model: Any) -> None:
     refuse(checks, REMEDY)
 
 
-def check_attention(path: str, layer: Any) -> None:
-    """Raise UnsupportedLayerError if no llmir kernel computes this attention layer, a ``RadixAttention``."""
+def _check_page_size(args: Any) -> None:
+    size = args.page_size
+    refuse(
+        {f"page size {size} is not a number of tokens": size is not None and size < 1},
+        "give a --page-size of 1 or more, or leave it out and llmir chooses",
+    )
+    sizes = ", ".join(map(str, GPU_PAGE_SIZES))
+    refuse(
+        {f"page size {size} has no kernel on a GPU": on_gpu(args) and size not in (None, *GPU_PAGE_SIZES)},
+        f"give a --page-size of {sizes}, or leave it out and llmir chooses",
+    )
+
+
+def _cache_checks(args: Any, dtype: str, isa: Isa) -> dict[str, bool]:
+    """The checks of the KV cache's dtype, for a model of ``dtype``."""
+    name = args.kv_cache_dtype
+    known = quantizes(args) or CACHE_DTYPES.get(name, "none") in (None, dtype)
+    kept = f"llmir keeps the model's own ({dtype})"
+    if is_gpu(isa):
+        kept += f", or {QUANTIZED_DTYPE} on {' and '.join(QUANTIZING)}"
+    return {f"the KV cache dtype is {name!r}, and {kept}": not known or (quantizes(args) and isa not in QUANTIZING)}
+
+
+def _cpu_checks(args: Any) -> dict[str, bool]:
+    """What is refused on a CPU alone, or for another reason than on a GPU."""
+    return {
+        f"speculative decoding ({args.speculative_algorithm}), for which SGLang has no operators on this CPU": (
+            args.speculative_algorithm is not None
+        ),
+        "torch.compile (--enable-torch-compile), whose CPU graphs llmir takes no part in": args.enable_torch_compile,
+    }
+
+
+def _gpu_checks(args: Any, dtype: str) -> dict[str, bool]:
+    """What is refused on a GPU alone, or for another reason than on a CPU."""
+    graphs = args.cuda_graph_config
+    return {
+        f"the model runs in {dtype}, and llmir has kernels for bfloat16 and float16 on a GPU": dtype == "float32",
+        f"speculative decoding ({args.speculative_algorithm}), whose drafts are no causal continuation": (
+            args.speculative_algorithm is not None
+        ),
+        "torch.compile (--enable-torch-compile), which cannot trace llmir's launches": args.enable_torch_compile,
+        "CUDA graphs of whole prefills (--cuda-graph-backend-prefill full); breakable ones are served": (
+            graphs is not None and graphs.prefill.backend == "full"
+        ),
+    }
+
+
+def check_attention(path: str, layer: Any, *, quantized: bool = False) -> None:
+    """Raise UnsupportedLayerError if no llmir kernel computes this attention layer, a ``RadixAttention``.
+
+    ``quantized``: whether its KV cache may have scales.
+    """
     kind = layer.attn_type.value
     checks = {
         f"{kind} attention (llmir does causal decoder attention)": kind != "decoder",
@@ -86,7 +153,7 @@ def check_attention(path: str, layer: Any) -> None:
         "keys turned by their position inside the kernel": layer.pos_encoding_mode != "NONE" or layer.use_irope,
         f"scores capped by {layer.logit_capping_method}": layer.logit_cap > 0 and layer.logit_capping_method != "tanh",
         "a temperature that grows with the length": layer.xai_temperature_len > 0,
-        "a quantized KV cache": layer.quant_method is not None,
+        "a quantized KV cache": layer.quant_method is not None and not quantized,
     }
     refuse_layer(path, checks, head_size=layer.qk_head_dim, value_size=layer.v_head_dim)
 
@@ -102,11 +169,12 @@ def check_call(path: str, key: Any, arguments: dict[str, Any]) -> None:
         raise UnsupportedLayerError(path, f"it is called with {', '.join(extra)}, which llmir's kernels do not have")
 
 
-def layer_facts(layer: Any, dtype: Any, page_size: int) -> LayerFacts:
+def layer_facts(layer: Any, dtype: Any, page_size: int, *, quantized: bool = False, sinks: bool = False) -> LayerFacts:
     """What the compiler and the kernels must agree on about a ``RadixAttention``, on this rank.
 
-    SGLang pads head counts to the tensor-parallel size, so they are read from the layer. Its sliding window counts
-    the tokens before a query, llmir's the query too.
+    ``dtype`` is the model's, ``quantized`` whether its cache has another. SGLang pads head counts to the
+    tensor-parallel size, so they are read from the layer. Its sliding window counts the tokens before a query, llmir's
+    the query too.
     """
     return LayerFacts(
         num_heads=layer.tp_q_head_num,
@@ -117,6 +185,8 @@ def layer_facts(layer: Any, dtype: Any, page_size: int) -> LayerFacts:
         scale=layer.scaling,
         window=max(layer.sliding_window_size + 1, 0),
         soft_cap=layer.logit_cap,
+        quantized=quantized,
+        sinks=sinks,
     )
 
 
@@ -125,8 +195,9 @@ def allowed_page_sizes(args: Any, model: Any) -> list[int]:
     if args.page_size is not None:
         return [args.page_size]
     chunk = args.chunked_prefill_size or -1
-    fitting = [size for size in PAGE_SIZES if size <= model.context_len and (chunk < 0 or chunk % size == 0)]
-    return fitting or [PAGE_SIZES[0]]
+    sizes = GPU_PAGE_SIZES if on_gpu(args) else PAGE_SIZES
+    fitting = [size for size in sizes if size <= model.context_len and (chunk < 0 or chunk % size == 0)]
+    return fitting or [sizes[0]]
 
 
 def model_facts(args: Any, model: Any) -> dict[str, Any]:
@@ -152,6 +223,7 @@ def plan_facts(args: Any, model: Any) -> dict[str, Any]:
         "context_length": model.context_len,
         "page_size": args.page_size,
         "kv_cache_dtype": args.kv_cache_dtype,
+        "device": args.device,
     }
 
 
