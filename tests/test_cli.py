@@ -145,7 +145,7 @@ class TestCompileRefusesBefore:
     def no_import(self, monkeypatch):
         from llmir.frontends.vllm import offline
 
-        def fail(model):
+        def fail(model, target):
             raise AssertionError("the model was imported")
 
         monkeypatch.setattr(offline, "import_model", fail)
@@ -244,7 +244,7 @@ def test_compile_shares_prefixes_unless_told_otherwise(run, monkeypatch, argumen
         raise LlmirError(f"compiled with {prefix_sharing}")
 
     monkeypatch.setattr(frameworks, "installed", lambda: [frameworks.VLLM])
-    monkeypatch.setattr(offline, "import_model", lambda model: None)
+    monkeypatch.setattr(offline, "import_model", lambda model, target: None)
     monkeypatch.setattr(compiler, "compile", compiled)
     _, _, err = run("compile", "m", *(["--prefix-sharing", *arguments] if arguments else []))
     assert f"compiled with {shares}" in err

@@ -86,7 +86,7 @@ def compile_model(
 
     reader = frameworks.chosen(framework)
     with progress.status(f"importing {model} from {reader}") as status:
-        module = importlib.import_module(f"llmir.frontends.{reader}.offline").import_model(model)
+        module = importlib.import_module(f"llmir.frontends.{reader}.offline").import_model(model, machine)
         from llmir import compiler
 
         options = compiler.Options(build_kernels=emit in (None, Stage.object), progress=status.update)
