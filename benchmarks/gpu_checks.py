@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gpu_cases import Batch, Shape
+from gpu_batches import Batch, Shape
 from gpu_step import PLAIN, Features
 
 #: Tokens that lengths are made of: long enough on a GPU that requests are split; short for the interpreter.
@@ -50,8 +50,8 @@ def batches(shape: Shape, unit: int, block: int) -> Iterator[tuple[Batch, dict[s
     yield batch("prefix, some prefill", (1, 2, 3, half, 1, 1), (1, 2, block, half, 2 * block + 1, 3), (2, unit)), {}
 
 
-def variations(unit: int) -> Iterator[tuple[Shape, Features]]:
-    """What of attention differs, one thing at a time; then much at once."""
+def variations(unit: int, block: int) -> Iterator[tuple[Shape, Features]]:
+    """What of attention differs, one thing at a time; then much at once. ``unit``: at least as long as ``block``."""
     base = Shape("base", 8, 2, 128)
     for heads, kv_heads, size in ((4, 2, 64), (4, 4, 96), (4, 1, 256), (14, 2, 128), (4, 4, 128), (16, 1, 64)):
         yield Shape("base", heads, kv_heads, size), PLAIN
@@ -61,6 +61,8 @@ def variations(unit: int) -> Iterator[tuple[Shape, Features]]:
     yield base, Features(sinks=True)
     yield base, Features(quantized=True)
     yield base, Features(element_type="f16")
+    yield base, Features(block_size=4 * block)
+    yield base, Features(block_size=1)
     yield (
         Shape("base", 8, 2, 64),
         Features(element_type="f16", window=window, soft_cap=SOFT_CAP, quantized=True, sinks=True),
@@ -77,7 +79,7 @@ def checks(block: int, tiny: bool) -> Iterator[Check]:
     unit = -(-(TINY_LENGTH if tiny else LENGTH) // block) * block
     for batch, must in batches(Shape("base", 4, 2, 64) if tiny else Shape("base", 32, 8, 128), unit, block):
         yield Check(batch, PLAIN, **must)
-    for shape, features in variations(unit):
+    for shape, features in variations(unit, block):
         for batch, must in batches(shape, unit, block):
             if batch.name in (_VARIED_TINY if tiny else _VARIED):
                 # In a window, what of a prefix all requests see depends on their lengths.

@@ -241,6 +241,8 @@ def run_checks(
     checks: Sequence[Check], plans: Plans, device: torch.device, generator: torch.Generator, budget: Budget
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of the checks, and those that ``budget`` left no time for; an error is a problem of its check alone."""
+    if not checks:
+        return [], []
     limits = StepLimits(max(c.batch.requests for c in checks), max(c.batch.tokens for c in checks))
     checker = Checker(plans, device, generator, limits)
     rows, left_out = [], []

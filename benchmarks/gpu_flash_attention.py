@@ -31,14 +31,14 @@ class FlashAttention:
     def __init__(self, interface: ModuleType, version: int, step: Step, page_size: int):
         self.name = f"{NAME} {version}, pages of {page_size}"
         self._interface, self._version, self._step, self._page_size = interface, version, step, page_size
-        self._table, self.output, self._schedule = step.table(page_size), step.output(), None
+        self._table, self._caches = step.table(page_size), step.caches(page_size)
+        self.output, self._schedule = step.output(), None
 
     def prepare(self) -> None:
         """The schedule, which version 3 makes ahead."""
         if self._version == 3:
             step = self._step
-            longest = int(step.batch.seq_lens.max())
-            self._schedule = self._scheduled(step.query_start, max(step.batch.new), step.seq_lens, longest, True)
+            self._schedule = self._scheduled(step.query_start, step.most_new, step.seq_lens, step.longest, True)
 
     def run(self, layer: int) -> None:
         """See :class:`gpu_peers.Side`."""
@@ -46,9 +46,9 @@ class FlashAttention:
         self._call(
             layer,
             cu_seqlens_q=step.query_start,
-            max_seqlen_q=max(step.batch.new),
+            max_seqlen_q=step.most_new,
             seqused_k=step.seq_lens,
-            max_seqlen_k=int(step.batch.seq_lens.max()),
+            max_seqlen_k=step.longest,
             causal=True,
             block_table=self._table,
             scheduler_metadata=self._schedule,
@@ -74,12 +74,12 @@ class FlashAttention:
         )
 
     def _call(self, layer: int, **arguments: object) -> object:
-        step = self._step
+        keys, values = self._caches[layer]
         return self._interface.flash_attn_varlen_func(
-            q=step.query,
-            k=step.paged(step.keys[layer], self._page_size),
-            v=step.paged(step.values[layer], self._page_size),
-            softmax_scale=step.scale,
+            q=self._step.query,
+            k=keys,
+            v=values,
+            softmax_scale=self._step.scale,
             fa_version=self._version,
             **arguments,
         )
@@ -97,7 +97,7 @@ class Cascade(FlashAttention):
         self._prefix_len = torch.tensor([self._common], dtype=torch.int32, device=device)
         self._rest_lens = step.seq_lens - self._common
         self._rest_table = self._table[:, self._common // page_size :]
-        self._longest_rest = int(step.batch.seq_lens.max()) - self._common
+        self._longest_rest = step.longest - self._common
         self._schedules: tuple[object, object] = (None, None)
 
     def prepare(self) -> None:
@@ -107,7 +107,7 @@ class Cascade(FlashAttention):
             tokens = step.batch.tokens
             self._schedules = (
                 self._scheduled(self._prefix_start, tokens, self._prefix_len, self._common, False),
-                self._scheduled(step.query_start, max(step.batch.new), self._rest_lens, self._longest_rest, True),
+                self._scheduled(step.query_start, step.most_new, self._rest_lens, self._longest_rest, True),
             )
 
     def run(self, layer: int) -> None:
@@ -127,7 +127,7 @@ class Cascade(FlashAttention):
         rest = self._call(
             layer,
             cu_seqlens_q=step.query_start,
-            max_seqlen_q=max(step.batch.new),
+            max_seqlen_q=step.most_new,
             seqused_k=self._rest_lens,
             max_seqlen_k=self._longest_rest,
             causal=True,

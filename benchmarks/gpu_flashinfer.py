@@ -46,7 +46,7 @@ class Wrapped:
     """A wrapper with what it is planned with."""
 
     def __init__(self, name: str, step: Step, wrapper: object, plan: tuple[object, ...], **options: object):
-        self.name, self.output, self._step = name, step.output(), step
+        self.name, self.output, self._step, self._caches = name, step.output(), step, step.caches(PAGE_SIZE)
         self._wrapper, self._plan = wrapper, plan
         self._options = {"q_data_type": step.query.dtype, "sm_scale": step.scale} | options
 
@@ -58,9 +58,7 @@ class Wrapped:
 
     def run(self, layer: int) -> None:
         """See :class:`gpu_peers.Side`."""
-        step = self._step
-        cache = tuple(step.paged(tokens[layer], PAGE_SIZE) for tokens in (step.keys, step.values))
-        self.output = self._wrapper.run(step.query, cache)  # type: ignore[attr-defined]
+        self.output = self._wrapper.run(self._step.query, self._caches[layer])  # type: ignore[attr-defined]
 
 
 def sides_of(flashinfer: ModuleType, step: Step, workspace: torch.Tensor) -> list[Side]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
-from gpu_cases import Shape
+from gpu_batches import Shape
 from gpu_step import PLAIN, Features, Step
 
 from llmir.errors import PlanError
@@ -69,15 +69,17 @@ class Plans:
 
     def kernel(self, shape: Shape, features: Features = PLAIN) -> Planned:
         """The kernel of an attention: of a plan that has it, or of the plan most like it, its tiles fitted."""
-        wanted = (shape.num_heads, shape.num_kv_heads, shape.head_size)
 
-        def unlike(entry: tuple[str, PlannedKernel]) -> tuple[int, int, int]:
-            signature = entry[1].spec.signature
+        def unlike(entry: tuple[str, PlannedKernel]) -> tuple[bool, int, int, int]:
+            planned = entry[1].spec.signature
+            wanted = _signature(planned, shape, features)
             group = shape.num_heads // shape.num_kv_heads
+            others = sum(getattr(planned, field.name) != getattr(wanted, field.name) for field in fields(planned))
             return (
-                abs(signature.head_size - shape.head_size),
-                abs(signature.queries_per_kv - group),
-                int((signature.num_heads, signature.num_kv_heads, signature.head_size) != wanted),
+                planned != wanted,
+                abs(planned.head_size - shape.head_size),
+                abs(planned.queries_per_kv - group),
+                others,
             )
 
         name, kernel = min(self._kernels, key=unlike)
@@ -102,6 +104,7 @@ def _signature(planned: AttentionSignature, shape: Shape, features: Features) ->
         soft_cap=features.soft_cap,
         quantized=features.quantized,
         sinks=features.sinks,
+        block_size=features.block_size or planned.block_size,
     )
 
 
@@ -128,7 +131,7 @@ class LlmirSide:
     """llmir's kernel on a step, its keys and values in the cache already."""
 
     def __init__(self, name: str, planned: Planned, step: Step, runner: GpuAttentionRunner, pages: torch.Tensor):
-        self.name, self._step, self._runner, self._pages = name, step, runner, pages
+        self.name, self._step, self._runner, self._pages = name, step, runner, list(pages)
         block_size = planned.spec.signature.block_size
         self._host_table, self._table = step.host_table(block_size), step.table(block_size)
         nothing = step.query.new_empty(0, step.shape.num_kv_heads, step.shape.head_size)

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gpu_cases import Batch
+from gpu_batches import Batch
 from gpu_files import write_whole
 from gpu_llmir import SHARING_OFF, SHARING_ON
 from gpu_speed import GRAPH, LLMIR, STREAM

@@ -6,7 +6,6 @@ import argparse
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ import gpu_report as report
 import numpy
 import torch
 import triton
-from gpu_cases import Batch, timed, timed_tiny
+from gpu_batches import timed, timed_tiny
 from gpu_checks import checks
+from gpu_compile import compile_all
 from gpu_correctness import run_checks
 from gpu_files import check_writable, commit, write_json
 from gpu_llmir import PLANS, Plans, target_of
@@ -65,24 +65,30 @@ def measured(
     result: dict[str, Any],
 ) -> bool:
     """Correctness, ceilings, speed; whether an answer of llmir's was wrong."""
-    failed = False
+    failed, tiny = False, arguments.interpret
+    # In the interpreter, products of bf16 are wrong in kernels that do not know of it, as peers' do not.
+    features = Features("f16") if tiny else PLAIN
+    chosen = [check for check in checks(plans.block_size, tiny) if wanted(arguments, check.name)]
+    batches = [b for b in (timed_tiny() if tiny else timed()) if wanted(arguments, f"{b.name} {b.shape}")]
+    if not chosen and not batches:
+        raise LlmirError(f"no case has {arguments.case!r} in its name: the names are in the table of a whole run")
+    if not tiny:
+        kernels = [plans.kernel(check.batch.shape, check.features) for check in chosen]
+        kernels += [plans.kernel(batch.shape, features) for batch in batches]
+        print(f"{compile_all(kernel.spec for kernel in kernels)} programs compiled, {budget.used:.0f} s", flush=True)
     if arguments.only != "speed":
-        chosen = [check for check in checks(plans.block_size, arguments.interpret) if wanted(arguments, check.name)]
         rows, left_out = run_checks(chosen, plans, device, generator, Budget(CHECKS_PART * arguments.seconds))
         report.print_checks(rows, left_out)
         result["correctness"] = {"rows": rows, "left_out": left_out}
         failed = any(row["problems"] for row in rows)
     if arguments.only != "correctness":
-        result["ceilings"] = ceilings(device, arguments.interpret)
+        result["ceilings"] = ceilings(device, tiny)
         report.print_ceilings(result["ceilings"])
         peers = Peers.find(sources(arguments), device)
         result["peers"] = {peer.name: peer.version for peer in peers.present}
         result["absent_peers"] = peers.absent
-        # In the interpreter, products of bf16 are wrong in kernels that do not know of it, as peers' do not.
-        features = Features("f16") if arguments.interpret else PLAIN
-        bench = Bench(device, plans, peers, result["ceilings"], budget, generator, arguments.interpret, features)
-        batches: Iterable[Batch] = timed_tiny() if arguments.interpret else timed()
-        bench.run([b for b in batches if wanted(arguments, f"{b.name} {b.shape}")], report.print_batch)
+        bench = Bench(device, plans, peers, result["ceilings"], budget, generator, tiny, features)
+        bench.run(batches, report.print_batch)
         result |= {"rows": bench.rows, "left_out": bench.left_out, "wrong": bench.wrong}
         report.print_left_out(bench.left_out, peers.absent)
         if bench.rows:

@@ -32,6 +32,7 @@ class Decode:
         self._lse = torch.empty(requests, heads, _SPLITS, device=device)
         self._splits = torch.empty(requests, dtype=torch.int32, device=device)
         self._indptr, self._indices = slots_of(step, step.batch.seq_lens)
+        self._keys, self._values = list(step.keys), list(step.values)
 
     def prepare(self) -> None:
         """In how many parts each request is read."""
@@ -53,8 +54,8 @@ class Decode:
         step = self._step
         self._attend(
             step.query,
-            step.keys[layer],
-            step.values[layer],
+            self._keys[layer],
+            self._values[layer],
             self.output,
             self._indptr,
             self._indices,
@@ -76,6 +77,7 @@ class Extend:
         self._attend, self._step, self.output = extend.extend_attention_fwd, step, step.output()
         batch = step.batch
         self._indptr, self._indices = slots_of(step, batch.seq_lens - np.array(batch.new, np.int32))
+        self._keys, self._values = list(step.keys), list(step.values)
         new = [
             step.request_slots(request, int(end) - count, int(end))
             for request, (end, count) in enumerate(zip(batch.seq_lens, batch.new, strict=True))
@@ -94,15 +96,15 @@ class Extend:
             step.query,
             *self._new[layer],
             self.output,
-            step.keys[layer],
-            step.values[layer],
+            self._keys[layer],
+            self._values[layer],
             step.query_start,
             self._indptr,
             self._indices,
             None,
             True,
             None,
-            max(step.batch.new),
+            step.most_new,
             1.0,
             1.0,
             sm_scale=step.scale,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from gpu_cases import Batch
+from gpu_batches import Batch
 from gpu_llmir import LlmirSide, Plans, Runners
 from gpu_peers import Peers, Side, Unserved, one_line
 from gpu_step import GRAIN, PLAIN, TINY_GRAIN, Arena, Features, Step
@@ -68,6 +68,8 @@ class Bench:
 
     def run(self, batches: Sequence[Batch], report: Any) -> None:
         """Measures the batches in order; ``report`` is called with the rows of each."""
+        if not batches:
+            return
         limits = StepLimits(max(b.requests for b in batches), max(b.tokens for b in batches))
         self._effort = TINY if self.tiny else FULL
         self._runners = Runners(limits, self.device)
@@ -88,6 +90,7 @@ class Bench:
         needed = max(max(self._cache_bytes(b), 0 if self.tiny else ROTATED_BYTES) for b in batches) + ROTATED_BYTES
         if self.device.type != "cuda":
             return min(needed, 1 << 24)
+        torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(self.device)
         return min(needed, int(free * MEMORY_PART)) // 4 * 4
 

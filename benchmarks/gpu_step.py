@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from gpu_cases import Batch, Shape
+from gpu_batches import Batch, Shape
 from numpy.typing import NDArray
 
 #: Tokens whose keys lie side by side in every side's cache: a multiple of every page size, so that one placement
@@ -32,9 +32,12 @@ class Features:
     soft_cap: float = 0.0
     quantized: bool = False
     sinks: bool = False
+    block_size: int = 0
+    """Tokens in a block; 0: the plan's."""
 
     def __str__(self) -> str:
         named = {"window": self.window, "soft cap": self.soft_cap, "fp8 cache": self.quantized, "sinks": self.sinks}
+        named[f"blocks of {self.block_size}"] = self.block_size
         return ", ".join([self.element_type, *(name for name, value in named.items() if value)])
 
 
@@ -114,7 +117,8 @@ class Step:
     """A timed batch in an arena, as the caches of ``layers`` layers with one block table.
 
     ``query`` [tokens, heads, head_size]; ``keys``, ``values`` [layers, slots, KV heads, head_size];
-    ``query_start`` and ``seq_lens`` int32 on the device.
+    ``query_start`` and ``seq_lens`` int32 on the device, as ``host`` has them in numpy; ``longest``: tokens of the
+    longest request; ``most_new``: most new tokens of one.
     """
 
     def __init__(self, batch: Batch, arena: Arena, layers: int, grain: int, generator: torch.Generator):
@@ -127,22 +131,14 @@ class Step:
         self.device = self.keys.device
         query = self.keys.new_empty(batch.tokens, shape.num_heads, shape.head_size)
         self.query = query.normal_(generator=generator)
+        self.host = (batch.query_start, batch.seq_lens)
         self.query_start, self.seq_lens = (torch.from_numpy(a).to(self.device) for a in self.host)
+        self.scale, self.most_new, self.longest = shape.head_size**-0.5, max(batch.new), int(batch.seq_lens.max())
 
     @property
     def shape(self) -> Shape:
         """The attention."""
         return self.batch.shape
-
-    @property
-    def host(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Query starts and lengths as numpy arrays."""
-        return self.batch.query_start, self.batch.seq_lens
-
-    @property
-    def scale(self) -> float:
-        """Factor on query-key products."""
-        return self.shape.head_size**-0.5
 
     def host_table(self, page_size: int) -> NDArray[np.int32]:
         """The block table for pages of ``page_size``: ``[requests, columns]``; unneeded columns are 0."""
@@ -154,9 +150,12 @@ class Step:
         """:meth:`host_table` on the device."""
         return torch.from_numpy(self.host_table(page_size)).to(self.device)
 
-    def paged(self, tokens: torch.Tensor, page_size: int) -> torch.Tensor:
-        """One layer's keys or values as ``[pages, page_size, KV heads, head_size]``; a view."""
-        return tokens.unflatten(0, (-1, page_size))
+    def caches(self, page_size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of each layer as ``[pages, page_size, KV heads, head_size]``: views."""
+        return [
+            (keys.unflatten(0, (-1, page_size)), values.unflatten(0, (-1, page_size)))
+            for keys, values in zip(self.keys, self.values, strict=True)
+        ]
 
     def request_slots(self, request: int, begin: int, end: int) -> torch.Tensor:
         """Slots of some tokens of a request, int64."""

@@ -1,4 +1,4 @@
-"""Times tile sizes: which variants, and which ways of cutting work lists, are fastest on this GPU."""
+"""Times tile sizes: which variants, ways of cutting work lists and block sizes are fastest on this GPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from itertools import product
 from typing import Any, Literal
 
 import torch
-from gpu_cases import LLAMA, QWEN, TINY, Batch, decode, prefill, shared
+from gpu_batches import LLAMA, QWEN, TINY, Batch, decode, prefill, shared
+from gpu_compile import compile_all
 from gpu_llmir import LlmirSide, Planned, Plans, power_of_two
 from gpu_speed import FULL, MOST_CALLS_IN_GRAPH, ROTATED_BYTES, WRONG
 from gpu_speed import TINY as TINY_EFFORT
@@ -25,6 +26,7 @@ ROUNDS = Rounds(11, 11, 2)
 DECODE_KEYS, DECODE_WARPS, DECODE_STAGES = (64, 32, 128), (4, 2, 8), (3, 2, 4, 5)
 PREFILL_ROWS, PREFILL_KEYS, PREFILL_WARPS, PREFILL_STAGES = (128, 64), (64, 128, 32), (8, 4), (2, 3, 4)
 PARTS, SPLIT_KEYS = (2, 1, 4, 8), (256, 128, 512, 1024)
+BLOCK_SIZES = (16, 32, 64, 128)
 #: Least rows of a tile that matrix units take.
 LEAST_ROWS = 16
 
@@ -74,14 +76,17 @@ class Tuner:
         self._arena = Arena(1 << 22 if tiny else 3 * ROTATED_BYTES, "bf16", device, generator)
 
     def ask(self, question: Question, budget: Budget) -> dict[str, Any]:
-        """Every candidate's time, fastest first, then ways of cutting the work list with the fastest."""
+        """Every candidate's time, fastest first; with the fastest, ways of cutting the work list, and block sizes."""
         planned = self._plans.kernel(question.batch.shape)
         step = self._step(question.batch, planned)
+        kernels = [(variant, with_variant(planned, variant)) for variant in candidates(question, self._tiny)]
+        if self._device.type == "cuda":
+            compile_all(kernel.spec for _, kernel in kernels)
         rows = []
-        for variant in candidates(question, self._tiny):
+        for variant, kernel in kernels:
             if budget.left < 0:
                 break
-            rows.append(self._row(step, with_variant(planned, variant)) | {"variant": asdict(variant)})
+            rows.append(self._row(step, kernel) | {"variant": asdict(variant)})
         done = sorted((row for row in rows if "seconds" in row), key=lambda row: row["seconds"])
         answer: dict[str, Any] = {
             "case": question.batch.name,
@@ -90,14 +95,27 @@ class Tuner:
             "planned": self._row(step, planned) | {"variant": asdict(planned.spec.variant(question.variant))},
             "rows": done + [row for row in rows if "seconds" not in row],
         }
-        if done and not self._tiny:
+        if done:
             best = with_variant(planned, GpuVariant(**done[0]["variant"]))
             answer["policies"] = self._policies(step, best, budget)
+            answer["block_sizes"] = self._block_sizes(step, best, budget)
         return answer
+
+    def _block_sizes(self, step: Step, planned: Planned, budget: Budget) -> list[dict[str, Any]]:
+        rows = []
+        for size in BLOCK_SIZES:
+            if budget.left < 0 or step.grain % size:
+                break
+            signature = replace(planned.spec.signature, block_size=size)
+            rows.append(
+                self._row(step, replace(planned, spec=replace(planned.spec, signature=signature)))
+                | {"block_size": size}
+            )
+        return sorted((row for row in rows if "seconds" in row), key=lambda row: row["seconds"])
 
     def _policies(self, step: Step, planned: Planned, budget: Budget) -> list[dict[str, Any]]:
         rows = []
-        for parts, keys in product(PARTS, SPLIT_KEYS):
+        for parts, keys in list(product(PARTS, SPLIT_KEYS))[: 2 if self._tiny else None]:
             if budget.left < 0:
                 break
             policy: StepPolicy = replace(planned.policy, items_per_thread=parts, split_keys=keys)
@@ -178,6 +196,7 @@ def print_answer(answer: dict[str, Any]) -> None:
     for row in answer.get("policies", [])[:_SHOWN]:
         print(
             f"           {row['items_per_thread']} items a thread, at least {row['split_keys']} keys a split  "
-            f"{row['seconds'] * 1e6:9.1f} µs",
-            flush=True,
+            f"{row['seconds'] * 1e6:9.1f} µs"
         )
+    for row in answer.get("block_sizes", []):
+        print(f"           blocks of {row['block_size']}  {row['seconds'] * 1e6:9.1f} µs", flush=True)

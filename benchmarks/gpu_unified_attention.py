@@ -23,7 +23,7 @@ class UnifiedAttention:
     def __init__(self, kernel: ModuleType, step: Step, split: bool):
         self.name = f"{NAME}, {'3D' if split else '2D'}"
         self._attend, self._step, self.output = kernel.unified_attention, step, step.output()
-        self._table = step.table(PAGE_SIZE)
+        self._table, self._caches = step.table(PAGE_SIZE), step.caches(PAGE_SIZE)
         self._buffers: dict[str, object] = {}
         if split:
             tokens, shape = step.batch.tokens, step.shape
@@ -44,15 +44,16 @@ class UnifiedAttention:
     def run(self, layer: int) -> None:
         """See :class:`gpu_peers.Side`."""
         step = self._step
+        keys, values = self._caches[layer]
         self._attend(
             q=step.query,
-            k=step.paged(step.keys[layer], PAGE_SIZE),
-            v=step.paged(step.values[layer], PAGE_SIZE),
+            k=keys,
+            v=values,
             out=self.output,
             cu_seqlens_q=step.query_start,
-            max_seqlen_q=max(step.batch.new),
+            max_seqlen_q=step.most_new,
             seqused_k=step.seq_lens,
-            max_seqlen_k=int(step.batch.seq_lens.max()),
+            max_seqlen_k=step.longest,
             softmax_scale=step.scale,
             causal=True,
             window_size=(-1, -1),
