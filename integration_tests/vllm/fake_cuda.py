@@ -3,6 +3,7 @@
 For processes of their own: :func:`become` goes before anything of vLLM is imported.
 """
 
+import os
 import sys
 import types
 from typing import Any
@@ -50,6 +51,9 @@ def become() -> None:
     from llmir.frontends.common import planning
     from llmir.target import Target
 
+    # Triton is here, and vLLM uses it where it takes devices to be hidden for a while, if it is no build for CPUs.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    platforms.vllm_version_matches_substr = lambda part: False
     platforms._current_platform = platform_class()()
     sys.modules["vllm.vllm_flash_attn"] = _Anything("vllm.vllm_flash_attn")
     from vllm import _custom_ops
