@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Sequence
@@ -14,8 +15,9 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from llmir.ir.signature import is_gpu
 from llmir.plan import Decision, Plan
-from llmir.target import Target
+from llmir.target import Target, TargetError
 
 INDENT = (0, 0, 0, 2)
 #: Columns where there is no terminal to ask.
@@ -31,9 +33,20 @@ def explain(
     console.print(_summary(contents))
     for decision in contents.decisions:
         _print_decision(console, decision)
-    here = Target.detect().fingerprint
-    if here != contents.target_fingerprint:
-        console.print(f"\n[yellow]This plan is for {contents.target_fingerprint}; this machine, {here}, cannot run it.")
+    here = _own_fingerprints()
+    if contents.target_fingerprint not in here:
+        machine = " with ".join(here)
+        console.print(
+            f"\n[yellow]This plan is for {contents.target_fingerprint}; this machine, {machine}, cannot run it."
+        )
+
+
+def _own_fingerprints() -> list[str]:
+    """Of this machine, and of its GPU if it has one that there are kernels for."""
+    own = [Target.detect().fingerprint]
+    with contextlib.suppress(TargetError):
+        own.append(Target.named("gpu").fingerprint)
+    return own
 
 
 def _summary(plan: Plan) -> Table:
@@ -42,7 +55,7 @@ def _summary(plan: Plan) -> Table:
     table = Table.grid(padding=(0, 2))
     rows = {
         "model": f"{plan.model} in {plan.framework} {plan.framework_version}, rank {plan.rank} of {plan.world_size}",
-        "target": f"{target.name}: {target.model}, {target.isa}, {target.cores} cores",
+        "target": f"{target.name}: {target.model}, {target.isa}, {target.cores} {_units(target)}",
         "figures": target.figures.origin,
         "workload": f"{plan.workload['name']}: {plan.workload['source']}",
         "KV cache": f"blocks of {plan.block_size} tokens, {plan.element_type}, layout {plan.layout!r}",
@@ -51,10 +64,19 @@ def _summary(plan: Plan) -> Table:
         table.add_row(f"[bold]{name}", escape(text))
     for kernel in plan.kernels:
         variants = ", ".join(variant.name for variant in kernel.spec.variants)
-        state = "" if kernel.object_key is not None else "; not compiled, this machine cannot"
+        state = "" if kernel.object_key is not None else _not_compiled(target)
         text = f"{kernel.symbol} for {_layers(kernel.layers)} ({variants}{state})"
         table.add_row("[bold]kernel", escape(text))
     return table
+
+
+def _units(target: Target) -> str:
+    """What a target has several of."""
+    return {"cuda": "SMs", "hip": "CUs"}.get(target.machine, "cores")
+
+
+def _not_compiled(target: Target) -> str:
+    return "; compiled when serving starts" if is_gpu(target.isa) else "; not compiled, this machine cannot"
 
 
 def _layers(names: tuple[str, ...]) -> str:

@@ -90,8 +90,8 @@ class GpuKernels(KernelModel[GpuVariant]):
     def numbers(self, signature: AttentionSignature, decode: GpuVariant, prefill: GpuVariant) -> dict[str, Any]:
         row_key = self.row_key_seconds(signature, prefill)
         return {
-            "decode_tiles_kb": gpu_tiles.shared_bytes(signature, decode) / 1024,
-            "prefill_tiles_kb": gpu_tiles.shared_bytes(signature, prefill) / 1024,
+            "decode_tiles_kb": self._shared_bytes(signature, decode) / 1024,
+            "prefill_tiles_kb": self._shared_bytes(signature, prefill) / 1024,
             "shared_memory_kb": self.target.shared_memory / 1024,
             "decode_rows_used": f"{decode.max_tokens * signature.queries_per_kv} of {decode.row_tile}",
             "prefill_rows_used": f"{prefill.max_tokens * signature.queries_per_kv} of {prefill.row_tile}",
@@ -99,6 +99,9 @@ class GpuKernels(KernelModel[GpuVariant]):
             "decode_multiply_ns_per_key": decode.row_tile * row_key * 1e9,
             "prefill_multiply_ns_per_key": prefill.row_tile * row_key * 1e9,
         }
+
+    def _shared_bytes(self, signature: AttentionSignature, variant: GpuVariant) -> int:
+        return gpu_tiles.shared_bytes(signature, variant, self.target.isa)
 
     def alternatives(self, signature: AttentionSignature, prefill: GpuVariant) -> list[dict[str, Any]]:
         """Tiles of other sizes, and how often each key is read for a prompt's rows."""
@@ -109,7 +112,7 @@ class GpuKernels(KernelModel[GpuVariant]):
                 others.append(
                     {
                         "prefill_tile": self.describe_tile(tile),
-                        "tiles_kb": gpu_tiles.shared_bytes(signature, tile) / 1024,
+                        "tiles_kb": self._shared_bytes(signature, tile) / 1024,
                         "read_ns_per_row_and_key": signature.key_bytes / self.split_bandwidth() / rows * 1e9,
                     }
                 )

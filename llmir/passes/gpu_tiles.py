@@ -13,6 +13,10 @@ LEAST_ROWS = 16
 MOST_ROWS = 128
 
 
+#: Architectures whose matrix products take no operand from shared memory.
+QUERIES_IN_REGISTERS = ("gfx942",)
+
+
 class Tile(NamedTuple):
     """Sizes of a tile, and who works on it."""
 
@@ -27,8 +31,9 @@ class Tile(NamedTuple):
 PREFILL = Tile(128, 64, 8, 3)
 #: By architecture and padded head size, where PREFILL spills registers or takes more shared memory than there is.
 SMALLER_PREFILL = {
+    ("sm_80", 128): Tile(128, 32, 8, 3),
     ("sm_80", 256): Tile(64, 32, 8, 3),
-    ("sm_90", 256): Tile(128, 32, 8, 3),
+    ("sm_90", 256): Tile(64, 32, 8, 3),
     ("sm_100", 128): Tile(128, 32, 8, 3),
     ("sm_100", 256): Tile(64, 16, 8, 3),
     ("gfx942", 64): Tile(128, 64, 8, 2),
@@ -38,6 +43,8 @@ SMALLER_PREFILL = {
 #: Few rows: what counts is that much of the cache is on its way. 70 KB of shared memory and 120 registers at head size
 #: 128 let an SM hold three thread blocks.
 DECODE = Tile(LEAST_ROWS, 64, 4, 3)
+#: A tile of decode with so many rows is worked on like one of prefill: Hopper's and Blackwell's products have 64.
+MANY_ROWS = 64
 #: At head size 256, half the keys let two thread blocks share an SM instead of one; gfx942 has 64 KB for all.
 SMALLER_DECODE = {
     ("sm_80", 256): Tile(LEAST_ROWS, 32, 4, 3),
@@ -53,27 +60,36 @@ def padded(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def shared_bytes(signature: AttentionSignature, variant: GpuVariant) -> int:
+def shared_bytes(signature: AttentionSignature, variant: GpuVariant, isa: str) -> int:
     """About the shared memory of a thread block: queries, tiles of keys and of values on their way, probabilities.
 
-    Triton takes exactly so much for decode, and up to 1.3 times as much for prefill, where it copies a tile once more.
+    Triton takes exactly so much for decode, and up to 1.3 times as much for prefill on Hopper and Blackwell, where it
+    copies a tile once more. On gfx942 queries stay in registers.
     """
     head, rows, keys = padded(signature.head_size), variant.row_tile, variant.key_chunk
     element = ELEMENT_BYTES[signature.element_type]
-    tiles = max(1, variant.stages - 1) * keys * 2 * head * signature.key_bytes // (2 * signature.head_size)
-    return (rows * head + rows * keys) * element + tiles
+    tiles = max(1, variant.stages - 1) * keys * head * signature.key_bytes // signature.head_size
+    queries = 0 if isa in QUERIES_IN_REGISTERS else rows * head * element
+    return queries + tiles + rows * keys * element
 
 
 def decode_variant(signature: AttentionSignature, isa: str) -> GpuVariant:
     """A token or a few of one request: the query heads of a KV head, padded to a tile."""
+    rows = padded(signature.queries_per_kv)
+    if rows >= MANY_ROWS:
+        return _variant("decode", _prefill_tile(signature, isa)._replace(rows=rows), signature.queries_per_kv)
     tile = SMALLER_DECODE.get((isa, padded(signature.head_size)), DECODE)
-    return _variant("decode", tile, signature.queries_per_kv)
+    warps = tile.warps * max(rows, LEAST_ROWS) // LEAST_ROWS
+    return _variant("decode", tile._replace(warps=warps), signature.queries_per_kv)
 
 
 def prefill_variant(signature: AttentionSignature, isa: str) -> GpuVariant:
     """Many tokens: as many rows as there are registers for."""
-    tile = SMALLER_PREFILL.get((isa, padded(signature.head_size)), PREFILL)
-    return _variant("prefill", tile, signature.queries_per_kv)
+    return _variant("prefill", _prefill_tile(signature, isa), signature.queries_per_kv)
+
+
+def _prefill_tile(signature: AttentionSignature, isa: str) -> Tile:
+    return SMALLER_PREFILL.get((isa, padded(signature.head_size)), PREFILL)
 
 
 def _variant(name: Literal["decode", "prefill"], tile: Tile, queries_per_kv: int) -> GpuVariant:
