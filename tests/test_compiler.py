@@ -22,6 +22,7 @@ from pass_modules import module_text
 HOST = Target.detect()
 #: A target that no machine is.
 ELSEWHERE = replace(Target.named("cpu:avx512_bf16"), machine="elsewhere")
+GPU = Target.named("cuda:sm_90")
 MEASURED = Measurements(
     read_bandwidth=10e9,
     read_bandwidth_all=20e9,
@@ -120,6 +121,49 @@ def test_a_plan_for_a_machine_without_the_instructions_is_made_and_says_that_not
     assert (last.pass_name, last.decision) == ("kernel-building", "not built")
     assert f"this machine is {HOST.isa}" in last.reason
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_for_a_gpu_needs_none_and_leaves_its_kernels_to_triton(module, tmp_path):
+    plan = compiled(module, GPU, cache=tmp_path)
+    assert [kernel.object_key for kernel in plan.kernels] == [None, None]
+    assert {kernel.spec.isa for kernel in plan.kernels} == {"sm_90"} and plan.layout == "row"
+    assert plan.target_fingerprint == "cuda-sm_90"
+    last = plan.decisions[-1]
+    assert (last.pass_name, last.decision) == ("kernel-building", "not built")
+    assert "Triton when serving starts" in last.reason and "`llmir compile --emit object`" in last.reason
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_for_a_gpu_survives_json(module, options):
+    plan = compiled(module, GPU, options)
+    assert Plan.loads(plan.dumps()).kernels == plan.kernels
+
+
+def test_a_quantized_cache_is_the_plan_s_element_type(options):
+    text_of = module_text(element="f8E4M3FN")
+    with context() as ctx, ir.Location.unknown():
+        plan = compiled(text.parse(text_of, ctx), GPU, options)
+    (kernel,) = plan.kernels
+    assert plan.element_type == "f8E4M3FN" and kernel.spec.signature.quantized
+
+
+def test_a_gpu_s_kernels_have_no_llvm_dialect(module, options):
+    plan = compiled(module, GPU, options)
+    with pytest.raises(LlmirError, match=r"kernels for cuda:sm_90 .* use `--emit object`"):
+        compiler.emit_llvm(plan)
+
+
+def test_only_this_machine_s_gpu_is_measured(module, options, monkeypatch):
+    own, measured = replace(GPU, name="gpu"), []
+    monkeypatch.setattr(Target, "named", lambda name: own)
+    monkeypatch.setattr(
+        compiler, "calibrated", lambda target, _options: measured.append(target) or target.with_measurements(MEASURED)
+    )
+    compiled(module, GPU, options, calibrate=True)
+    assert measured == []
+    with context() as ctx, ir.Location.unknown():
+        plan = compiled(text.parse(module_text(), ctx), own, options, calibrate=True)
+    assert measured == [own] and Target.from_json(plan.target).measured == MEASURED
 
 
 def test_a_lesser_named_target_is_built_for_this_machine(module, options):

@@ -7,13 +7,10 @@ choices by the figures. Measuring takes about a second and is done once a machin
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import json
 import mmap
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +18,8 @@ from numpy.typing import NDArray
 
 from llmir.errors import KernelError
 from llmir.ir.signature import LANES
+from llmir.kernels.calibration_cache import measured
 from llmir.kernels.cpu.loader import load_object, process_symbol
-from llmir.kernels.cpu.object_cache import ObjectCache
 from llmir.target import Measurements, Target
 
 #: Contiguous pieces that are read in random order, in bytes: the range that the keys of a page take.
@@ -74,21 +71,7 @@ def calibrate(target: Target, folder: Path | None = None) -> Target:
             f"target {target.name} ({target.fingerprint}) cannot be measured from here; "
             "run the calibration on that machine, or compile with its published figures"
         )
-    if folder is None:
-        return target.with_measurements(_measure(target))
-
-    def build() -> bytes:
-        return json.dumps(asdict(_measure(target))).encode()
-
-    figures = ObjectCache(folder, suffix=".calibration.json").get_or_build(_machine_key(target), build)
-    return Target.from_json({**target.to_json(), "measured": json.loads(figures)})
-
-
-def _machine_key(target: Target) -> str:
-    """What the figures depend on: the machine, and how they are measured."""
-    machine = {**target.to_json(), "measured": [field.name for field in fields(Measurements)]}
-    text = json.dumps(machine, sort_keys=True) + Path(__file__).read_text()
-    return hashlib.sha256(text.encode()).hexdigest()
+    return measured(target, folder, [Path(__file__)], lambda: _measure(target))
 
 
 def _measure(target: Target) -> Measurements:
