@@ -1,6 +1,7 @@
 """What llmir's backend for GPUs does with SGLang's batches and graph hooks; CPU tensors, and a runner that records."""
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -356,6 +357,20 @@ def test_a_replay_that_does_not_say_whose_it_is_shares_nothing(served, caplog: p
         made.init_forward_metadata_out_graph(batch)
     assert last(made)["block_table"] is None
     assert "requests read their prefixes by themselves" in caplog.text
+
+
+def test_a_plan_that_shares_nothing_copies_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = plan()
+    [kernel] = shares.kernels
+    alone = replace(shares, kernels=(replace(kernel, policy=replace(kernel.policy, sharing=None)),))
+    made = backend(monkeypatch, alone)
+    assert made._host_table is None
+    requests = Requests(made._req_to_token)
+    for name in "ab":
+        requests.add(name, 90)
+    made.init_forward_metadata(requests.extend(a=64, b=64))
+    made.init_forward_metadata(requests.decode("a", "b"))
+    assert last(made)["block_table"] is None
 
 
 def test_limits_are_sglangs_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ class PlannedBackend(AttentionBackend, Generic[RunnerT]):
         self._req_to_token = runner.req_to_token_pool.req_to_token
         self._page_size = pool.page_size
         plan = plan_of(runner.server_args)
+        self._shares_prefixes = any(kernel.policy.sharing is not None for kernel in plan.kernels)
         self._sinks = {layer for kernel in plan.kernels if kernel.spec.signature.sinks for layer in kernel.layers}
         self._planned = PlannedLayers(plan, load)
         self._runners: dict[int, RunnerT] = {}

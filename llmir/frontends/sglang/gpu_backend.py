@@ -11,6 +11,7 @@ attention out and call it as ever. Requests that pad a batch to a captured size 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,16 +40,18 @@ class LlmirGpuBackend(PlannedBackend[GpuAttentionRunner]):
         self._device = runner.req_to_token_pool.req_to_token.device
         self._limits = step_limits(runner)
         super().__init__(runner, functools.partial(GpuAttentionRunner.load, limits=self._limits, device=self._device))
-        self._host_table = HostTable(self._page_size)
+        self._host_table = HostTable(self._page_size) if self._shares_prefixes else None
         self._columns = -(-self._req_to_token.shape[1] // self._page_size)
         self._graph_table = torch.zeros((0, self._columns), dtype=torch.int32, device=self._device)
         # Of the step begun last: its block table [requests, columns], and how many new tokens it has.
         self._block_table, self._tokens = self._graph_table, 0
         logger.info(
-            "llmir: steps of up to %d requests and %d new tokens; what requests share is known from the second step "
-            "after a prompt on, when the block table has been copied to the host in the background",
+            "llmir: steps of up to %d requests and %d new tokens%s",
             self._limits.requests,
             self._limits.tokens,
+            "; prefixes are shared between decoding requests, once their block table has come in the background"
+            if self._shares_prefixes
+            else "",
         )
 
     def _bind(self, path: str, layer: RadixAttention, dtype: Any) -> None:
@@ -71,9 +74,9 @@ class LlmirGpuBackend(PlannedBackend[GpuAttentionRunner]):
         new_tokens = np.ones_like(lengths) if decodes else np.asarray(batch.extend_seq_lens_cpu, np.int32)
         columns = -(-int(lengths.max()) // self._page_size)
         table = torch.empty((len(lengths), columns), dtype=torch.int32, device=self._device)
-        if not decodes:
+        if not decodes and self._host_table is not None:
             self._host_table.forget(batch.rids)
-        self._begin_step(batch, lengths, new_tokens, table, batch.rids if decodes else None)
+        self._begin_step(batch, lengths, new_tokens, table, batch.rids or () if decodes else ())
 
     # ---- a step of a CUDA graph
 
@@ -105,8 +108,8 @@ class LlmirGpuBackend(PlannedBackend[GpuAttentionRunner]):
                 f"llmir has no graphs of {batch.forward_mode.name} steps: give --cuda-graph-backend-prefill breakable"
             )
         lengths = _lengths(batch)
-        rids = None if in_capture else getattr(batch, "rids", None)
-        if rids is None and not in_capture:
+        rids = () if in_capture else getattr(batch, "rids", None) or ()
+        if not (rids or in_capture) and self._shares_prefixes:
             self._sharing.blind("SGLang does not say whose requests a CUDA graph is replayed for")
         self._begin_step(batch, lengths, np.ones_like(lengths), self._graph_table[: len(lengths)], rids)
 
@@ -120,22 +123,22 @@ class LlmirGpuBackend(PlannedBackend[GpuAttentionRunner]):
     # ---- both
 
     def _begin_step(
-        self, batch: Any, lengths: np.ndarray, new_tokens: np.ndarray, table: torch.Tensor, rids: list[str] | None
+        self, batch: Any, lengths: np.ndarray, new_tokens: np.ndarray, table: torch.Tensor, rids: Sequence[str]
     ) -> None:
         """Prepare all layers; ``lengths`` and ``new_tokens`` int32 [requests], ``table`` [requests, columns].
 
-        ``rids``: the requests' ids, without the padding, where they all decode; else None.
+        ``rids``: the requests' ids, without the padding, where all decode and SGLang says them; else none.
         """
         query_start = np.zeros(len(lengths) + 1, np.int32)
         np.cumsum(new_tokens, out=query_start[1:])
-        host_table = self._host_table.of(rids, lengths) if rids else None
-        self._planned.begin_step(query_start, lengths, host_table, 0)
+        known = self._host_table.of(rids, lengths) if rids and self._host_table is not None else None
+        self._planned.begin_step(query_start, lengths, known, 0)
         self._sharing.update()
         # A page's slots follow one another, so its first one tells its number. All of this stays on the device.
         first_slots = self._req_to_token[:, : int(lengths.max()) : self._page_size]
         columns = first_slots.shape[1]
         torch.floor_divide(first_slots.index_select(0, batch.req_pool_indices), self._page_size, out=table[:, :columns])
-        if rids:
+        if rids and self._host_table is not None:
             self._host_table.follow(rids, lengths, table[: len(rids), :columns])
         self._block_table, self._tokens = table, int(query_start[-1])
 

@@ -64,18 +64,17 @@ class HostTable:
         numbers where requests are known to share, and numbers of their own elsewhere.
         """
         self._receive()
-        known = self._known
-        if known is None or len(set(requests)) < len(requests):
-            return None
-        rows = [known.row.get(request, -1) for request in requests]
-        if sum(row >= 0 for row in rows) < 2:
+        known, asked = self._known, tuple(requests)
+        if known is None:
             return None
         columns = -(-int(lengths.max()) // self._block_size)
-        asked = tuple(requests)
         if self._answer is not None:
             moment, of_whom, count, table = self._answer
             if moment is known and of_whom == asked and count == len(lengths) and table.shape[1] >= columns:
                 return table
+        rows = [known.row.get(request, -1) for request in requests]
+        if sum(row >= 0 for row in rows) < 2 or len(set(requests)) < len(requests):
+            return None
         # Room for what the requests will grow by, so that most steps have the same table.
         table = _alone(len(lengths), columns + REFRESH_STEPS)
         seen = known.table.numpy()
