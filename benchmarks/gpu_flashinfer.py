@@ -1,21 +1,23 @@
 """FlashInfer as a peer: its wrappers for decode, prefill and shared prefixes.
 
-Its kernels are compiled when they are first planned, by nvcc, which takes minutes. They are kept below
-FLASHINFER_WORKSPACE_BASE, and
+Compiling its kernels takes minutes, so it is done before:
 
-    python benchmarks/gpu_flashinfer.py [--flashinfer DIR]
+    FLASHINFER_CUDA_ARCH_LIST=9.0a python benchmarks/gpu_flashinfer.py --flashinfer DIR
 
-compiles there all that benchmarks/gpu.py uses; a machine without a GPU can do it where nvcc and ninja are installed
-(FLASHINFER_CUDA_ARCH_LIST=9.0a, CUDA_HOME).
+compiles what benchmarks/gpu.py uses, with nvcc (CUDA_HOME) and ninja, on any machine, and leaves it in DIR beside
+FlashInfer's Python, where it is found wherever DIR is carried to. Without ``--flashinfer`` it is done for the installed
+package, in its own cache.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,28 +109,40 @@ def imported(folder: Path | None) -> ModuleType:
     return flashinfer
 
 
-def find(sources: Sources, device: torch.device) -> Peer:
-    """FlashInfer as it is installed or was carried."""
-    if device.type != "cuda":
-        raise Absent("it is compiled for CUDA alone")
-    flashinfer = imported(sources.flashinfer)
-    workspace = torch.empty(_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
-    return Peer(NAME, flashinfer.__version__, lambda step: sides_of(flashinfer, step, workspace))
-
-
-def main() -> None:
-    """Compiles the kernels for bf16 and heads of 128: tensor-core decode, prefill on an H100, merging."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--flashinfer", type=Path, metavar="DIR", help="folder that holds the package flashinfer")
-    imported(parser.parse_args().flashinfer)
-    from flashinfer.jit import build_jit_specs
+def kernels() -> list[Any]:
+    """FlashInfer's records of the kernels for bf16 and heads of 128: decode and prefill on tensor cores, merging."""
     from flashinfer.jit.attention import gen_batch_prefill_module
     from flashinfer.jit.cascade import gen_cascade_module
 
     kind, size, no = torch.bfloat16, 128, False
     arguments = (kind, kind, kind, torch.int32, size, size, 0, no, no, no)
-    prefill = [gen_batch_prefill_module(backend, *arguments) for backend in ("fa2", "fa3")]
-    build_jit_specs([*prefill, gen_cascade_module()], verbose=False)
+    return [*(gen_batch_prefill_module(backend, *arguments) for backend in ("fa2", "fa3")), gen_cascade_module()]
+
+
+def find(sources: Sources, device: torch.device) -> Peer:
+    """FlashInfer as it is installed or was carried."""
+    if device.type != "cuda":
+        raise Absent("it is compiled for CUDA alone")
+    flashinfer = imported(sources.flashinfer)
+    missing = [kernel.name for kernel in kernels() if not kernel.is_compiled]
+    if missing:
+        raise Absent(f"{', '.join(missing)} not compiled: run benchmarks/gpu_flashinfer.py before")
+    workspace = torch.empty(_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+    return Peer(NAME, flashinfer.__version__, lambda step: sides_of(flashinfer, step, workspace))
+
+
+def main() -> None:
+    """Compiles FlashInfer's kernels for benchmarks/gpu.py."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--flashinfer", type=Path, metavar="DIR", help="folder that holds the package flashinfer")
+    folder = parser.parse_args().flashinfer
+    imported(folder)
+    for kernel in kernels():
+        kernel.build(verbose=False)
+        if folder:  # where FlashInfer looks for what was compiled ahead of time, whatever its paths are then
+            kernel.aot_path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(kernel.jit_library_path, kernel.aot_path)
+        print(f"{kernel.name}: {kernel.get_library_path()}", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from gpu_batches import Shape
 from gpu_step import PLAIN, Features, Step
@@ -142,6 +143,10 @@ class LlmirSide:
     def prepare(self) -> None:
         """The work list: what the host does once a step, for all layers."""
         self.schedule = self._runner.begin_step(*self._step.host, self._host_table)
+
+    def prepare_other(self) -> None:
+        """Another step, of the same requests in other blocks: so that the next is not like the one before it."""
+        self._runner.begin_step(*self._step.host, np.roll(self._host_table, 1, axis=0))
 
     def run(self, layer: int) -> None:
         """Attention of one layer."""

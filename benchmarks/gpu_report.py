@@ -111,13 +111,14 @@ def print_table(rows: Sequence[Row]) -> None:
 
 def print_host(rows: Sequence[Row]) -> None:
     """What the host does once a step."""
-    seen: dict[str, list[float]] = {}
-    for row in rows:
-        if row["mode"] == STREAM:
-            seen.setdefault(row["side"], []).append(row["prepare_seconds"])
-    print("host time of preparing a step, µs, least to most over the cases (nothing is hidden in the times above):")
-    for side, seconds in seen.items():
-        print(f"  {side}: {micro(min(seconds))} to {micro(max(seconds))}")
+    print("host time of preparing a step, µs, least to most over the cases; no part of the times above:")
+    for key, text in (("prepare_seconds", ""), ("prepare_changed_seconds", ", blocks unlike the last step's")):
+        seen: dict[str, list[float]] = {}
+        for row in rows:
+            if row["mode"] == STREAM and key in row:
+                seen.setdefault(row["side"], []).append(row[key])
+        for side, seconds in seen.items():
+            print(f"  {side}{text}: {micro(min(seconds))} to {micro(max(seconds))}")
 
 
 def print_left_out(left_out: Sequence[dict[str, str]], absent: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ import gpu_report as report
 import numpy
 import torch
 import triton
-from gpu_batches import timed, timed_tiny
+from gpu_batches import Batch, timed, timed_tiny
 from gpu_checks import checks
 from gpu_compile import compile_all
 from gpu_correctness import run_checks
@@ -88,15 +88,21 @@ def measured(
         result["peers"] = {peer.name: peer.version for peer in peers.present}
         result["absent_peers"] = peers.absent
         bench = Bench(device, plans, peers, result["ceilings"], budget, generator, tiny, features)
-        bench.run(batches, report.print_batch)
         result |= {"rows": bench.rows, "left_out": bench.left_out, "wrong": bench.wrong}
+
+        def done(batch: Batch, rows: list[dict[str, Any]]) -> None:
+            report.print_batch(batch, rows)
+            if arguments.json:  # a run that is cut off leaves what it has measured
+                write_json(arguments.json, result)
+
+        bench.run(batches, done)
         report.print_left_out(bench.left_out, peers.absent)
         if bench.rows:
             report.print_table(bench.rows)
             report.print_host(bench.rows)
             if arguments.chart:
                 report.draw(bench.rows, arguments.chart, result["environment"]["device"])
-        failed = failed or any(wrong["llmir"] for wrong in bench.wrong)
+        failed = failed or bool(bench.wrong)
     return failed
 
 

@@ -78,12 +78,22 @@ class Bench:
             if self.budget.left < RESERVE_SECONDS:
                 self._leave_out(batch, "no time was left")
                 continue
-            rows = self._measured(batch, len(batches) - number)
+            try:
+                rows = self._measured(batch, len(batches) - number)
+            except Exception as error:  # what was measured before is to be written down all the same
+                self._fail(batch, LLMIR, "all", one_line(error))
+                continue
             self.rows += rows
             report(batch, rows)
 
     def _leave_out(self, batch: Batch, reason: str, side: str = "all") -> None:
         self.left_out.append({"case": batch.name, "shape": str(batch.shape), "side": side, "reason": reason})
+
+    def _fail(self, batch: Batch, family: str, side: str, problem: str) -> None:
+        """Leaves a side out; of llmir's, that is an error of the whole run."""
+        self._leave_out(batch, problem, side)
+        if family == LLMIR:
+            self.wrong.append({"case": batch.name, "shape": str(batch.shape), "side": side, "problem": problem})
 
     def _arena_bytes(self, batches: Iterable[Batch]) -> int:
         """As much as the largest batch takes that fits."""
@@ -114,9 +124,9 @@ class Bench:
         step = Step(batch, self._arena, layers, self._grain(batch), self.generator)
         sides = self._sides(batch, step)
         facts = self._checked(batch, step, sides)
-        right = [side for _, side in sides if side.name in facts]
+        right = [(family, side) for family, side in sides if side.name in facts]
         seconds = min(CASE_SECONDS, self.budget.left / cases_left / 4)
-        modes = {STREAM: {side.name: self._calls(side, layers) for side in right}}
+        modes = {STREAM: {side.name: self._calls(side, layers) for _, side in right}}
         calls = {STREAM: max(self._effort.least_calls, min(layers, MOST_CALLS))}
         if batch.decodes and self.device.type == "cuda":
             calls[GRAPH] = max(self._effort.least_calls, min(layers, MOST_CALLS_IN_GRAPH))
@@ -146,20 +156,15 @@ class Bench:
         """What is known of each side whose answers are right: errors, and the host's seconds of preparing a step."""
         facts: dict[str, dict[str, Any]] = {}
         for family, side in sides:
-            ours = family == LLMIR
             try:
                 side.prepare()
                 side.run(0)
                 error, worst = step.errors(side.output)
             except Exception as failure:
-                if ours:
-                    raise
-                self._leave_out(batch, one_line(failure), side.name)
+                self._fail(batch, family, side.name, one_line(failure))
                 continue
             if not (error < WRONG and worst < WRONG_ROW):  # NaN is wrong too
-                wrong = {"case": batch.name, "shape": str(batch.shape), "side": side.name}
-                self.wrong.append({**wrong, "relative_error": error, "worst_row": worst, "llmir": ours})
-                self._leave_out(batch, f"wrong answers: relative error {error:.1e}, not timed", side.name)
+                self._fail(batch, family, side.name, f"wrong: relative error {error:.1e}, worst row {worst:.1e}")
                 continue
             facts[side.name] = {
                 "family": family,
@@ -169,6 +174,9 @@ class Bench:
             }
             if isinstance(side, LlmirSide) and side.schedule is not None:
                 facts[side.name] |= {
+                    "prepare_changed_seconds": host_seconds(
+                        side.prepare, self._effort.host_repeats, side.prepare_other
+                    ),
                     "items": len(side.schedule.items),
                     "merged_tokens": side.schedule.merges.count,
                     "shared_requests": side.schedule.shared_requests,
@@ -187,17 +195,15 @@ class Bench:
 
         return run
 
-    def _graphs(self, batch: Batch, sides: Sequence[Side], layers: int, calls: int) -> dict[str, Run]:
+    def _graphs(self, batch: Batch, sides: Sequence[tuple[str, Side]], layers: int, calls: int) -> dict[str, Run]:
         """The same calls as a CUDA graph, of each side that can be captured."""
         graphs: dict[str, Run] = {}
-        for side in sides:
+        for family, side in sides:
             try:
                 side.prepare()
                 graphs[side.name] = captured(lambda side=side: [side.run(n % layers) for n in range(calls)])
             except Exception as failure:
-                if isinstance(side, LlmirSide):
-                    raise
-                self._leave_out(batch, f"cannot be captured: {one_line(failure)}", side.name)
+                self._fail(batch, family, side.name, f"cannot be captured: {one_line(failure)}")
         return graphs
 
     def _rows(

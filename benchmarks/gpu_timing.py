@@ -143,10 +143,12 @@ def spread(times: Sequence[float], calls: int) -> dict[str, Any]:
     return {"seconds": middle, "lower": lower, "upper": upper, "least": each[0], "rounds": len(each), "calls": calls}
 
 
-def host_seconds(call: Callable[[], object], repeats: int) -> float:
-    """Median wall-clock seconds of what the host does in a call; the device is not waited for."""
+def host_seconds(call: Run, repeats: int, before: Run = lambda: None) -> float:
+    """Median wall-clock seconds of what the host does in a call, ``before`` each of which something else is done; the
+    device is not waited for."""
     times = []
     for _ in range(repeats):
+        before()
         begin = time.perf_counter()
         call()
         times.append(time.perf_counter() - begin)
