@@ -97,3 +97,23 @@ def test_a_torch_without_a_gpu_is_an_error_that_says_what_to_do(own_gpu, monkeyp
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(KernelError, match="cannot use this machine's GPU: install torch for CUDA or ROCm"):
         calibrate(GPU)
+
+
+def test_the_reading_program_reads_every_element_once():
+    torch, measuring = pytest.importorskip("torch"), pytest.importorskip("llmir.kernels.gpu.measuring")
+    places, part = calibration._places(128, 1 << 16, 1 << 16)
+    memory, sums = torch.arange(1 << 14, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
+    parts = calibration._TILE // 4 // part
+    tiles = len(places) // parts
+    measuring.read_tiles[(3,)](memory, torch.from_numpy(places), sums, tiles, PARTS=parts, PART=part)
+    assert int(sums.sum()) == int(memory.sum())
+
+
+def test_the_chasing_program_follows_every_link():
+    torch, measuring = pytest.importorskip("torch"), pytest.importorskip("llmir.kernels.gpu.measuring")
+    chain, end = torch.tensor([3, 2, 0, 1]), torch.zeros(1, dtype=torch.int64)
+    found = []
+    for steps in (1, 2, 3, 4):
+        measuring.chase[(1,)](chain, end, steps)
+        found.append(int(end))
+    assert found == [3, 1, 2, 0]
