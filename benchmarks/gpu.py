@@ -10,18 +10,18 @@ are measured with fewer repeats, then left out, which the output says.
 It needs torch, triton and numpy, no MLIR: the plans in benchmarks/plans were made before, by the same passes that serve
 a model. It runs from a checkout without installation.
 
-Peers are taken as they are installed, or from what was carried to a machine without a network:
+Peers are taken as they are installed, or from a folder carried to a machine without a network, where only what is
+named here has to lie, out of the projects' wheels (pip download --no-deps; releases for torch 2.11 in brackets):
 
-    --vllm-source DIR   the Python files of vLLM's wheel (unpacked, the folder that holds vllm/): `unified_attention`,
-                        and what calls FlashAttention
-    --fa3 FILE          vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so of the same wheel (153 MB), or what `xz -6` makes of it
-                        (11 MB)
-    --sglang-source DIR the Python files of SGLang's wheel
-    --flashinfer DIR    FlashInfer's wheel, unpacked (it needs apache-tvm-ffi, and nvcc and ninja, or what
-                        benchmarks/gpu_flashinfer.py has compiled before)
+    vllm/_version.py, vllm/v1/attention/ops, vllm/vllm_flash_attn/*.py      vLLM (0.26.0): `unified_attention`, and what
+                                                                            calls FlashAttention; 0.5 MB
+    _vllm_fa3_C.abi3.so.xz     of vllm/vllm_flash_attn, packed by `xz -6`: 11 MB of 153; --fa3 takes either
+    sglang/_version.py, sglang/kernels/ops/attention                        SGLang (0.5.17); 4 MB
+    flashinfer                 FlashInfer (0.6.14) after benchmarks/gpu_flashinfer.py has compiled what is needed, which
+                               leaves data/cutlass and data/cccl dispensable; 24 MB. It imports apache-tvm-ffi
 
-    python benchmarks/gpu.py --vllm-source peers --fa3 peers/_vllm_fa3_C.abi3.so.xz --sglang-source peers \
-        --flashinfer peers --json results.json --chart results.png
+    PYTHONPATH=FOLDER_OF_TVM_FFI python benchmarks/gpu.py --vllm-source peers --sglang-source peers \
+        --flashinfer peers --fa3 peers/_vllm_fa3_C.abi3.so.xz --json results.json --chart results.png
 
 `--tune` times tile sizes instead of cases. `--interpret` runs the whole on a CPU in Triton's interpreter with tiny
 shapes: its times mean nothing.
@@ -50,10 +50,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--case", metavar="TEXT", help="only cases and checks whose names contain this")
     parser.add_argument("--tune", action="store_true", help="time tile sizes, and say which are fastest")
     parser.add_argument("--interpret", action="store_true", help="run in Triton's interpreter on the CPU, tiny shapes")
-    parser.add_argument("--vllm-source", type=Path, metavar="DIR")
-    parser.add_argument("--sglang-source", type=Path, metavar="DIR")
-    parser.add_argument("--flashinfer", type=Path, metavar="DIR")
-    parser.add_argument("--fa3", type=Path, metavar="FILE")
+    parser.add_argument("--vllm-source", type=Path, metavar="DIR", help="folder that holds vllm/")
+    parser.add_argument("--sglang-source", type=Path, metavar="DIR", help="folder that holds sglang/")
+    parser.add_argument("--flashinfer", type=Path, metavar="DIR", help="folder that holds flashinfer/")
+    parser.add_argument("--fa3", type=Path, metavar="FILE", help="vLLM's _vllm_fa3_C.abi3.so, packed by xz or not")
     arguments = parser.parse_args()
     if arguments.seed is None:
         arguments.seed = secrets.randbelow(1 << 31)

@@ -20,7 +20,7 @@ def compile_all(specs: Iterable[KernelSpec]) -> int:
 
     One that does not compile is left to whoever runs it, who says why.
     """
-    jobs = {}
+    jobs: dict[tuple[str, tuple[str, ...]], tuple[KernelSpec, str]] = {}
     for spec in dict.fromkeys(specs):
         for program in programs(spec):
             code = (program.name, *map(str, (program.types, program.constants, program.warps, program.stages)))

@@ -32,7 +32,8 @@ class FlashAttention:
         self.name = f"{NAME} {version}, pages of {page_size}"
         self._interface, self._version, self._step, self._page_size = interface, version, step, page_size
         self._table, self._caches = step.table(page_size), step.caches(page_size)
-        self.output, self._schedule = step.output(), None
+        self.output = step.output()
+        self._schedule: object = None
 
     def prepare(self) -> None:
         """The schedule, which version 3 makes ahead."""

@@ -45,22 +45,25 @@ def page_lists(step: Step, ranges: Sequence[tuple[int, int, int]]) -> tuple[torc
 
 
 class Wrapped:
-    """A wrapper with what it is planned with."""
+    """A wrapper with what it is planned with. ``into``: whether it takes an output; its cascade makes one itself."""
 
-    def __init__(self, name: str, step: Step, wrapper: object, plan: tuple[object, ...], **options: object):
+    def __init__(
+        self, name: str, step: Step, wrapper: Any, plan: tuple[object, ...], *, into: bool = True, **options: object
+    ):
         self.name, self.output, self._step, self._caches = name, step.output(), step, step.caches(PAGE_SIZE)
         self._wrapper, self._plan = wrapper, plan
+        self._into = {"out": self.output} if into else {}
         self._options = {"q_data_type": step.query.dtype, "sm_scale": step.scale} | options
 
     def prepare(self) -> None:
         """The plan."""
         shape = self._step.shape
         sizes = (shape.num_heads, shape.num_kv_heads, shape.head_size, PAGE_SIZE)
-        self._wrapper.plan(*self._plan, *sizes, **self._options)  # type: ignore[attr-defined]
+        self._wrapper.plan(*self._plan, *sizes, **self._options)
 
     def run(self, layer: int) -> None:
         """See :class:`gpu_peers.Side`."""
-        self.output = self._wrapper.run(self._step.query, self._caches[layer])  # type: ignore[attr-defined]
+        self.output = self._wrapper.run(self._step.query, self._caches[layer], **self._into)
 
 
 def sides_of(flashinfer: ModuleType, step: Step, workspace: torch.Tensor) -> list[Side]:
@@ -97,7 +100,7 @@ def cascade(flashinfer: ModuleType, step: Step, workspace: torch.Tensor) -> Side
     plans.append(page_lists(step, [(request, begin, int(end)) for request, end in enumerate(batch.seq_lens)]))
     wrapper = flashinfer.MultiLevelCascadeAttentionWrapper(len(plans), workspace, "NHD")
     arguments = ([torch.from_numpy(start) for start in starts], *(list(column) for column in zip(*plans, strict=True)))
-    return Wrapped(f"{NAME} cascade", step, wrapper, arguments, causal=True)
+    return Wrapped(f"{NAME} cascade", step, wrapper, arguments, into=False, causal=True)
 
 
 def imported(folder: Path | None) -> ModuleType:

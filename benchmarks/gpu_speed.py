@@ -126,8 +126,8 @@ class Bench:
         facts = self._checked(batch, step, sides)
         right = [(family, side) for family, side in sides if side.name in facts]
         seconds = min(CASE_SECONDS, self.budget.left / cases_left / 4)
-        modes = {STREAM: {side.name: self._calls(side, layers) for _, side in right}}
         calls = {STREAM: max(self._effort.least_calls, min(layers, MOST_CALLS))}
+        modes = {STREAM: {side.name: self._calls(side, layers, calls[STREAM]) for _, side in right}}
         if batch.decodes and self.device.type == "cuda":
             calls[GRAPH] = max(self._effort.least_calls, min(layers, MOST_CALLS_IN_GRAPH))
             modes[GRAPH] = self._graphs(batch, right, layers, calls[GRAPH])
@@ -183,9 +183,9 @@ class Bench:
                 }
         return facts
 
-    def _calls(self, side: Side, layers: int) -> Run:
-        """Some calls, each of the next layer."""
-        calls, at = max(self._effort.least_calls, min(layers, MOST_CALLS)), 0
+    def _calls(self, side: Side, layers: int, calls: int) -> Run:
+        """So many calls, each of the next layer."""
+        at = 0
 
         def run() -> None:
             nonlocal at
@@ -201,7 +201,7 @@ class Bench:
         for family, side in sides:
             try:
                 side.prepare()
-                graphs[side.name] = captured(lambda side=side: [side.run(n % layers) for n in range(calls)])
+                graphs[side.name] = captured(self._calls(side, layers, calls))
             except Exception as failure:
                 self._fail(batch, family, side.name, f"cannot be captured: {one_line(failure)}")
         return graphs

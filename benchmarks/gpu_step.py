@@ -11,6 +11,8 @@ import torch
 from gpu_batches import Batch, Shape
 from numpy.typing import NDArray
 
+from llmir.ir.signature import ElementType
+
 #: Tokens whose keys lie side by side in every side's cache: a multiple of every page size, so that one placement
 #: serves all of them.
 GRAIN = 128
@@ -27,7 +29,7 @@ _DRAWN_AT_ONCE = 1 << 28
 class Features:
     """What of attention differs beyond its shape; as AttentionSignature's fields."""
 
-    element_type: str = "bf16"
+    element_type: ElementType = "bf16"
     window: int = 0
     soft_cap: float = 0.0
     quantized: bool = False

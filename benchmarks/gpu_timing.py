@@ -26,10 +26,10 @@ class Clock(Protocol):
     def ahead(self) -> None:
         """Keeps the device waiting for a while, so that the host is ahead of it."""
 
-    def start(self) -> object:
+    def start(self) -> Any:
         """A mark."""
 
-    def seconds(self, begin: object, end: object) -> float:
+    def seconds(self, begin: Any, end: Any) -> float:
         """Between two marks; waits until the second has passed."""
 
     def wait(self) -> None:
