@@ -32,3 +32,15 @@ def test_no_other_plans_are_shipped():
 
 def test_shipped_plans_are_small():
     assert all(path.stat().st_size < 16_000 for path, _, _ in FILES.values())
+
+
+def test_explain_tells_a_gpu_s_plan(run):
+    code, out, _ = run("explain", ship_plans.FOLDER / "cuda-sm_90/llama-3-8b.json")
+    assert code == 0
+    assert "cuda:sm_90: NVIDIA H100 SXM, sm_90, 132 SMs" in out and "not measured" in out
+    assert "compiled when serving starts" in out and "This plan is for cuda-sm_90" in out
+
+
+def test_explain_shows_why_blocks_of_any_size_are_read_alike(run):
+    _, out, _ = run("explain", ship_plans.FOLDER / "cuda-sm_90/llama-3-8b.json")
+    assert "kb on their way to a thread block  64" in out and "kb that hide the latency" in out
