@@ -1,8 +1,8 @@
 """What SGLang calls on a GPU, CUDA's or ROCm's: its attention backend interface, answered with llmir's Triton kernels.
 
-Lengths are those that SGLang keeps on the host, so a step's work list is made without waiting for the device, and the
-block table never leaves it. A step that SGLang replays as a CUDA graph is prepared before the replay, in the same
-buffers: the captured launches find there what the step has.
+Lengths are those that SGLang keeps on the host, so a step's work list is made without waiting for the device, where
+the block table is (``host_table.py`` follows it from afar, for prefix sharing). A step that SGLang replays as a CUDA
+graph is prepared before the replay, in the same buffers: the captured launches find there what the step has.
 
 SGLang's graphs: those of decode steps (``full`` and ``breakable``), and the breakable ones of prefills, which leave
 attention out and call it as ever. Requests that pad a batch to a captured size have one token, in SGLang's spare slot.

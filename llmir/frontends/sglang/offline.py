@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from typing import Any
 
 from llmir.errors import LlmirError
 from llmir.frontends.common.offline import check_folder, not_configurable
+from llmir.frontends.sglang import reading
 from llmir.ir.signature import is_gpu
 from llmir.target import Target
 
@@ -20,14 +20,12 @@ def import_model(model: str, target: Target | None = None, **server_args: Any) -
     ``server_args`` over SGLang's defaults, such as ``kv_cache_dtype="fp8_e4m3"``. Reads no weights. Raises LlmirError:
     ModelError where SGLang cannot configure the model, and what the importer raises for what llmir cannot serve.
     """
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is where a command's result goes
+    with contextlib.redirect_stdout(sys.stderr), reading.as_on_a_cpu():  # stdout is where a command's result goes
         return _import_model(model, target or Target.detect(), server_args)
 
 
 def _import_model(model: str, target: Target, fields: dict[str, Any]) -> Any:
     check_folder(model)
-    if not _finds_gpu():  # then SGLang imports, whatever the target is, only as for serving on a CPU
-        os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")  # read when SGLang is imported
     try:
         from llmir.frontends.sglang import importer, support
     except ImportError as error:
@@ -41,10 +39,3 @@ def _import_model(model: str, target: Target, fields: dict[str, Any]) -> Any:
         raise not_configurable("SGLang", model, error) from error
     support.check_arguments(importer.AsGiven(server_args), model_config_of(server_args), target.isa)
     return importer.import_module(server_args)
-
-
-def _finds_gpu() -> bool:
-    """Whether SGLang will find a GPU here, as it does: by asking torch."""
-    import torch
-
-    return torch.cuda.is_available()

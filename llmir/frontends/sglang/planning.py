@@ -9,7 +9,7 @@ from typing import Any
 from llmir.errors import PlanError
 from llmir.frontends.common import planning
 from llmir.frontends.common.options import Options
-from llmir.frontends.sglang import support
+from llmir.frontends.sglang import reading, support
 from llmir.plan import Plan
 from llmir.target import Target
 
@@ -76,10 +76,12 @@ def plan_of(server_args: Any) -> Plan:
 
 def _make_plan(payload: tuple[dict[str, Any], Options, Target]) -> Plan:
     """Import the model and compile it, in the child process."""
-    from llmir.frontends.sglang.importer import configure, import_module
-
     fields, options, target = payload
-    return planning.compile_module(import_module(configure(**fields)), options, logger, target)
+    with reading.as_on_a_cpu():
+        from llmir.frontends.sglang.importer import configure, import_module
+
+        module = import_module(configure(**fields))
+    return planning.compile_module(module, options, logger, target)
 
 
 if __name__ == "__main__":
