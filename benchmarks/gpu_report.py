@@ -12,7 +12,10 @@ from gpu_files import write_whole
 from gpu_llmir import SHARING_OFF, SHARING_ON
 from gpu_speed import GRAPH, LLMIR, STREAM
 
+from llmir.errors import LlmirError
+
 Row = dict[str, Any]
+_FORMATS = (".png", ".svg", ".pdf")
 #: Inches.
 _CHART_WIDTH, _BAR_HEIGHT, _MARGIN = 10.0, 0.16, 1.2
 
@@ -129,8 +132,17 @@ def print_left_out(left_out: Sequence[dict[str, str]], absent: dict[str, str]) -
         print(f"left out: {each['case']} {each['shape']}, {each['side']}: {each['reason']}")
 
 
+def check_format(path: Path) -> None:
+    """Raise LlmirError if the suffix of ``path`` names no format of a chart."""
+    if path.suffix not in _FORMATS:
+        raise LlmirError(f"cannot draw {path}: its suffix names no picture format; choose from {', '.join(_FORMATS)}")
+
+
 def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     """A picture at ``path``: of each case, how near llmir and the best of every peer come to the ceiling."""
+    if not find_spec("matplotlib"):
+        print(f"no {path}: matplotlib is not installed")
+        return
     from matplotlib.figure import Figure
 
     shown, peers = told(rows), families(rows)

@@ -36,6 +36,8 @@ def session(arguments: argparse.Namespace) -> int:
     """Runs and writes; 1 where an answer of llmir's was wrong."""
     for path in filter(None, (arguments.json, arguments.chart)):
         check_writable(path)
+    if arguments.chart:
+        report.check_format(arguments.chart)
     budget = Budget(arguments.seconds)
     device = chosen_device(arguments.interpret)
     generator = torch.Generator(device).manual_seed(arguments.seed)
@@ -98,6 +100,8 @@ def measured(
         bench.run(batches, done)
         report.print_left_out(bench.left_out, peers.absent)
         if bench.rows:
+            if tiny:
+                print("in the interpreter times mean nothing:")
             report.print_table(bench.rows)
             report.print_host(bench.rows)
             if arguments.chart:

@@ -29,6 +29,8 @@ MEMORY_PART = 0.43
 #: Relative errors above which an answer is wrong: bf16 rounds to 2 ** -9 of a value; the output is rounded and so are
 #: the weights before the second product. The worst row of one head may be off by four times as much.
 WRONG, WRONG_ROW = 2**-8, 2**-6
+#: Peers may be off by twice as much: some round the parts of an attention before they merge them.
+PEERS_FACTOR = 2
 
 STREAM, GRAPH = "stream", "graph"
 LLMIR = "llmir"
@@ -163,7 +165,8 @@ class Bench:
             except Exception as failure:
                 self._fail(batch, family, side.name, one_line(failure))
                 continue
-            if not (error < WRONG and worst < WRONG_ROW):  # NaN is wrong too
+            factor = 1 if family == LLMIR else PEERS_FACTOR
+            if not (error < factor * WRONG and worst < factor * WRONG_ROW):  # NaN is wrong too
                 self._fail(batch, family, side.name, f"wrong: relative error {error:.1e}, worst row {worst:.1e}")
                 continue
             facts[side.name] = {

@@ -173,3 +173,20 @@ def test_the_table_shows_the_best_of_each_peer():
 def test_the_host_is_left_out_where_a_graph_was_timed():
     rows = [row(side="llmir", family="llmir", mode=mode, seconds=1e-6) for mode in ("stream", "graph")]
     assert [shown["mode"] for shown in gpu_report.told(rows)] == ["graph"]
+
+
+def test_without_rich_the_table_is_plain(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_report, "find_spec", lambda name: None)
+    gpu_report.print_table([row(side="llmir", family="llmir", seconds=2e-6)])
+    assert capsys.readouterr().out.splitlines()[1].split() == ["c", "s", "graph", "2.0", "50%", "-"]
+
+
+def test_a_chart_of_an_unknown_format_is_refused_before_the_run(benchmark, tmp_path):
+    code, _ = benchmark("--chart", tmp_path / "chart.txt")
+    assert "choose from .png, .svg, .pdf" in code
+
+
+def test_a_chart_is_drawn(tmp_path):
+    rows = [row(side="llmir", family="llmir", seconds=2e-6), row(side="P", family="P", seconds=4e-6)]
+    gpu_report.draw(rows, tmp_path / "chart.svg", "title")
+    assert (tmp_path / "chart.svg").read_text().lstrip().startswith("<?xml")
