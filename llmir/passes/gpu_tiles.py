@@ -11,9 +11,7 @@ from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature, GpuVariant
 LEAST_ROWS = 16
 #: Most query heads of a KV head: they are rows of one tile.
 MOST_ROWS = 128
-
-
-#: Architectures whose matrix products take no operand from shared memory.
+#: Architectures on which Triton keeps a tile's queries in registers alone.
 QUERIES_IN_REGISTERS = ("gfx942",)
 
 
@@ -29,7 +27,9 @@ class Tile(NamedTuple):
 #: Registers and shared memory decide, as Triton 3.7.1 reports them; no tile has been timed. At head size 128 on sm_90 a
 #: thread has 227 to 255 registers and spills none, and a thread block takes 128 KB.
 PREFILL = Tile(128, 64, 8, 3)
-#: By architecture and padded head size, where PREFILL spills registers or takes more shared memory than there is.
+#: By architecture and padded head size, where PREFILL spills registers or takes more shared memory than there is. What
+#: still spills: a soft cap with query heads that are no power of two on sm_80 (16 bytes), a soft cap without a window at
+#: head size 256 on sm_100 (80 bytes), and more than 64 query heads a KV head at head size 256.
 SMALLER_PREFILL = {
     ("sm_80", 128): Tile(128, 32, 8, 3),
     ("sm_80", 256): Tile(64, 32, 8, 3),
@@ -64,7 +64,7 @@ def shared_bytes(signature: AttentionSignature, variant: GpuVariant, isa: str) -
     """About the shared memory of a thread block: queries, tiles of keys and of values on their way, probabilities.
 
     Triton takes exactly so much for decode, and up to 1.3 times as much for prefill on Hopper and Blackwell, where it
-    copies a tile once more. On gfx942 queries stay in registers.
+    copies a tile once more.
     """
     head, rows, keys = padded(signature.head_size), variant.row_tile, variant.key_chunk
     element = ELEMENT_BYTES[signature.element_type]
