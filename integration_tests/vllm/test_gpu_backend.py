@@ -18,6 +18,7 @@ from vllm.v1.attention.backend import AttentionCGSupport, CommonAttentionMetadat
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from llmir.errors import UnsupportedLayerError
+from llmir.frontends.common import sharing_report
 from llmir.frontends.vllm import block_tables, gpu_backend, plugin
 from llmir.frontends.vllm.gpu_backend import LlmirGpuAttentionBackend, LlmirGpuMetadata, LlmirGpuMetadataBuilder
 from llmir.frontends.vllm.planning import PLAN_KEY
@@ -213,14 +214,14 @@ def test_prefixes_are_found_in_the_table_on_the_host() -> None:
 
 
 def test_without_a_table_on_the_host_nothing_is_shared_and_that_is_said_once(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(gpu_backend, "logger", logging.getLogger("llmir.test"))  # vLLM's passes on what it likes
+    monkeypatch.setattr(sharing_report, "_counters", lambda logger: None)
     layer = attention()
     builder = build(gpu_plan(), layer)
-    with caplog.at_level(logging.WARNING, logger="vllm.llmir"):
-        logging.getLogger("vllm").propagate = True
-        for _ in range(3):
-            builder.build(0, batch([1, 1], [40, 41]))
+    for _ in range(3):
+        builder.build(0, batch([1, 1], [40, 41]))
     assert [step[2] for step in runner_of(layer).steps] == [None] * 3
     said = [record.getMessage() for record in caplog.records if "by themselves" in record.getMessage()]
     assert len(said) == 1

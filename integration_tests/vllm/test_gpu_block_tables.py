@@ -1,5 +1,6 @@
 """vLLM's own block table classes, and what llmir knows of them on the host."""
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ CPU, BLOCK, REQUESTS, COLUMNS = torch.device("cpu"), 16, 8, 256
 def watched(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's classes are watched within a test alone, and kernels that fill device tables do nothing."""
     monkeypatch.setattr(block_tables, "_tables", {})
-    monkeypatch.setattr(buffer_utils, "is_uva_available", lambda: False)
+    monkeypatch.setattr(buffer_utils, "UvaBufferPool", HostPool)
     monkeypatch.setattr(second_runner, "_gather_block_tables_kernel", _Kernel())
     monkeypatch.setattr(second_runner, "_compute_slot_mappings_kernel", _Kernel())
     for owner, method in (
@@ -32,13 +33,30 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> None:
     block_tables.watch()
 
 
+class HostPool:
+    """Instead of pinned memory that the device reads."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def copy_to_uva(self, numbers: Any) -> torch.Tensor:
+        return torch.tensor(numbers)
+
+
 class _Kernel:
     def __getitem__(self, grid: Any) -> Any:
         return lambda *args, **kwargs: None
 
 
+def made(owner: type[Any], *arguments: Any, **older: Any) -> Any:
+    """An object of a class of vLLM's; ``older``: arguments that it had in versions before 0.32."""
+    known = inspect.signature(vars(owner)["__init__"]).parameters
+    return owner(*arguments, **{name: value for name, value in older.items() if name in known})
+
+
 def first_table() -> first_runner.BlockTable:
-    table = first_runner.BlockTable(BLOCK, REQUESTS, COLUMNS, 64, False, CPU, 1)
+    arguments = {"kernel_block_size": BLOCK, "cp_kv_cache_interleave_size": 1}
+    table = made(first_runner.BlockTable, BLOCK, REQUESTS, COLUMNS, 64, False, CPU, **arguments)
     table.add_row([7, 8, 9], 0)
     table.add_row([7, 8, 5], 1)
     return table
@@ -49,7 +67,10 @@ class SecondRunner:
 
     def __init__(self) -> None:
         self.pcp_manager = None
-        self.block_tables = second_runner.BlockTables([BLOCK, BLOCK], REQUESTS, 64, [COLUMNS, COLUMNS], CPU)
+        blocks, columns = [BLOCK, BLOCK], [COLUMNS, COLUMNS]
+        self.block_tables = made(
+            second_runner.BlockTables, blocks, REQUESTS, 64, columns, CPU, kernel_block_sizes=blocks
+        )
 
     def step(self, rows: list[int]) -> tuple[torch.Tensor, ...]:
         """The tables of a step of these rows of the runner's, as ``prepare_attn`` gives them."""

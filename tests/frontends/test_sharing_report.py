@@ -150,6 +150,19 @@ def test_counters_follow_exactly() -> None:
     assert [b - a for a, b in zip(before, after, strict=True)] == [12, 4500]
 
 
+def test_steps_that_cannot_share_are_counted_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    registry = pytest.importorskip("prometheus_client").REGISTRY
+    name = "llmir_shared_prefix_blind_steps_total"
+    first, other = SharingReport(SharingCount(), True, logger), SharingReport(SharingCount(), False, logger)
+    before = registry.get_sample_value(name)
+    for report in (first, other, first, other):
+        report.blind("there is no table")
+    assert registry.get_sample_value(name) - before == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "llmir: requests read their prefixes by themselves: there is no table"
+    ]
+
+
 RANK = """
 import logging, sys
 from llmir.frontends.common.sharing_report import SharingReport

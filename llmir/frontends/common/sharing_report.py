@@ -80,11 +80,13 @@ class SharingReport:
 
     def blind(self, reason: str) -> None:
         """Report that a step shares nothing though its plan says it should; the log has the ``reason`` once."""
+        if not self._first_rank:
+            return
         if not self._said_blind:
             self._logger.warning("llmir: requests read their prefixes by themselves: %s", reason)
             self._said_blind = True
         if self._counters:
-            self._counters[2].inc(1 if self._first_rank else 0)
+            self._counters[2].inc()
 
     def _log(self) -> None:
         """One line about the steps since the last one."""

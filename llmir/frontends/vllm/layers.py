@@ -24,9 +24,14 @@ from llmir.runtime.layers import LayerFacts
 HANDLERS: dict[type, Handler] = dict(emit.HANDLERS)
 
 
+def _rank(layer: Any) -> int:
+    """Which of the layer's tensor-parallel ranks this is; vLLM 0.26 does not keep it on embeddings."""
+    return layer.tp_rank if hasattr(layer, "tp_rank") else get_tp_group().rank_in_group
+
+
 @handles(HANDLERS, embedding.VocabParallelEmbedding)
 def _embedding(recorder: Recorder, path: str, layer: Any, ids: torch.Tensor) -> torch.Tensor:
-    return emit.embedding(recorder, ids, layer.weight, shards=layer.tp_size, rank=layer.tp_rank)
+    return emit.embedding(recorder, ids, layer.weight, shards=layer.tp_size, rank=_rank(layer))
 
 
 @handles(
@@ -180,7 +185,7 @@ def _logits(
         head.weight,
         bias,
         shards=head.tp_size,
-        rank=head.tp_rank,
+        rank=_rank(head),
         scale=1.0 if soft_cap else layer.scale,
         soft_cap=soft_cap,
     )

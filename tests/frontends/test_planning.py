@@ -1,0 +1,58 @@
+"""Which machine a plan is made for, from the device a framework serves on and the user's options."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_plan import PLAN
+
+from llmir.errors import LlmirError, PlanError
+from llmir.frontends.common.options import Options
+from llmir.frontends.common.plan_cache import plan_key
+from llmir.frontends.common.planning import host_of, plan_for, target_of
+from llmir.target import Target
+
+logger = logging.getLogger("llmir.test")
+HOPPER = Target.named("cuda:sm_90")
+FACTS = {"framework": "vllm 0.32.0", "model": "tiny", "world_size": 1}
+
+
+def test_a_cpu_is_this_machines() -> None:
+    assert host_of("cpu") == Target.detect()
+
+
+def test_a_gpu_is_asked_for_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(Target, "named", lambda name: asked.append(name) or HOPPER)
+    assert host_of("gpu") is HOPPER
+    assert asked == ["gpu"]
+
+
+def test_without_options_the_host_is_the_target() -> None:
+    assert target_of(Options(), HOPPER) is HOPPER
+
+
+def test_a_target_that_the_host_runs_may_be_named() -> None:
+    assert target_of(Options(target="cuda:sm_90"), HOPPER) == HOPPER
+
+
+@pytest.mark.parametrize("name", ["cuda:sm_80", "cuda:sm_100", "hip:gfx942", "cpu"])
+def test_another_target_is_refused(name: str) -> None:
+    with pytest.raises(LlmirError, match=f"cannot run kernels for target {name!r}, it has sm_90: leave out"):
+        target_of(Options(target=name), HOPPER)
+
+
+def test_plans_for_a_gpu_and_its_host_have_keys_of_their_own() -> None:
+    assert plan_key(FACTS, Options(), HOPPER) != plan_key(FACTS, Options(), Target.detect())
+
+
+def test_a_plan_file_must_be_for_the_gpu(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    replace(PLAN, target_fingerprint=Target.detect().fingerprint).write(file)
+    with pytest.raises(PlanError, match="was made for a machine"):
+        plan_for(FACTS, Options(plan=str(file)), lambda: PLAN, logger, HOPPER)
+    replace(PLAN, target_fingerprint=HOPPER.fingerprint).write(file)
+    assert plan_for(FACTS, Options(plan=str(file)), lambda: PLAN, logger, HOPPER).model == "tiny"
