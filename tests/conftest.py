@@ -4,8 +4,8 @@ import sys
 import pytest
 from hypothesis import settings
 
-# GPU programs run in Triton's interpreter, which has to be chosen before Triton is imported; what compiles them does so in
-# processes without this.
+# GPU programs run in Triton's interpreter, which has to be chosen before Triton is imported; what compiles them does so
+# in processes without this.
 os.environ["TRITON_INTERPRET"] = "1"
 
 # Tests assert no timings, hypothesis's own limit of 200 ms an example included.

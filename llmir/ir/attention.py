@@ -254,6 +254,7 @@ def signature_of(op: Any) -> AttentionSignature:
     """
     layer, cache = op.layer.value, op.cache.type
     quantized = cache.element_type == QUANTIZED_TYPE
+    element_type: Any = str(op.query.type.element_type) if quantized else cache.element_type
     if not op.causal.value:
         raise UnsupportedLayerError(layer, "only causal attention has a kernel")
     if op.alibi is not None:
@@ -264,7 +265,7 @@ def signature_of(op: Any) -> AttentionSignature:
         num_heads=known(shape(op.query)[1], "number of query heads"),
         num_kv_heads=cache.kv_heads,
         head_size=cache.head_size,
-        element_type=str(op.query.type.element_type) if quantized else cache.element_type,
+        element_type=element_type,
         block_size=cache.block_size,
         scale=op.scale.value,
         window=op.window.value,
