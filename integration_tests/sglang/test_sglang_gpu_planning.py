@@ -137,6 +137,7 @@ def test_what_a_gpu_serves_is_not_refused(write_model: WriteModel, h100: list[Ta
         ({"attn_cp_size": 2}, "context parallelism"),
         ({"tp_size": 2, "dp_size": 2, "enable_dp_attention": True}, "data-parallel ranks"),
         ({"enable_two_batch_overlap": True}, "two batches at once"),
+        ({"kv_canary": "log"}, "--kv-canary"),
     ],
     ids=str,
 )

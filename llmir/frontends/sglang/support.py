@@ -83,6 +83,7 @@ def check_arguments(args: Any, model: Any, isa: Isa) -> None:
         "--enable-kv-cache-sharding)": (
             args.enable_page_major_kv_layout or args.enable_unified_memory or args.enable_kv_cache_sharding
         ),
+        "a watch over the KV cache (--kv-canary), which knows SGLang's cache layout": args.kv_canary != "none",
         "two batches at once (--enable-two-batch-overlap or --enable-pdmux)": (
             args.enable_two_batch_overlap or args.enable_pdmux
         ),
