@@ -27,9 +27,9 @@ class Tile(NamedTuple):
 #: Registers and shared memory decide, as Triton 3.7.1 reports them; no tile has been timed. At head size 128 on sm_90 a
 #: thread has 227 to 255 registers and spills none, and a thread block takes 128 KB.
 PREFILL = Tile(128, 64, 8, 3)
-#: By architecture and padded head size, where PREFILL spills registers or takes more shared memory than there is. What
-#: still spills: a soft cap with query heads that are no power of two on sm_80 (16 bytes), a soft cap without a window at
-#: head size 256 on sm_100 (80 bytes), and more than 64 query heads a KV head at head size 256.
+#: By architecture and padded head size, where PREFILL spills registers or takes more shared memory than there is. A few
+#: features still spill a little: 8 to 16 bytes on sm_80 and sm_100, and on the latter, at head size 256, 80 with a soft
+#: cap and 240 with 128 query heads a KV head. Nothing does on sm_90 and gfx942.
 SMALLER_PREFILL = {
     ("sm_80", 128): Tile(128, 32, 8, 3),
     ("sm_80", 256): Tile(64, 32, 8, 3),
