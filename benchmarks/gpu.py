@@ -17,7 +17,7 @@ named here has to lie, out of the projects' wheels (pip download --no-deps; rele
                                                                             calls FlashAttention; 0.5 MB
     _vllm_fa3_C.abi3.so.xz     of vllm/vllm_flash_attn, packed by `xz -6`: 11 MB of 153; --fa3 takes either
     sglang/_version.py, sglang/kernels/ops/attention                        SGLang (0.5.17); 4 MB
-    flashinfer                 FlashInfer (0.6.14) after benchmarks/gpu_flashinfer.py has compiled what is needed, which
+    flashinfer                 FlashInfer (0.6.14) after on_gpu/flashinfer_peer.py has compiled what is needed, which
                                leaves data/cutlass and data/cccl dispensable; 24 MB. It imports apache-tvm-ffi
 
     PYTHONPATH=FOLDER_OF_TVM_FFI python benchmarks/gpu.py --vllm-source peers --sglang-source peers \
@@ -66,7 +66,7 @@ def main() -> None:
     if arguments.interpret:
         os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported
     sys.path.insert(0, str(ROOT))
-    from gpu_session import session
+    from on_gpu.session import session
 
     from llmir.errors import LlmirError
 

@@ -147,7 +147,7 @@ def pack_pages(key_cache: Array, value_cache: Array, signature: AttentionSignatu
     if signature.layout == "logical":  # every slot's key with its value behind it
         return np.concatenate([key_cache, value_cache], axis=-1).reshape(*outer, -1)
     keys, values = key_cache, value_cache
-    group = signature.key_group(isa)
+    group = 1 if signature.layout == "row" else signature.key_group(isa)
     if signature.layout == "lane":
         keys = key_cache.reshape(*outer, size // group, group, dims).swapaxes(-1, -2)
     elif signature.layout == "pair":
@@ -164,7 +164,7 @@ def unpack_pages(pages: Array, signature: AttentionSignature, isa: Isa) -> tuple
         key_cache, value_cache = np.split(pages.reshape(*outer, size, 2 * dims), 2, axis=-1)
         return np.ascontiguousarray(key_cache), np.ascontiguousarray(value_cache)
     keys, values = np.split(pages.reshape(*outer, 2 * size * dims), 2, axis=-1)
-    group = signature.key_group(isa)
+    group = 1 if signature.layout == "row" else signature.key_group(isa)
     if signature.layout == "lane":
         keys = keys.reshape(*outer, size // group, dims, group).swapaxes(-1, -2)
     elif signature.layout == "pair":

@@ -5,8 +5,8 @@ from __future__ import annotations
 import types
 
 import torch
-from gpu_batches import TINY, Batch
-from gpu_step import Arena, Step, exact_rows
+from on_gpu.batches import TINY, Batch
+from on_gpu.step import Arena, Step, exact_rows
 
 GRAIN = 16
 DECODE = Batch("decode", TINY, (1, 1, 1), (5, 17, 40))

@@ -4,17 +4,16 @@ import json
 import sys
 
 import gpu
-import gpu_correctness
-import gpu_report
 import pytest
 import torch
-from gpu_batches import TINY, Batch, Shape
-from gpu_checks import Check
-from gpu_correctness import Checker
-from gpu_llmir import Plans, fitted
-from gpu_speed import shares
-from gpu_step import PLAIN, Features
-from gpu_timing import HostClock, Rounds, interleaved, spread
+from on_gpu import correctness, report
+from on_gpu.batches import TINY, Batch, Shape
+from on_gpu.checks import Check
+from on_gpu.correctness import Checker
+from on_gpu.llmir_side import Plans, fitted
+from on_gpu.speed import shares
+from on_gpu.step import PLAIN, Features
+from on_gpu.timing import HostClock, Rounds, interleaved, spread
 from plan_file import POLICY, SIGNATURE, VARIANTS, write_plan
 
 from llmir.errors import PlanError
@@ -103,7 +102,7 @@ CHECK = Check(Batch("decode", TINY, (1, 1), (5, 18)), PLAIN)
 def problems(tmp_path, monkeypatch, change, check=CHECK):
     """What a check finds of kernels that do ``change``."""
     monkeypatch.setattr(Wrong, "change", staticmethod(change))
-    monkeypatch.setattr(gpu_correctness, "GpuAttentionRunner", Wrong)
+    monkeypatch.setattr(correctness, "GpuAttentionRunner", Wrong)
     write_plan(tmp_path)
     checker = Checker(Plans(tmp_path), CPU, torch.Generator().manual_seed(1), StepLimits(2, 2))
     return checker.run(check)["problems"]
@@ -167,17 +166,17 @@ def test_the_table_shows_the_best_of_each_peer():
         row(side="P 1", family="P", seconds=4e-6),
         row(side="P 2", family="P", seconds=3e-6),
     ]
-    assert gpu_report.table(rows)[1] == ["c", "s", "graph", "2.0", "50%", "", "3.0", "1.50x"]
+    assert report.table(rows)[1] == ["c", "s", "graph", "2.0", "50%", "", "3.0", "1.50x"]
 
 
 def test_the_host_is_left_out_where_a_graph_was_timed():
     rows = [row(side="llmir", family="llmir", mode=mode, seconds=1e-6) for mode in ("stream", "graph")]
-    assert [shown["mode"] for shown in gpu_report.told(rows)] == ["graph"]
+    assert [shown["mode"] for shown in report.told(rows)] == ["graph"]
 
 
 def test_without_rich_the_table_is_plain(monkeypatch, capsys):
-    monkeypatch.setattr(gpu_report, "find_spec", lambda name: None)
-    gpu_report.print_table([row(side="llmir", family="llmir", seconds=2e-6)])
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    report.print_table([row(side="llmir", family="llmir", seconds=2e-6)])
     assert capsys.readouterr().out.splitlines()[1].split() == ["c", "s", "graph", "2.0", "50%", "-"]
 
 
@@ -188,5 +187,5 @@ def test_a_chart_of_an_unknown_format_is_refused_before_the_run(benchmark, tmp_p
 
 def test_a_chart_is_drawn(tmp_path):
     rows = [row(side="llmir", family="llmir", seconds=2e-6), row(side="P", family="P", seconds=4e-6)]
-    gpu_report.draw(rows, tmp_path / "chart.svg", "title")
+    report.draw(rows, tmp_path / "chart.svg", "title")
     assert (tmp_path / "chart.svg").read_text().lstrip().startswith("<?xml")

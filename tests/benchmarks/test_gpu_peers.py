@@ -2,12 +2,11 @@
 
 import types
 
-import gpu_flash_attention
-import gpu_flashinfer
 import pytest
 import torch
-from gpu_batches import Batch, Shape
-from gpu_peers import Peers, Sources, Unserved, source_version
+from on_gpu import flash_attention_peer, flashinfer_peer
+from on_gpu.batches import Batch, Shape
+from on_gpu.peers import Peers, Sources, Unserved, source_version
 from small_steps import DECODE, FLASHINFER, MIXED, ONE, TREE, flash_attention, merge, step_of
 
 ROUNDING = 1e-6
@@ -24,31 +23,31 @@ def error_of(side, step):
 @pytest.mark.parametrize("page_size", [16, 8])
 def test_flash_attention_gets_the_whole_step(batch, page_size):
     step = step_of(batch)
-    assert error_of(gpu_flash_attention.FlashAttention(flash_attention(), 3, step, page_size), step) < ROUNDING
+    assert error_of(flash_attention_peer.FlashAttention(flash_attention(), 3, step, page_size), step) < ROUNDING
 
 
 @pytest.mark.parametrize("batch", [ONE, TREE], ids=lambda batch: batch.name)
 def test_flash_attentions_cascade_reads_the_common_prefix_once(batch):
     step, merging = step_of(batch), types.SimpleNamespace(merge_attn_states=merge)
-    assert error_of(gpu_flash_attention.Cascade(flash_attention(), merging, 3, step, 16), step) < ROUNDING
+    assert error_of(flash_attention_peer.Cascade(flash_attention(), merging, 3, step, 16), step) < ROUNDING
 
 
 @pytest.mark.parametrize("batch", [DECODE, MIXED, ONE, TREE], ids=lambda batch: batch.name)
 def test_flashinfer_gets_the_whole_step(batch):
     step = step_of(batch)
-    sides = gpu_flashinfer.sides_of(FLASHINFER, step, torch.empty(0))
+    sides = flashinfer_peer.sides_of(FLASHINFER, step, torch.empty(0))
     assert [error_of(side, step) < ROUNDING for side in sides] == [True] * len(sides)
 
 
 def test_flashinfer_serves_shared_prefixes_by_its_cascade_too():
-    sides = gpu_flashinfer.sides_of(FLASHINFER, step_of(TREE), torch.empty(0))
+    sides = flashinfer_peer.sides_of(FLASHINFER, step_of(TREE), torch.empty(0))
     assert [side.name for side in sides] == ["FlashInfer decode", "FlashInfer cascade"]
 
 
 def test_a_head_size_that_flashinfer_has_no_kernels_for_is_left_to_the_others():
     step = step_of(Batch("decode", Shape("phi", 4, 4, 96), (1,), (5,)))
     with pytest.raises(Unserved, match="96"):
-        gpu_flashinfer.sides_of(FLASHINFER, step, torch.empty(0))
+        flashinfer_peer.sides_of(FLASHINFER, step, torch.empty(0))
 
 
 def test_peers_that_are_not_here_are_named_with_the_reason():
@@ -65,7 +64,7 @@ def test_a_packed_library_is_unpacked(tmp_path):
 
     packed = tmp_path / "_vllm_fa3_C.abi3.so.xz"
     packed.write_bytes(lzma.compress(b"library"))
-    found = gpu_flash_attention.unpacked(packed)
+    found = flash_attention_peer.unpacked(packed)
     assert (found.name, found.read_bytes()) == ("_vllm_fa3_C.abi3.so", b"library")
 
 

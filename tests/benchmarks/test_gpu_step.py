@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from gpu_batches import LLAMA, TINY, Batch, decode, skewed, timed
-from gpu_step import Features, exact_rows, from_pages, relative_error, to_pages
+from on_gpu.batches import LLAMA, TINY, Batch, decode, skewed, timed
+from on_gpu.step import Features, exact_rows, from_pages, relative_error, to_pages
 from small_steps import DECODE, MIXED, TREE, step_of
 
 from llmir.ir.signature import AttentionSignature

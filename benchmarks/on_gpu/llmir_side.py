@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gpu_batches import Shape
-from gpu_step import PLAIN, Features, Step
 
 from llmir.errors import PlanError
 from llmir.ir.signature import AttentionSignature, GpuVariant, KernelSpec, StepPolicy
 from llmir.plan import Plan, PlannedKernel
 from llmir.runtime.gpu import GpuAttentionRunner, StepLimits
 from llmir.runtime.schedule import Schedule
+from on_gpu.batches import Shape
+from on_gpu.step import PLAIN, Features, Step
 
-PLANS = Path(__file__).parent / "plans"
+PLANS = Path(__file__).resolve().parent.parent / "plans"
 
 
 def target_of(device: torch.device) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_checks import Check
-from gpu_llmir import Planned, Plans
-from gpu_step import DTYPES, exact_rows, from_pages, relative_error, to_pages
-from gpu_timing import Budget, captured
 
 from llmir.ir.signature import SharingCosts, StepPolicy
 from llmir.runtime.gpu import GpuAttentionRunner, StepLimits
+from on_gpu.checks import Check
+from on_gpu.llmir_side import Planned, Plans
+from on_gpu.step import DTYPES, exact_rows, from_pages, relative_error, to_pages
+from on_gpu.timing import Budget, captured
 
 #: The largest relative error that rounding to a type can cause: a result within it is as good as its type allows.
 ROUNDING = {"bf16": 2.0**-8, "f16": 2.0**-11}

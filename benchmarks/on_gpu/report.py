@@ -7,12 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gpu_batches import Batch
-from gpu_files import write_whole
-from gpu_llmir import SHARING_OFF, SHARING_ON
-from gpu_speed import GRAPH, LLMIR, STREAM
-
 from llmir.errors import LlmirError
+from on_gpu.batches import Batch
+from on_gpu.files import write_whole
+from on_gpu.llmir_side import SHARING_OFF, SHARING_ON
+from on_gpu.speed import GRAPH, LLMIR, STREAM
 
 Row = dict[str, Any]
 _FORMATS = (".png", ".svg", ".pdf")

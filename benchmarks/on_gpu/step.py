@@ -8,10 +8,10 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from gpu_batches import Batch, Shape
 from numpy.typing import NDArray
 
 from llmir.ir.signature import ElementType
+from on_gpu.batches import Batch, Shape
 
 #: Tokens whose keys lie side by side in every side's cache: a multiple of every page size, so that one placement
 #: serves all of them.

@@ -8,9 +8,10 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from gpu_peers import Absent, Peer, Side, Sources, source_version
-from gpu_sources import is_installed, load, multiprocessors, shim_sglang
-from gpu_step import Step
+
+from on_gpu.peers import Absent, Peer, Side, Sources, source_version
+from on_gpu.sources import is_installed, load, multiprocessors, shim_sglang
+from on_gpu.step import Step
 
 NAME = "SGLang Triton"
 #: As sglang/srt/server_args.py has it (triton_attention_num_kv_splits).
@@ -50,7 +51,7 @@ class Decode:
         )
 
     def run(self, layer: int) -> None:
-        """See :class:`gpu_peers.Side`."""
+        """See :class:`peers.Side`."""
         step = self._step
         self._attend(
             step.query,
@@ -90,7 +91,7 @@ class Extend:
         """Nothing is scheduled."""
 
     def run(self, layer: int) -> None:
-        """See :class:`gpu_peers.Side`."""
+        """See :class:`peers.Side`."""
         step = self._step
         self._attend(
             step.query,

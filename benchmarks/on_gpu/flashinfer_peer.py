@@ -2,7 +2,7 @@
 
 Compiling its kernels takes minutes, so it is done before:
 
-    FLASHINFER_CUDA_ARCH_LIST=9.0a python benchmarks/gpu_flashinfer.py --flashinfer DIR
+    FLASHINFER_CUDA_ARCH_LIST=9.0a PYTHONPATH=.:benchmarks python -m on_gpu.flashinfer_peer --flashinfer DIR
 
 compiles what benchmarks/gpu.py uses, with nvcc (CUDA_HOME) and ninja, on any machine, and leaves it in DIR beside
 FlashInfer's Python, where it is found wherever DIR is carried to. Without ``--flashinfer`` it is done for the installed
@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_peers import PAGE_SIZE, Absent, Peer, Side, Sources, Unserved
-from gpu_step import Step
+
+from on_gpu.peers import PAGE_SIZE, Absent, Peer, Side, Sources, Unserved
+from on_gpu.step import Step
 
 NAME = "FlashInfer"
 #: Of partial results; its documentation recommends 128 MiB, which the largest batches here overflow.
@@ -62,7 +63,7 @@ class Wrapped:
         self._wrapper.plan(*self._plan, *sizes, **self._options)
 
     def run(self, layer: int) -> None:
-        """See :class:`gpu_peers.Side`."""
+        """See :class:`peers.Side`."""
         self.output = self._wrapper.run(self._step.query, self._caches[layer], **self._into)
 
 
@@ -129,7 +130,7 @@ def find(sources: Sources, device: torch.device) -> Peer:
     flashinfer = imported(sources.flashinfer)
     missing = [kernel.name for kernel in kernels() if not kernel.is_compiled]
     if missing:
-        raise Absent(f"{', '.join(missing)} not compiled: run benchmarks/gpu_flashinfer.py before")
+        raise Absent(f"{', '.join(missing)} not compiled: see benchmarks/on_gpu/flashinfer_peer.py")
     workspace = torch.empty(_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
     return Peer(NAME, flashinfer.__version__, lambda step: sides_of(flashinfer, step, workspace))
 

@@ -8,17 +8,17 @@ from itertools import product
 from typing import Any, Literal
 
 import torch
-from gpu_batches import LLAMA, QWEN, TINY, Batch, decode, prefill, shared
-from gpu_compile import compile_all
-from gpu_llmir import LlmirSide, Planned, Plans, power_of_two
-from gpu_speed import FULL, MOST_CALLS_IN_GRAPH, ROTATED_BYTES, WRONG
-from gpu_speed import TINY as TINY_EFFORT
-from gpu_step import GRAIN, TINY_GRAIN, Arena, Step
-from gpu_timing import Budget, Rounds, captured, clock_for, interleaved, spread
 
 from llmir.errors import LlmirError
 from llmir.ir.signature import GpuVariant, StepPolicy
 from llmir.runtime.gpu import GpuAttentionRunner, StepLimits
+from on_gpu.batches import LLAMA, QWEN, TINY, Batch, decode, prefill, shared
+from on_gpu.compile import compile_all
+from on_gpu.llmir_side import LlmirSide, Planned, Plans, power_of_two
+from on_gpu.speed import FULL, MOST_CALLS_IN_GRAPH, ROTATED_BYTES, WRONG
+from on_gpu.speed import TINY as TINY_EFFORT
+from on_gpu.step import GRAIN, TINY_GRAIN, Arena, Step
+from on_gpu.timing import Budget, Rounds, captured, clock_for, interleaved, spread
 
 K = 1024
 ROUNDS = Rounds(11, 11, 2)

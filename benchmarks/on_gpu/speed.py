@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from gpu_batches import Batch
-from gpu_llmir import LlmirSide, Plans, Runners
-from gpu_peers import Peers, Side, Unserved, one_line
-from gpu_step import GRAIN, PLAIN, TINY_GRAIN, Arena, Features, Step
-from gpu_timing import Budget, Rounds, Run, captured, clock_for, host_seconds, interleaved, spread
 
 from llmir.runtime.gpu import StepLimits
+from on_gpu.batches import Batch
+from on_gpu.llmir_side import LlmirSide, Plans, Runners
+from on_gpu.peers import Peers, Side, Unserved, one_line
+from on_gpu.step import GRAIN, PLAIN, TINY_GRAIN, Arena, Features, Step
+from on_gpu.timing import Budget, Rounds, Run, captured, clock_for, host_seconds, interleaved, spread
 
 #: Caches are read in turn until so many bytes have passed: twenty times the L2 cache of an H100, so little of one is
 #: still there when its turn comes again.

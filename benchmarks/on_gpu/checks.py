@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gpu_batches import Batch, Shape
-from gpu_step import PLAIN, Features
+from on_gpu.batches import Batch, Shape
+from on_gpu.step import PLAIN, Features
 
 #: Tokens that lengths are made of: long enough on a GPU that requests are split; short for the interpreter.
 LENGTH, TINY_LENGTH = 768, 48

@@ -14,9 +14,10 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from gpu_peers import PAGE_SIZE, Absent, Peer, Side, Sources, source_version
-from gpu_sources import capability, is_installed, load, shim_vllm
-from gpu_step import Step
+
+from on_gpu.peers import PAGE_SIZE, Absent, Peer, Side, Sources, source_version
+from on_gpu.sources import capability, is_installed, load, shim_vllm
+from on_gpu.step import Step
 
 NAME = "FlashAttention"
 _LIBRARY = "_vllm_fa3_C.abi3.so"
@@ -42,7 +43,7 @@ class FlashAttention:
             self._schedule = self._scheduled(step.query_start, step.most_new, step.seq_lens, step.longest, True)
 
     def run(self, layer: int) -> None:
-        """See :class:`gpu_peers.Side`."""
+        """See :class:`peers.Side`."""
         step = self._step
         self._call(
             layer,
@@ -112,7 +113,7 @@ class Cascade(FlashAttention):
             )
 
     def run(self, layer: int) -> None:
-        """See :class:`gpu_peers.Side`."""
+        """See :class:`peers.Side`."""
         step = self._step
         prefix = self._call(
             layer,

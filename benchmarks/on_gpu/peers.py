@@ -1,8 +1,8 @@
 """The peers that benchmarks/gpu.py times llmir against: which are here, and why the others are not.
 
 A peer is a kernel as its own project calls it: with its own cache layout (of the same keys and values), its own
-preparation of a step, its own choice of variants. One file each: gpu_flash_attention.py, gpu_flashinfer.py,
-gpu_unified_attention.py (vLLM's Triton kernel), gpu_sglang.py.
+preparation of a step, its own choice of variants. One file each: flash_attention_peer.py, flashinfer_peer.py,
+unified_attention_peer.py (vLLM's Triton kernel), sglang_peer.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from gpu_step import Step
+
+from on_gpu.step import Step
 
 #: Tokens in a page of a peer's cache: vLLM's default on CUDA.
 PAGE_SIZE = 16
@@ -73,16 +74,13 @@ class Peers:
     @classmethod
     def find(cls, sources: Sources, device: torch.device) -> Peers:
         """Everybody who can be loaded."""
-        import gpu_flash_attention
-        import gpu_flashinfer
-        import gpu_sglang
-        import gpu_unified_attention
+        from on_gpu import flash_attention_peer, flashinfer_peer, sglang_peer, unified_attention_peer
 
         finders: dict[str, Callable[[Sources, torch.device], Peer]] = {
-            gpu_flash_attention.NAME: gpu_flash_attention.find,
-            gpu_flashinfer.NAME: gpu_flashinfer.find,
-            gpu_unified_attention.NAME: gpu_unified_attention.find,
-            gpu_sglang.NAME: gpu_sglang.find,
+            flash_attention_peer.NAME: flash_attention_peer.find,
+            flashinfer_peer.NAME: flashinfer_peer.find,
+            unified_attention_peer.NAME: unified_attention_peer.find,
+            sglang_peer.NAME: sglang_peer.find,
         }
         present, absent = [], {}
         for name, find in finders.items():

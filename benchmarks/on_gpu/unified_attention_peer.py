@@ -7,9 +7,10 @@ from importlib import metadata
 from types import ModuleType
 
 import torch
-from gpu_peers import PAGE_SIZE, Absent, Peer, Side, Sources, Unserved, source_version
-from gpu_sources import is_installed, load, shim_vllm
-from gpu_step import Step
+
+from on_gpu.peers import PAGE_SIZE, Absent, Peer, Side, Sources, Unserved, source_version
+from on_gpu.sources import is_installed, load, shim_vllm
+from on_gpu.step import Step
 
 NAME = "vLLM unified_attention"
 #: As vllm/v1/attention/backends/triton_attn.py has it.
@@ -42,7 +43,7 @@ class UnifiedAttention:
         """Nothing: the kernel finds out by itself who is where."""
 
     def run(self, layer: int) -> None:
-        """See :class:`gpu_peers.Side`."""
+        """See :class:`peers.Side`."""
         step = self._step
         keys, values = self._caches[layer]
         self._attend(

@@ -10,23 +10,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import gpu_report as report
 import numpy
 import torch
 import triton
-from gpu_batches import Batch, timed, timed_tiny
-from gpu_checks import checks
-from gpu_compile import compile_all
-from gpu_correctness import run_checks
-from gpu_files import check_writable, commit, write_json
-from gpu_llmir import PLANS, Plans, target_of
-from gpu_peers import Peers, Sources
-from gpu_speed import Bench
-from gpu_step import PLAIN, Features
-from gpu_timing import Budget, ceilings
 
 import llmir
 from llmir.errors import LlmirError
+from on_gpu import report
+from on_gpu.batches import Batch, timed, timed_tiny
+from on_gpu.checks import checks
+from on_gpu.compile import compile_all
+from on_gpu.correctness import run_checks
+from on_gpu.files import check_writable, commit, write_json
+from on_gpu.llmir_side import PLANS, Plans, target_of
+from on_gpu.peers import Peers, Sources
+from on_gpu.speed import Bench
+from on_gpu.step import PLAIN, Features
+from on_gpu.timing import Budget, ceilings
 
 #: Of the whole time, what correctness may take.
 CHECKS_PART = 0.35
@@ -45,7 +45,7 @@ def session(arguments: argparse.Namespace) -> int:
     result: dict[str, Any] = {"environment": environment(device), "seed": arguments.seed, "plans": plans.names}
     print(f"{result['environment']['device']}, seed {arguments.seed}", flush=True)
     if arguments.tune:
-        from gpu_tune import tune
+        from on_gpu.tune import tune
 
         result["tuned"] = tune(plans, device, generator, budget, arguments.interpret)
         failed = False
