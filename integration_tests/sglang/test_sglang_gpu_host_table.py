@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmir.frontends.sglang.host_table import REFRESH_STEPS, HostTable
+from llmir.frontends.sglang.host_table import REFRESH_STEPS, ROOM, HostTable
 from llmir.runtime.prefix_tree import PrefixFinder
 
 BLOCK = 16
@@ -66,7 +66,8 @@ def test_padding_shares_nothing(known: HostTable) -> None:
 
 def test_growth_shares_nothing_and_mostly_keeps_the_table(known: HostTable) -> None:
     first = known.of(["a", "b"], lengths(51, 41))
-    assert known.of(["a", "b"], lengths(200, 190)) is first
+    assert known.of(["a", "b"], lengths(51 + ROOM * BLOCK, 190)) is first
+    assert known.of(["a", "b"], lengths(52 + (ROOM + 1) * BLOCK, 190)) is not first
     assert shared_blocks(first, 11) == [2]
 
 

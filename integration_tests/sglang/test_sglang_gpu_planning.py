@@ -10,6 +10,7 @@ from typing import Any
 
 import gpu_fakes
 import pytest
+import torch
 from sglang.srt.arg_groups.model_override_base import model_config_of
 from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.server_args import ServerArgs
@@ -195,6 +196,7 @@ def test_gpt_oss_is_refused_by_sglang_itself(write_model: WriteModel, h100: list
         resolve(write_model("gpt_oss"), disable_hybrid_swa_memory=True)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_machine_without_a_gpu_says_so(write_model: WriteModel, cache: Path) -> None:
     with pytest.raises(TargetError, match="no GPU was found"):
         resolve(write_model("llama"))

@@ -23,6 +23,8 @@ Int64 = NDArray[np.int64]
 #: A table is copied again after so many steps: SGLang replaces equal blocks by one another when a prompt is done, one
 #: step or more after its first token.
 REFRESH_STEPS = 32
+#: Blocks that requests may grow by before their table is made anew.
+ROOM = 8
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,7 @@ class HostTable:
         rows = [known.row.get(request, -1) for request in requests]
         if sum(row >= 0 for row in rows) < 2 or len(set(requests)) < len(requests):
             return None
-        # Room for what the requests will grow by, so that most steps have the same table.
-        table = _alone(len(lengths), columns + REFRESH_STEPS)
+        table = _alone(len(lengths), columns + ROOM)
         seen = known.table.numpy()
         for place, row in enumerate(rows):
             if row >= 0:
