@@ -74,9 +74,12 @@ def attend(
     items = step + tl.load(step + _VARIANTS + 2 * VARIANT + 1)
     rows, inside = tl.arange(0, ROWS), tl.arange(0, PADDED_HEAD)
     in_head = inside < HEAD
-    score_scale = SCALE if SOFT_CAP > 0 else SCALE * LOG2_E
+    scale = SCALE * LOG2_E
     if QUANTIZED:
-        score_scale *= tl.load(key_scale)
+        scale *= tl.load(key_scale)
+    # What a product of query and key is multiplied by inside tanh, with its 2, and inside the power of 2.
+    score_scale = 2 * scale / SOFT_CAP if SOFT_CAP > 0 else 1.0
+    exponent_scale = SOFT_CAP * LOG2_E if SOFT_CAP > 0 else scale
 
     for index in tl.range(tl.program_id(0), count, tl.num_programs(0), num_stages=1):
         item, head = items + (index // KV_HEADS) * _ITEM_FIELDS, index % KV_HEADS
@@ -104,7 +107,21 @@ def attend(
                 next_page = _page(table, first + KEYS, end, KEYS, BLOCK)
                 k, v = _keys(pages, page, first, end, KEYS, KV_HEADS, HEAD, BLOCK, PADDED_HEAD, False)
                 maximum, total, summed = _attend_keys(
-                    q, k, v, first, end, limit, maximum, total, summed, score_scale, WINDOW, SOFT_CAP, False, EMULATED
+                    q,
+                    k,
+                    v,
+                    first,
+                    end,
+                    limit,
+                    maximum,
+                    total,
+                    summed,
+                    score_scale,
+                    exponent_scale,
+                    WINDOW,
+                    SOFT_CAP,
+                    False,
+                    EMULATED,
                 )
                 page = next_page
         page = _page(table, seen_by_all, end, KEYS, BLOCK)
@@ -112,10 +129,25 @@ def attend(
             next_page = _page(table, first + KEYS, end, KEYS, BLOCK)
             k, v = _keys(pages, page, first, end, KEYS, KV_HEADS, HEAD, BLOCK, PADDED_HEAD, True)
             maximum, total, summed = _attend_keys(
-                q, k, v, first, end, limit, maximum, total, summed, score_scale, WINDOW, SOFT_CAP, True, EMULATED
+                q,
+                k,
+                v,
+                first,
+                end,
+                limit,
+                maximum,
+                total,
+                summed,
+                score_scale,
+                exponent_scale,
+                WINDOW,
+                SOFT_CAP,
+                True,
+                EMULATED,
             )
             page = next_page
 
+        maximum *= exponent_scale
         if QUANTIZED:
             summed *= tl.load(value_scale)
         state = tl.load(item + _STATE)
@@ -173,7 +205,7 @@ def _keys(
     PADDED_HEAD: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """A tile of keys [PADDED_HEAD, KEYS], and of values [KEYS, PADDED_HEAD]; 0 from ``end`` on."""
+    """A tile of keys, and of values, [KEYS, PADDED_HEAD]; 0 from ``end`` on."""
     position, inside = first + tl.arange(0, KEYS), tl.arange(0, PADDED_HEAD)
     in_block = page.to(tl.int64) * (KV_HEADS * 2 * BLOCK * HEAD)
     if BLOCK % KEYS == 0:
@@ -181,14 +213,15 @@ def _keys(
         place = pages + in_block + tl.arange(0, KEYS) * HEAD
     else:
         place = pages + in_block + (position % BLOCK) * HEAD
-    key_place, value_place = place[None, :] + inside[:, None], place[:, None] + BLOCK * HEAD + inside[None, :]
+    # Keys lie in a tile as values do, so that both share the arithmetic of their places; the product turns them.
+    place = place[:, None] + inside[None, :]
     if MASKED or HEAD != PADDED_HEAD:
-        there, in_head = position < end, inside < HEAD
-        k = tl.load(key_place, mask=there[None, :] & in_head[:, None], other=0.0)
-        v = tl.load(value_place, mask=there[:, None] & in_head[None, :], other=0.0)
+        there = (position < end)[:, None] & (inside < HEAD)[None, :]
+        k = tl.load(place, mask=there, other=0.0)
+        v = tl.load(place + BLOCK * HEAD, mask=there, other=0.0)
     else:
-        k = tl.load(key_place)
-        v = tl.load(value_place)
+        k = tl.load(place)
+        v = tl.load(place + BLOCK * HEAD)
     return k, v
 
 
@@ -204,6 +237,7 @@ def _attend_keys(
     total,
     summed,
     score_scale,
+    exponent_scale,
     WINDOW: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     MASKED: tl.constexpr,
@@ -211,14 +245,14 @@ def _attend_keys(
 ):
     """One tile of keys: scores, online softmax in base 2 (Dao, FlashAttention-2, 2023), sums of values."""
     if EMULATED:
-        scores = tl.dot(q.to(tl.float32), k.to(tl.float32), input_precision="ieee") * score_scale
+        scores = tl.dot(q.to(tl.float32), tl.trans(k.to(tl.float32)), input_precision="ieee")
     else:
-        scores = tl.dot(q, k.to(q.dtype)) * score_scale
+        scores = tl.dot(q, tl.trans(k.to(q.dtype)))
     if SOFT_CAP > 0:
         # tanh(y) = 1 - 2 / (exp(2 y) + 1), which neither overflows to NaN nor needs a library.
-        scores = SOFT_CAP * LOG2_E * (1 - 2 / (tl.exp2(scores * (2 * LOG2_E / SOFT_CAP)) + 1))
+        scores = 1 - 2 / (tl.exp2(scores * score_scale) + 1)
     if MASKED:
-        position = first + tl.arange(0, k.shape[1])
+        position = first + tl.arange(0, k.shape[0])
         seen = position[None, :] < tl.minimum(limit, end)[:, None]
         if WINDOW > 0:
             seen = seen & (position[None, :] >= limit[:, None] - WINDOW)
@@ -227,8 +261,9 @@ def _attend_keys(
     base = new_maximum
     if MASKED:
         base = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)  # a row that has seen no key yet
-    before = tl.exp2(maximum - base)
-    weights = tl.exp2(scores - base[:, None])
+    # The scale comes last: it is one multiply-add with what is subtracted.
+    before = tl.exp2((maximum - base) * exponent_scale)
+    weights = tl.exp2(scores * exponent_scale - (base * exponent_scale)[:, None])
     total = total * before + tl.sum(weights, 1)
     weights = narrowed(weights, q.dtype, EMULATED)
     if EMULATED:
