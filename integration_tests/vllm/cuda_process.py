@@ -1,6 +1,6 @@
 """What vLLM's code for CUDA does with and without llmir's flag, as JSON: a program for a process of its own.
 
-Arguments: the folders of a tiny Llama and a tiny Gemma 2. See ``fake_cuda.py``; nothing runs on a GPU.
+Argument: a folder with folders of tiny models, by family. See ``fake_cuda.py``; nothing runs on a GPU.
 """
 
 import fake_cuda
@@ -10,6 +10,7 @@ fake_cuda.become()
 
 import json  # noqa: E402
 import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
@@ -21,6 +22,8 @@ from vllm.v1.attention.selector import AttentionSelectorConfig  # noqa: E402
 
 from llmir.errors import LlmirError  # noqa: E402
 from llmir.frontends.vllm import plugin  # noqa: E402
+from llmir.frontends.vllm.offline import import_model  # noqa: E402
+from llmir.target import Target  # noqa: E402
 
 
 def configure(folder: str, **arguments: Any) -> VllmConfig:
@@ -101,7 +104,17 @@ def serving(config: VllmConfig) -> dict[str, Any]:
     }
 
 
-def main(llama: str, gemma: str) -> dict[str, Any]:
+def imported(folder: str) -> int:
+    """Attention layers of a model that is read beside a GPU, where vLLM's layers are those for CUDA."""
+    from llmir.ir.attention import PagedAttention
+    from llmir.ir.module import ops_of
+
+    module = import_model(folder, Target.named("cuda:sm_90"), skip_tokenizer_init=True, max_model_len=256)
+    return len(ops_of(module, PagedAttention))
+
+
+def main(models: Path) -> dict[str, Any]:
+    llama, gemma = str(models / "llama"), str(models / "gemma2")
     before = summary(configure(llama, attention_backend="FLASH_ATTN"))
     own = chosen(AttentionBackendEnum.TRITON_ATTN, configure(llama))
     plugin.register()
@@ -115,11 +128,13 @@ def main(llama: str, gemma: str) -> dict[str, Any]:
         "runner": summary(config)[1:4],
         "target": [plan["target"]["name"], plan["kernels"][0]["spec"]["isa"], plan["block_size"]],
         "llama": serving(config),
+        "fp8": serving(with_flag(llama, kv_cache_dtype="fp8")),
         "gemma2": serving(with_flag(gemma, block_size=64)),
+        "imported": {folder.name: imported(str(folder)) for folder in models.iterdir()},
         "engines": [said(with_flag, llama, **arguments) for arguments, _ in ENGINES],
         "layers": [said(chosen, llmir, config, **changes) for changes, _ in LAYERS],
     }
 
 
 if __name__ == "__main__":
-    print("FACTS" + json.dumps(main(*sys.argv[1:])))
+    print("FACTS" + json.dumps(main(Path(sys.argv[1]))))

@@ -14,19 +14,20 @@ import tiny_models
 from llmir.frontends.vllm import plugin
 
 PROGRAM = Path(__file__).parent / "cuda_process.py"
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "phi3", "gpt2")
 
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the process found."""
     folder = tmp_path_factory.mktemp("models")
-    for family in ("llama", "gemma2"):
+    for family in FAMILIES:
         (folder / family).mkdir()
         config = {"model_type": family, **tiny_models.FAMILIES[family]}
         (folder / family / "config.json").write_text(json.dumps(config))
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(folder / "llama"), str(folder / "gemma2")],
-        env={**os.environ, "LLMIR_CACHE": str(folder / "cache")},
+        [sys.executable, str(PROGRAM), str(folder)],
+        env={**os.environ, "LLMIR_CACHE": str(tmp_path_factory.mktemp("cache"))},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -53,16 +54,21 @@ def test_the_plan_is_for_the_gpu(facts: dict[str, Any]) -> None:
     assert facts["target"][:2] == ["cuda:sm_90", "sm_90"]
 
 
-@pytest.mark.parametrize(("family", "groups"), [("llama", 1), ("gemma2", 2)])
-def test_vllm_builds_layers_and_caches_for_it(facts: dict[str, Any], family: str, groups: int) -> None:
-    built = facts[family]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_are_read_beside_a_gpu(facts: dict[str, Any], family: str) -> None:
+    assert facts["imported"][family] == tiny_models.LAYERS
+
+
+@pytest.mark.parametrize(("served", "groups"), [("llama", 1), ("fp8", 1), ("gemma2", 2)])
+def test_vllm_builds_layers_and_caches_for_it(facts: dict[str, Any], served: str, groups: int) -> None:
+    built = facts[served]
     assert built["implementations"] == ["LlmirGpuAttentionImpl"]
     assert (built["layout"], built["groups"], built["caches"]) == ("LBHNC", groups, tiny_models.LAYERS)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_every_block_size_is_the_plans(facts: dict[str, Any], family: str) -> None:
-    assert len(set(facts[family]["block size"])) == 1
+@pytest.mark.parametrize("served", ["llama", "fp8", "gemma2"])
+def test_every_block_size_is_the_plans(facts: dict[str, Any], served: str) -> None:
+    assert len(set(facts[served]["block size"])) == 1
 
 
 @pytest.mark.parametrize("number", range(len(cuda_cases.ENGINES)))

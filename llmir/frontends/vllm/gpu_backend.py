@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import weakref
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -186,8 +187,8 @@ class LlmirGpuAttentionImpl(PlannedImpl):
     known_arguments = frozenset({"sinks"})
     quantized_dtypes = QUANTIZED_CACHE_DTYPES
     _runner: GpuAttentionRunner | None = None
-    _cache: torch.Tensor | None = None
-    _pages: torch.Tensor
+    #: The cache that was checked. vLLM makes a small one to measure memory with, which is not to be kept alive.
+    _cache: weakref.ref[torch.Tensor] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -231,16 +232,15 @@ class LlmirGpuAttentionImpl(PlannedImpl):
             return output.fill_(0)
         runner = self._runner
         assert runner is not None
-        if kv_cache is not self._cache:
+        if self._cache is None or self._cache() is not kv_cache:
             check_cache(kv_cache, runner.spec.signature)
-            quantized = runner.spec.signature.quantized
-            self._cache, self._pages = kv_cache, kv_cache.view(torch.float8_e4m3fn) if quantized else kv_cache
+            self._cache = weakref.ref(kv_cache)
         runner.attend(
             query,
             key,
             value,
             output,
-            self._pages,
+            kv_cache.view(torch.float8_e4m3fn) if runner.spec.signature.quantized else kv_cache,
             attn_metadata.block_table,
             attn_metadata.slot_mapping,
             attn_metadata.num_actual_tokens,
