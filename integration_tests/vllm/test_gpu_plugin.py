@@ -81,6 +81,22 @@ def test_layers_are_served_or_refused_by_name(facts: dict[str, Any], number: int
     check(facts["layers"][number], cuda_cases.LAYERS[number][1])
 
 
+@pytest.fixture(scope="module")
+def said_on_rocm() -> list[str]:
+    """The same layers on ROCm, which has no llmir kernels for fp8 caches."""
+    command = [sys.executable, str(PROGRAM.with_name("rocm_process.py"))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("FACTS"))[len("FACTS") :])
+
+
+@pytest.mark.parametrize("number", range(len(cuda_cases.LAYERS)))
+def test_rocm_serves_the_same_layers_but_fp8(said_on_rocm: list[str], number: int) -> None:
+    changes, reason = cuda_cases.LAYERS[number]
+    if str(changes.get("kv_cache_dtype", "auto")).startswith("fp8"):
+        reason = "needs an NVIDIA GPU"
+    assert (reason or plugin.BACKEND_PATHS["cuda"]) in said_on_rocm[number]
+
+
 def check(said: str, expected: str) -> None:
     """Nothing was said where nothing was expected, else something that has it."""
     assert (expected in said) if expected else not said, said
