@@ -102,50 +102,17 @@ def attend(
         seen_by_all = begin
         if UNMASKED:
             seen_by_all += tl.maximum(tl.minimum(position + 1, end) - begin, 0) // KEYS * KEYS
-            page = _page(table, begin, end, KEYS, BLOCK)
-            for first in tl.range(begin, seen_by_all, KEYS, num_stages=STAGES):
+        for MASKED in tl.static_range(0 if UNMASKED else 1, 2):
+            part_begin, part_end = (seen_by_all, end) if MASKED else (begin, seen_by_all)
+            page = _page(table, part_begin, end, KEYS, BLOCK)
+            for first in tl.range(part_begin, part_end, KEYS, num_stages=STAGES):
                 next_page = _page(table, first + KEYS, end, KEYS, BLOCK)
-                k, v = _keys(pages, page, first, end, KEYS, KV_HEADS, HEAD, BLOCK, PADDED_HEAD, False)
-                maximum, total, summed = _attend_keys(
-                    q,
-                    k,
-                    v,
-                    first,
-                    end,
-                    limit,
-                    maximum,
-                    total,
-                    summed,
-                    score_scale,
-                    exponent_scale,
-                    WINDOW,
-                    SOFT_CAP,
-                    False,
-                    EMULATED,
+                k, v = _keys(pages, page, first, end, KEYS, KV_HEADS, HEAD, BLOCK, PADDED_HEAD, MASKED)
+                scores = _scores(q, k, first, end, limit, score_scale, WINDOW, SOFT_CAP, MASKED, EMULATED)
+                maximum, total, summed = _add(
+                    scores, v, maximum, total, summed, exponent_scale, q.dtype, MASKED, EMULATED
                 )
                 page = next_page
-        page = _page(table, seen_by_all, end, KEYS, BLOCK)
-        for first in tl.range(seen_by_all, end, KEYS, num_stages=STAGES):
-            next_page = _page(table, first + KEYS, end, KEYS, BLOCK)
-            k, v = _keys(pages, page, first, end, KEYS, KV_HEADS, HEAD, BLOCK, PADDED_HEAD, True)
-            maximum, total, summed = _attend_keys(
-                q,
-                k,
-                v,
-                first,
-                end,
-                limit,
-                maximum,
-                total,
-                summed,
-                score_scale,
-                exponent_scale,
-                WINDOW,
-                SOFT_CAP,
-                True,
-                EMULATED,
-            )
-            page = next_page
 
         maximum *= exponent_scale
         if QUANTIZED:
@@ -226,24 +193,19 @@ def _keys(
 
 
 @triton.jit
-def _attend_keys(
+def _scores(
     q,
     k,
-    v,
     first,
     end,
     limit,
-    maximum,
-    total,
-    summed,
     score_scale,
-    exponent_scale,
     WINDOW: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     MASKED: tl.constexpr,
     EMULATED: tl.constexpr,
 ):
-    """One tile of keys: scores, online softmax in base 2 (Dao, FlashAttention-2, 2023), sums of values."""
+    """Products of queries and a tile of keys [ROWS, KEYS], not scaled, or capped to -1 and 1; -inf where unseen."""
     if EMULATED:
         scores = tl.dot(q.to(tl.float32), tl.trans(k.to(tl.float32)), input_precision="ieee")
     else:
@@ -257,6 +219,22 @@ def _attend_keys(
         if WINDOW > 0:
             seen = seen & (position[None, :] >= limit[:, None] - WINDOW)
         scores = tl.where(seen, scores, float("-inf"))
+    return scores
+
+
+@triton.jit
+def _add(
+    scores,
+    v,
+    maximum,
+    total,
+    summed,
+    exponent_scale,
+    element: tl.constexpr,
+    MASKED: tl.constexpr,
+    EMULATED: tl.constexpr,
+):
+    """Online softmax in base 2 (Dao, FlashAttention-2, 2023): a tile's weights, and its values weighted, are added."""
     new_maximum = tl.maximum(maximum, tl.max(scores, 1))
     base = new_maximum
     if MASKED:
@@ -265,11 +243,11 @@ def _attend_keys(
     before = tl.exp2((maximum - base) * exponent_scale)
     weights = tl.exp2(scores * exponent_scale - (base * exponent_scale)[:, None])
     total = total * before + tl.sum(weights, 1)
-    weights = narrowed(weights, q.dtype, EMULATED)
+    weights = narrowed(weights, element, EMULATED)
     if EMULATED:
         summed = summed * before[:, None] + tl.dot(
-            weights.to(tl.float32), v.to(q.dtype).to(tl.float32), input_precision="ieee"
+            weights.to(tl.float32), v.to(element).to(tl.float32), input_precision="ieee"
         )
     else:
-        summed = tl.dot(weights, v.to(q.dtype), summed * before[:, None])
+        summed = tl.dot(weights, v.to(element), summed * before[:, None])
     return new_maximum, total, summed
