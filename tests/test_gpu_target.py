@@ -2,13 +2,15 @@
 
 import ctypes
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
 from llmir.ir.signature import GPUS
 from llmir.target import Cache, Target, TargetError, gpu_detection
-from llmir.target.gpu_detection import AMD_NODES, CUDA_LIBRARY, detect
+from llmir.target.gpu_detection import AMD_NODES, CUDA_LIBRARY, detect, look
 
 NAMES = ("cuda:sm_80", "cuda:sm_90", "cuda:sm_100", "hip:gfx942")
 H100 = Target.named("cuda:sm_90")
@@ -121,7 +123,7 @@ def node(root, number, **properties):
 
 
 def test_an_nvidia_gpu_is_what_its_driver_says(tmp_path):
-    found = detect(tmp_path, Driver().load)
+    found = look(tmp_path, Driver().load)
     assert (found.isa, found.machine, found.model, found.cores) == ("sm_90", "cuda", "NVIDIA H100 PCIe", 114)
     assert found.caches == (Cache(1, 228 << 10, 1), Cache(2, 50 << 20, 114))
     assert found.shared_memory == 227 << 10
@@ -131,30 +133,65 @@ def test_an_amd_gpu_is_the_first_node_with_simd_units(tmp_path):
     node(tmp_path, 0, cpu_cores_count=96, simd_count=0)
     node(tmp_path, 10, simd_count=8, simd_per_cu=4, gfx_target_version=90402)
     node(tmp_path, 2, simd_count=1216, simd_per_cu=4, gfx_target_version=90402)
-    found = detect(tmp_path, no_driver)
+    found = look(tmp_path, no_driver)
     assert (found.isa, found.machine, found.cores, found.shared_memory) == ("gfx942", "hip", 304, 64 << 10)
 
 
 def test_gpu_is_this_machines(monkeypatch):
-    monkeypatch.setattr(gpu_detection, "detect", lambda: detect(load=Driver().load))
+    monkeypatch.setattr(gpu_detection, "find", lambda: look(load=Driver().load))
     target = Target.named("gpu")
     assert (target.name, target.fingerprint, target.figures.threads) == ("gpu", "cuda-sm_90", 114)
 
 
 def test_fewer_units_multiply_less_and_share_one_memory(tmp_path):
-    found = Target(name="gpu", **vars(detect(tmp_path, Driver().load))).figures
+    found = Target(name="gpu", **vars(look(tmp_path, Driver().load))).figures
     assert found.bf16_rate == H100.figures.bf16_rate and found.read_bandwidth_all == H100.figures.read_bandwidth_all
 
 
 @pytest.mark.parametrize("load", [no_driver, Driver(count=0).load, Driver(status=100).load])
-def test_where_there_is_no_gpu_it_says_what_to_do(tmp_path, load):
+def test_where_there_is_no_gpu_none_is_found(tmp_path, load):
+    assert look(tmp_path, load) is None
+
+
+def test_where_there_is_no_gpu_it_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(gpu_detection, "find", lambda: None)
     with pytest.raises(TargetError, match=r"no GPU was found here.*install the GPU's driver.*cuda:sm_90"):
-        detect(tmp_path, load)
+        detect()
+
+
+@pytest.fixture
+def with_driver(monkeypatch):
+    """A process that can load a CUDA driver, but not what it would show."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
+
+
+def answered(monkeypatch, **result):
+    """Let the process that asks the driver end so."""
+    done = subprocess.CompletedProcess([], **{"returncode": 0, "stdout": "", "stderr": "", **result})
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: done)
+
+
+def test_the_driver_is_asked_in_another_process(monkeypatch, capsys, with_driver):
+    monkeypatch.setattr(gpu_detection, "look", lambda: look(load=Driver().load))
+    gpu_detection.main()
+    answered(monkeypatch, stdout=capsys.readouterr().out)
+    assert gpu_detection.find() == look(load=Driver().load)
+
+
+def test_what_is_wrong_with_the_gpu_comes_from_that_process(monkeypatch, with_driver):
+    answered(monkeypatch, returncode=1, stderr="a warning\nNVIDIA L4 is sm_89\n")
+    with pytest.raises(TargetError, match=r"^NVIDIA L4 is sm_89$"):
+        gpu_detection.find()
+
+
+def test_the_process_that_asks_is_this_module():
+    done = subprocess.run([sys.executable, "-m", gpu_detection.__name__], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) is None or "isa" in json.loads(done.stdout)
 
 
 def test_a_gpu_without_kernels_is_named(tmp_path):
     with pytest.raises(TargetError, match=r"NVIDIA L4 is sm_89, and there are kernels for sm_80, sm_90"):
-        detect(tmp_path, Driver(b"NVIDIA L4", (8, 9)).load)
+        look(tmp_path, Driver(b"NVIDIA L4", (8, 9)).load)
     node(tmp_path, 1, simd_count=440, simd_per_cu=4, gfx_target_version=90010)
     with pytest.raises(TargetError, match="is gfx90a"):
-        detect(tmp_path, no_driver)
+        look(tmp_path, no_driver)

@@ -1,10 +1,17 @@
-"""This machine's GPU, as the CUDA driver or the amdgpu driver shows it; torch is not needed."""
+"""This machine's GPU, as the CUDA driver or the amdgpu driver shows it; torch is not needed.
+
+The CUDA driver is asked in a process of its own, which is this module run as a program: once a process has started the
+driver, no process that it forks can use CUDA, and serving frameworks fork.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import json
+import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +27,9 @@ _SM_COUNT, _L2_BYTES, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 16, 38, 75, 76
 _SHARED_BYTES_OF_SM, _SHARED_BYTES_OF_BLOCK = 81, 97
 
 
-def detect(root: Path = Path("/"), load: Callable[[str], Any] = ctypes.CDLL) -> Hardware:
-    """The first GPU that this process may use; ``load`` gives a shared library by name, or raises OSError.
-
-    Raises TargetError where there is none, or none that kernels are made for.
-    """
-    found = find(root, load)
+def detect() -> Hardware:
+    """The first GPU that this process may use; TargetError where there is none, or none that kernels are made for."""
+    found = find()
     if found is None:
         raise TargetError(
             f"no GPU was found here: neither {CUDA_LIBRARY} nor /{AMD_NODES} shows one; install the GPU's driver and "
@@ -34,9 +38,42 @@ def detect(root: Path = Path("/"), load: Callable[[str], Any] = ctypes.CDLL) -> 
     return found
 
 
-def find(root: Path = Path("/"), load: Callable[[str], Any] = ctypes.CDLL) -> Hardware | None:
+def find() -> Hardware | None:
     """As :func:`detect`, but None where there is no GPU."""
+    try:
+        ctypes.CDLL(CUDA_LIBRARY)  # which starts nothing yet
+    except OSError:
+        return look()
+    done = subprocess.run([sys.executable, "-m", __name__], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise TargetError(done.stderr.strip().rpartition("\n")[2] or "the CUDA driver cannot be asked for its GPU")
+    return _read(done.stdout)
+
+
+def look(root: Path = Path("/"), load: Callable[[str], Any] = ctypes.CDLL) -> Hardware | None:
+    """As :func:`find`, in this process, whose forks cannot use CUDA afterwards.
+
+    ``load`` gives a shared library by name, or raises OSError.
+    """
     return _cuda(load) or _amd(root)
+
+
+def _read(answer: str) -> Hardware | None:
+    """What :func:`main` wrote."""
+    facts = json.loads(answer)
+    if facts is None:
+        return None
+    caches = tuple(Cache(**cache) for cache in facts["caches"])
+    return Hardware(**{**facts, "features": tuple(facts["features"]), "caches": caches})
+
+
+def main() -> None:
+    """Write the GPU to standard output, as JSON; what is wrong with it to standard error."""
+    try:
+        found = look()
+    except TargetError as error:
+        sys.exit(str(error))
+    print(json.dumps(found and asdict(found)))
 
 
 def _cuda(load: Callable[[str], Any]) -> Hardware | None:
@@ -97,3 +134,7 @@ def _known(isa: str, model: str) -> Isa:
             f"{model} is {isa}, and there are kernels for {', '.join(GPUS)}; serve on the CPU, target cpu"
         )
     return isa  # type: ignore[return-value]
+
+
+if __name__ == "__main__":
+    main()
