@@ -15,7 +15,7 @@ from types import ModuleType
 
 import torch
 
-from on_gpu.peers import PAGE_SIZE, Absent, Peer, Side, Sources, source_version
+from on_gpu.peer import PAGE_SIZE, Absent, Peer, Side, Sources, source_version
 from on_gpu.sources import capability, is_installed, load, shim_vllm
 from on_gpu.step import Step
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from on_gpu.peers import PAGE_SIZE, Absent, Peer, Side, Sources, Unserved
+from on_gpu.peer import PAGE_SIZE, Absent, Peer, Side, Sources, Unserved
 from on_gpu.step import Step
 
 NAME = "FlashInfer"

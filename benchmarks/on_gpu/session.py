@@ -23,7 +23,8 @@ from on_gpu.compile import compile_all
 from on_gpu.correctness import run_checks
 from on_gpu.files import check_writable, commit, write_json
 from on_gpu.llmir_side import PLANS, Plans, target_of
-from on_gpu.peers import Peers, Sources
+from on_gpu.peer import Sources
+from on_gpu.peers import Peers
 from on_gpu.speed import Bench
 from on_gpu.step import PLAIN, Features
 from on_gpu.timing import Budget, ceilings

@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from on_gpu.peers import Absent, Peer, Side, Sources, source_version
+from on_gpu.peer import Absent, Peer, Side, Sources, source_version
 from on_gpu.sources import is_installed, load, multiprocessors, shim_sglang
 from on_gpu.step import Step
 

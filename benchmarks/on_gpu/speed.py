@@ -11,7 +11,8 @@ import torch
 from llmir.runtime.gpu import StepLimits
 from on_gpu.batches import Batch
 from on_gpu.llmir_side import LlmirSide, Plans, Runners
-from on_gpu.peers import Peers, Side, Unserved, one_line
+from on_gpu.peer import Side, Unserved, one_line
+from on_gpu.peers import Peers
 from on_gpu.step import GRAIN, PLAIN, TINY_GRAIN, Arena, Features, Step
 from on_gpu.timing import Budget, Rounds, Run, captured, clock_for, host_seconds, interleaved, spread
 

@@ -14,7 +14,7 @@ from llmir.ir.attention import AppendKV, PagedAttention
 from llmir.ir.bindings import ir, rewrite
 from llmir.ir.module import ops_of
 from llmir.ir.remarks import Remark, add_remark
-from llmir.passes.kernel_model import kernel_model
+from llmir.passes.kernels_of_target import kernel_model
 from llmir.target import Target
 
 

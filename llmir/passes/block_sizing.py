@@ -19,7 +19,8 @@ from llmir.ir.bindings import ir
 from llmir.ir.module import model_info, ops_of, retype_caches
 from llmir.ir.remarks import Remark, add_remark
 from llmir.ir.signature import AttentionSignature
-from llmir.passes.kernel_model import KernelModel, kernel_model
+from llmir.passes.kernel_model import KernelModel
+from llmir.passes.kernels_of_target import kernel_model
 from llmir.passes.model_cost import ModelCost
 from llmir.target import Target
 from llmir.workload import Workload

@@ -14,7 +14,7 @@ from llmir.ir import sharing_costs
 from llmir.ir.sharing_costs import Rows
 from llmir.ir.signature import AttentionSignature, KernelVariant, SharingCosts
 from llmir.passes.block_sizing import FIGURES_ERROR
-from llmir.passes.kernel_model import kernel_model
+from llmir.passes.kernels_of_target import kernel_model
 from llmir.target import Target
 
 #: Sharing must cost at most this part of reading alone: the figures of either may be wrong by so much.

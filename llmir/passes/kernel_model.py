@@ -142,12 +142,3 @@ class KernelModel(ABC, Generic[VariantT]):
     @abstractmethod
     def reading(self, signature: AttentionSignature) -> dict[str, Any]:
         """Why pieces of memory are read as fast as they are."""
-
-
-def kernel_model(target: Target) -> KernelModel[Any]:
-    """The kernels of ``target``."""
-    from llmir.ir.signature import is_gpu
-    from llmir.passes.cpu_kernels import CpuKernels
-    from llmir.passes.gpu_kernels import GpuKernels
-
-    return GpuKernels(target) if is_gpu(target.isa) else CpuKernels(target)

@@ -12,7 +12,8 @@ from llmir.ir.module import ops_of, retype_caches
 from llmir.ir.remarks import Remark, add_remark, of_layers
 from llmir.ir.signature import AttentionSignature, KernelVariant, StepPolicy, Variants
 from llmir.ir.types import PagedKVCache
-from llmir.passes.kernel_model import KernelModel, kernel_model
+from llmir.passes.kernel_model import KernelModel
+from llmir.passes.kernels_of_target import kernel_model
 from llmir.target import Target
 
 

@@ -22,7 +22,7 @@ from llmir.ir.sharing_costs import cached_key
 from llmir.ir.signature import AttentionSignature, KernelVariant
 from llmir.ir.types import PagedKVCache
 from llmir.passes.break_even import LENGTHS, BreakEven, costs_on
-from llmir.passes.kernel_model import kernel_model
+from llmir.passes.kernels_of_target import kernel_model
 from llmir.target import Target
 
 #: Step inputs that say where tokens are and not what they are.

@@ -6,7 +6,8 @@ import pytest
 import torch
 from on_gpu import flash_attention_peer, flashinfer_peer
 from on_gpu.batches import Batch, Shape
-from on_gpu.peers import Peers, Sources, Unserved, source_version
+from on_gpu.peer import Sources, Unserved, source_version
+from on_gpu.peers import Peers
 from small_steps import DECODE, FLASHINFER, MIXED, ONE, TREE, flash_attention, merge, step_of
 
 ROUNDING = 1e-6

@@ -11,7 +11,7 @@ from llmir.ir.module import caches_of
 from llmir.ir.remarks import remarks
 from llmir.ir.signature import AttentionSignature
 from llmir.passes.block_sizing import BlockSizing, block_cost, cheapest
-from llmir.passes.kernel_model import kernel_model
+from llmir.passes.kernels_of_target import kernel_model
 from llmir.passes.model_cost import ModelCost
 from llmir.target import Measurements, Target
 from llmir.workload import NAMED, Request, Workload

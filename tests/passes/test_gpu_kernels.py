@@ -17,8 +17,9 @@ from llmir.passes.attention_fusion import AttentionFusion
 from llmir.passes.block_sizing import BlockSizing
 from llmir.passes.cpu_kernels import CpuKernels
 from llmir.passes.gpu_kernels import GpuKernels
-from llmir.passes.kernel_model import SPLIT_OVERHEAD, kernel_model
+from llmir.passes.kernel_model import SPLIT_OVERHEAD
 from llmir.passes.kernel_selection import KernelSelection
+from llmir.passes.kernels_of_target import kernel_model
 from llmir.target import Target
 from llmir.workload import NAMED
 

@@ -13,8 +13,9 @@ from llmir.ir.signature import ELEMENT_BYTES, HEAD_SIZES, AttentionSignature, Cp
 from llmir.kernels.cpu import lowering
 from llmir.passes import tiles
 from llmir.passes.attention_fusion import AttentionFusion
-from llmir.passes.kernel_model import SPLIT_OVERHEAD, kernel_model
+from llmir.passes.kernel_model import SPLIT_OVERHEAD
 from llmir.passes.kernel_selection import KernelSelection
+from llmir.passes.kernels_of_target import kernel_model
 from llmir.target import ISAS, Target
 
 BEST = Target.named("cpu:avx512_bf16")
