@@ -9,7 +9,7 @@ from gpu_cases import ALWAYS_SHARED, Step, signature, variants
 
 from llmir.errors import KernelError
 from llmir.ir.signature import HEAD_SIZES, KernelSpec, StepPolicy
-from llmir.kernels.gpu.programs import programs
+from llmir.kernels.gpu.programs import MERGE_PARTS, programs
 from llmir.kernels.work_list import Item
 from llmir.runtime import gpu
 from llmir.runtime.gpu import GpuAttentionRunner, StepLimits
@@ -74,9 +74,9 @@ def test_split_caches_are_merged(element_type):
 
 
 def test_more_parts_than_a_merge_reads_at_once():
-    step = Step([(1400, 1)], signature(num_heads=2, num_kv_heads=1), split_keys=32, workers=64)
+    step = Step([(1400, 1)], signature(num_heads=2, num_kv_heads=1), split_keys=32, workers=99)
     schedule = step.check()
-    assert np.diff(schedule.merges.begin).max() > 16
+    assert np.diff(schedule.merges.begin).max() > MERGE_PARTS
 
 
 def test_a_token_group_decodes_together():
