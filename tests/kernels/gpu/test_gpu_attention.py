@@ -74,7 +74,7 @@ def test_split_caches_are_merged(element_type):
 
 
 def test_more_parts_than_a_merge_reads_at_once():
-    step = Step([(1400, 1)], signature(num_heads=2, num_kv_heads=1), split_keys=32, workers=99)
+    step = Step([(2300, 1)], signature(num_heads=2, num_kv_heads=1), split_keys=32, workers=99)
     schedule = step.check()
     assert np.diff(schedule.merges.begin).max() > MERGE_PARTS
 
