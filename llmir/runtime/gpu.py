@@ -58,6 +58,7 @@ class GpuAttentionRunner:
         self._variants = [self._launches[variant.name] for variant in spec.gpu_variants]
         multiprocessors = _multiprocessors(device)
         self._programs = [multiprocessors * launch.resident_blocks for launch in self._variants]
+        self._merge_programs = multiprocessors * self._launches["merge"].resident_blocks
         self._workers = self._programs[[v.name for v in spec.variants].index("decode")]
         self._scheduler = Scheduler(spec, policy)
         room = _Room.of(spec, policy, limits, self._workers)
@@ -134,10 +135,10 @@ class GpuAttentionRunner:
                 grid = most if captured else count * s.num_kv_heads
                 tensors = (query, cache, block_table, self._step, *states, *own_sinks, *scales, output)
                 launch((grid, 1, 1), *tensors, query_stride, output_stride, block_table.stride(0))
-        merges = query.shape[0] if captured else self._merges
+        # There are no more merges than tokens.
+        merges = min(query.shape[0] * s.num_heads, self._merge_programs) if captured else self._merges * s.num_heads
         if merges:
-            merge = self._launches["merge"]
-            merge((merges, s.num_heads, 1), self._step, *states, *own_sinks, output, output_stride)
+            self._launches["merge"]((merges, 1, 1), self._step, *states, *own_sinks, output, output_stride)
 
     def _is_captured(self) -> bool:
         """Whether launches go into a CUDA graph."""

@@ -14,7 +14,10 @@ from llmir.kernels.gpu.occupancy import shared_memory
 FORMAT = 1
 
 #: What the thread blocks of a launch are.
-_GRIDS = {"append": "[tokens of the step]", "merge": "[merges of the step or more, query heads]"}
+_GRIDS = {
+    "append": "[tokens of the step]",
+    "merge": "[any number]: thread blocks take the step's merges, for each query head, in turn",
+}
 _ITEMS = "[any number]: thread blocks take the variant's items, for each KV head, in turn"
 
 

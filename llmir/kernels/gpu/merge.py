@@ -24,6 +24,7 @@ def merge(
     sinks,
     output,
     output_stride,
+    KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD: tl.constexpr,
     SINKS: tl.constexpr,
@@ -31,18 +32,19 @@ def merge(
     PARTS: tl.constexpr,
     EMULATED: tl.constexpr,
 ):
-    """One program a merge and query head; programs beyond the step's merges do nothing.
+    """Programs take the merges of a step in turn, a query head at a time; any number of programs does all of them.
 
     ``step`` as step.py packs it; ``state_stats`` float32 [KV heads, STATE_ROWS, 2], maximum (base 2) and sum;
     ``state_values`` float32 [KV heads, STATE_ROWS, HEAD], not divided by the sum; ``sinks`` [heads]; ``output``
     [tokens, heads, HEAD]. States are read PARTS at a time.
     """
-    number, head = tl.program_id(0), tl.program_id(1)
-    if number < tl.load(step + _MERGES):
+    count = tl.load(step + _MERGES) * (KV_HEADS * GROUP)
+    for index in tl.range(tl.program_id(0), count, tl.num_programs(0), num_stages=1):
+        number, head = index // (KV_HEADS * GROUP), index % (KV_HEADS * GROUP)
         begin = tl.load(step + tl.load(step + _BEGIN) + number)
         end = tl.load(step + tl.load(step + _BEGIN) + number + 1)
         sources = step + tl.load(step + _SOURCES)
-        first_row = (head // GROUP).to(tl.int64) * tl.load(step + _STATE_ROWS) + head % GROUP
+        first_row = tl.load(step + _STATE_ROWS).to(tl.int64) * (head // GROUP) + head % GROUP
         parts, inside = tl.arange(0, PARTS), tl.arange(0, PADDED_HEAD)
         if SINKS:
             maximum = tl.load(sinks + head).to(tl.float32) * LOG2_E

@@ -140,6 +140,7 @@ def _merge(s: AttentionSignature, emulated: bool) -> Program:
     element = _pointer(s.element_type)
     optional = {"sinks": element if s.sinks else None}
     constants = {
+        "KV_HEADS": s.num_kv_heads,
         "GROUP": s.queries_per_kv,
         "HEAD": s.head_size,
         "SINKS": s.sinks,
