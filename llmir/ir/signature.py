@@ -31,6 +31,11 @@ def is_gpu(isa: str) -> bool:
     return isa in GPUS
 
 
+def padded(size: int) -> int:
+    """The next power of two, as the extents of a GPU's tiles are."""
+    return 1 << (size - 1).bit_length()
+
+
 @dataclass(frozen=True)
 class AttentionSignature:
     """One attention layer's shape on one rank: layers with equal signatures share a kernel.

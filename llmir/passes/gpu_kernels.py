@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmir.ir.signature import AttentionSignature, CacheLayout, GpuVariant
+from llmir.ir.signature import AttentionSignature, CacheLayout, GpuVariant, padded
 from llmir.passes import gpu_tiles
 from llmir.passes.kernel_model import TILE_EFFICIENCY, KernelModel
 
@@ -61,7 +61,7 @@ class GpuKernels(KernelModel[GpuVariant]):
 
     def row_key_seconds(self, signature: AttentionSignature, prefill: GpuVariant) -> float:
         """Products of the padded head, and then the softmax; that they overlap is not counted on."""
-        products = 4 * gpu_tiles.padded(signature.head_size) / self.figures.bf16_rate
+        products = 4 * padded(signature.head_size) / self.figures.bf16_rate
         return products + SOFTMAX_FLOPS / self.figures.f32_rate
 
     def decode_row_key_seconds(self, signature: AttentionSignature, decode: GpuVariant, prefill: GpuVariant) -> float:

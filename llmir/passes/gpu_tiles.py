@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature, GpuVariant
+from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature, GpuVariant, padded
 
 #: Fewest rows of a tensor core's product.
 LEAST_ROWS = 16
@@ -53,11 +53,6 @@ SMALLER_DECODE = {
     ("gfx942", 128): Tile(LEAST_ROWS, 32, 4, 3),
     ("gfx942", 256): Tile(LEAST_ROWS, 32, 4, 2),
 }
-
-
-def padded(size: int) -> int:
-    """The next power of two: the kernels' tiles have no other sizes."""
-    return 1 << (size - 1).bit_length()
 
 
 def shared_bytes(signature: AttentionSignature, variant: GpuVariant, isa: str) -> int:

@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from llmir.errors import KernelError
 from llmir.ir.signature import KernelSpec, StepPolicy
 from llmir.kernels.gpu.launch import Launch, emulated
 from llmir.kernels.gpu.programs import programs
-from llmir.kernels.gpu.step import HEADER_FIELDS, pack
+from llmir.kernels.gpu.step import HEADER_FIELDS, item_counts, pack
 from llmir.kernels.work_list import ITEM_FIELDS
 from llmir.plan import PlannedKernel
+from llmir.runtime.layers import heads
 from llmir.runtime.schedule import Int32, Schedule, Scheduler
 
 #: Copies to the device that may be under way: frameworks prepare a step while the GPU works on the last.
@@ -64,10 +64,10 @@ class GpuAttentionRunner:
         room = _Room.of(spec, policy, limits, self._workers)
         self._step = torch.zeros(room.numbers, dtype=torch.int32, device=device)
         self._staging = _Staging(room.numbers, device)
-        heads, size = spec.signature.num_kv_heads, spec.signature.head_size
+        rows, size = spec.signature.num_kv_heads * room.state_rows, spec.signature.head_size
         self._room = room
-        self._state_stats = torch.empty(heads * room.state_rows * 2, dtype=torch.float32, device=device)
-        self._state_values = torch.empty(heads * room.state_rows * size, dtype=torch.float32, device=device)
+        self._state_stats = torch.empty(rows * 2, dtype=torch.float32, device=device)
+        self._state_values = torch.empty(rows * size, dtype=torch.float32, device=device)
         self._counts = [0] * len(self._variants)
         self._merges = 0
 
@@ -93,7 +93,7 @@ class GpuAttentionRunner:
                 f"was announced"
             )
         self._staging.copy(packed, self._step)
-        self._counts = np.bincount(schedule.items[:, 0], minlength=len(self._variants)).tolist()
+        self._counts = item_counts(packed, len(self._variants))
         self._merges = schedule.merges.count
         return schedule
 
@@ -230,11 +230,10 @@ def _multiprocessors(device: torch.device) -> int:
 
 def _stride(what: str, tensor: torch.Tensor) -> int:
     """Elements from one token to the next; ValueError where the programs' assumptions do not hold."""
-    token, head, element = tensor.stride()
-    if element != 1 or (head != tensor.shape[2] and tensor.shape[1] > 1):
-        raise ValueError(f"the heads of a token of {what} must lie side by side, not with strides {tensor.stride()}")
-    if tensor.shape[0] == 1:
-        token = tensor.shape[1] * tensor.shape[2]  # of one token a framework may say anything
-    if token % ALIGNMENT or tensor.data_ptr() % ALIGNMENT:
+    tokens, count, size = tensor.shape
+    address, token = heads(tensor, size)
+    if tokens == 1:
+        token = count * size  # of one token a framework may say anything
+    if token % ALIGNMENT or address % ALIGNMENT:
         raise ValueError(f"{what} must begin at a multiple of {ALIGNMENT} bytes and {ALIGNMENT} elements")
     return token

@@ -11,7 +11,7 @@ from llmir.errors import UnsupportedLayerError
 from llmir.ir.attention import FusedAttention
 from llmir.ir.module import caches_of, ops_of
 from llmir.ir.remarks import remarks
-from llmir.ir.signature import HEAD_SIZES, AttentionSignature, GpuVariant, KernelSpec
+from llmir.ir.signature import HEAD_SIZES, AttentionSignature, GpuVariant, KernelSpec, padded
 from llmir.passes import gpu_tiles, pipeline
 from llmir.passes.attention_fusion import AttentionFusion
 from llmir.passes.block_sizing import BlockSizing
@@ -110,7 +110,7 @@ def test_tiles_hold_the_query_heads_of_a_kv_head_and_are_powers_of_two(signature
         assert 1 <= variant.max_tokens == variant.row_tile // signature.queries_per_kv
         assert variant.row_tile >= max(16, signature.queries_per_kv)
         for size in (variant.row_tile, variant.key_chunk, variant.warps):
-            assert size == gpu_tiles.padded(size)
+            assert size == padded(size)
 
 
 @given(signatures, targets)

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import torch
 from vllm.config import VllmConfig
-from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backend import (
     AttentionLayer,
     AttentionMetadata,
@@ -23,9 +22,15 @@ from vllm.v1.attention.backend import (
 from vllm.v1.kv_cache_interface import AttentionSpec
 
 from llmir.compiler import object_cache
-from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.sharing_report import SharingReport
-from llmir.frontends.vllm.description import PlannedBackend, PlannedImpl, check_cache, plan_of
+from llmir.frontends.vllm.description import (
+    PlannedBackend,
+    PlannedImpl,
+    bind_layers,
+    check_batch,
+    check_cache,
+    plan_of,
+)
 from llmir.frontends.vllm.support import BLOCK_SIZES
 from llmir.runtime.attention import AttentionRunner
 from llmir.runtime.layers import PlannedLayers, heads
@@ -58,15 +63,9 @@ class LlmirMetadataBuilder(AttentionMetadataBuilder["LlmirMetadata"]):
         self, kv_cache_spec: AttentionSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
     ):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        layers = vllm_config.compilation_config.static_forward_context
         load = functools.partial(AttentionRunner.load, object_cache=object_cache())
         self._planned = PlannedLayers(plan_of(vllm_config), load)
-        for name in layer_names:
-            layer = layers[name]
-            assert isinstance(layer, Attention) and isinstance(layer.impl, LlmirAttentionImpl)
-            layer.impl.bind(name, kv_cache_spec, vllm_config.model_config.dtype, self._planned)
-        for symbol, count in self._planned.kernels.items():
-            logger.info("llmir: %s serves %d layers", symbol, count)
+        bind_layers(self._planned, self, logger)
         self._sharing = SharingReport(self._planned.sharing, vllm_config.parallel_config.rank == 0, logger)
 
     def build(
@@ -74,12 +73,8 @@ class LlmirMetadataBuilder(AttentionMetadataBuilder["LlmirMetadata"]):
     ) -> LlmirMetadata:
         """The work lists of one batch, for every layer of the group."""
         batch = common_attn_metadata
-        if batch.causal is not True:
-            raise UnsupportedLayerError(self.layer_names[0], "a step asks for attention that is not causal")
-        requests = batch.num_reqs
-        block_table = batch.block_table_tensor
-        if block_table.dtype != torch.int32 or block_table.stride(1) != 1:
-            raise UnsupportedLayerError(self.layer_names[0], "vLLM's block table is not one of int32 rows")
+        check_batch(self.layer_names[0], batch)
+        requests, block_table = batch.num_reqs, batch.block_table_tensor
         query_start = batch.query_start_loc[: requests + 1].numpy()
         seq_lens = batch.seq_lens[:requests].numpy()
         self._planned.begin_step(query_start, seq_lens, block_table[:requests].numpy(), torch.get_num_threads())
@@ -101,15 +96,6 @@ class LlmirAttentionImpl(PlannedImpl):
 
     _runner: AttentionRunner | None = None
     _cache: torch.Tensor | None = None
-
-    def bind(
-        self, layer: str, kv_cache_spec: AttentionSpec, model_dtype: Any, planned: PlannedLayers[AttentionRunner]
-    ) -> None:
-        """Take the layer's kernel from the plan.
-
-        Called while vLLM sets up its caches, so that what cannot be served is refused before serving.
-        """
-        self._runner = planned.bind(layer, self.facts(layer, kv_cache_spec, model_dtype))
 
     def forward(
         self,

@@ -6,12 +6,20 @@ this works the same in every process vLLM starts.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from vllm.config import VllmConfig, get_current_vllm_config_or_none
+from vllm.model_executor.layers.attention import Attention
 from vllm.v1 import kv_cache_interface
-from vllm.v1.attention.backend import AttentionBackend, AttentionImpl, AttentionType, MultipleOf
+from vllm.v1.attention.backend import (
+    AttentionBackend,
+    AttentionImpl,
+    AttentionType,
+    CommonAttentionMetadata,
+    MultipleOf,
+)
 from vllm.v1.kv_cache_interface import AttentionSpec
 
 from llmir.errors import UnsupportedLayerError
@@ -20,7 +28,7 @@ from llmir.frontends.vllm.planning import PLAN_KEY
 from llmir.frontends.vllm.plugin import BACKEND_NAME, is_llmir
 from llmir.ir.signature import HEAD_SIZES, AttentionSignature
 from llmir.plan import Plan
-from llmir.runtime.layers import LayerFacts
+from llmir.runtime.layers import LayerFacts, PlannedLayers
 
 
 def plan_of(vllm_config: VllmConfig) -> Plan:
@@ -84,6 +92,29 @@ class PlannedBackend(AttentionBackend):
         return True
 
 
+def bind_layers(planned: PlannedLayers[Any], builder: Any, logger: logging.Logger) -> None:
+    """Give each layer of a metadata builder its kernel.
+
+    Called while vLLM sets up its caches, so that what cannot be served is refused before serving.
+    """
+    config = builder.vllm_config
+    layers = config.compilation_config.static_forward_context
+    for name in builder.layer_names:
+        layer = layers[name]
+        assert isinstance(layer, Attention) and isinstance(layer.impl, PlannedImpl)
+        layer.impl.bind(name, builder.kv_cache_spec, config.model_config.dtype, planned)
+    for symbol, count in planned.kernels.items():
+        logger.info("llmir: %s serves %d layers", symbol, count)
+
+
+def check_batch(layer: str, batch: CommonAttentionMetadata) -> None:
+    """Raise UnsupportedLayerError, with a ``layer`` of the group, for a batch that no kernel computes."""
+    if batch.causal is not True:
+        raise UnsupportedLayerError(layer, "a step asks for attention that is not causal")
+    if batch.block_table_tensor.dtype != torch.int32 or batch.block_table_tensor.stride(1) != 1:
+        raise UnsupportedLayerError(layer, "vLLM's block table is not one of int32 rows")
+
+
 class PlannedImpl(AttentionImpl[Any]):
     """One attention layer: what vLLM says of it, to be compared with the plan's."""
 
@@ -91,6 +122,7 @@ class PlannedImpl(AttentionImpl[Any]):
     known_arguments: frozenset[str] = frozenset()
     #: vLLM's names of the cache dtypes that keep 8-bit floats, which the device's kernels know.
     quantized_dtypes: tuple[str, ...] = ()
+    _runner: Any = None
 
     def __init__(
         self,
@@ -127,6 +159,10 @@ class PlannedImpl(AttentionImpl[Any]):
             f"it needs {further}": bool(further),
         }
         self._refusal = next((reason for reason, applies in refused.items() if applies), None)
+
+    def bind(self, layer: str, kv_cache_spec: AttentionSpec, model_dtype: Any, planned: PlannedLayers[Any]) -> None:
+        """Take the layer's kernel from the plan; UnsupportedLayerError where that is not the layer's."""
+        self._runner = planned.bind(layer, self.facts(layer, kv_cache_spec, model_dtype))
 
     def facts(self, layer: str, kv_cache_spec: AttentionSpec, model_dtype: Any) -> LayerFacts:
         """The layer as vLLM will run it; raises UnsupportedLayerError where that is more than kernels can do."""

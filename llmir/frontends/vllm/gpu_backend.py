@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from vllm.config import VllmConfig
-from vllm.model_executor.layers.attention import Attention
 from vllm.platforms import current_platform
 from vllm.v1.attention.backend import (
     AttentionCGSupport,
@@ -31,7 +30,14 @@ from vllm.v1.kv_cache_interface import AttentionSpec
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.sharing_report import SharingReport
 from llmir.frontends.vllm import block_tables
-from llmir.frontends.vllm.description import PlannedBackend, PlannedImpl, check_cache, plan_of
+from llmir.frontends.vllm.description import (
+    PlannedBackend,
+    PlannedImpl,
+    bind_layers,
+    check_batch,
+    check_cache,
+    plan_of,
+)
 from llmir.frontends.vllm.support import BLOCK_SIZES, QUANTIZED_CACHE_DTYPES
 from llmir.runtime.gpu import GpuAttentionRunner, StepLimits
 from llmir.runtime.layers import PlannedLayers
@@ -128,15 +134,9 @@ class LlmirGpuMetadataBuilder(AttentionMetadataBuilder["LlmirGpuMetadata"]):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         scheduler = vllm_config.scheduler_config
         limits = StepLimits(requests=scheduler.max_num_seqs, tokens=scheduler.max_num_batched_tokens)
-        layers = vllm_config.compilation_config.static_forward_context
         plan = plan_of(vllm_config)
         self._planned = PlannedLayers(plan, functools.partial(GpuAttentionRunner.load, limits=limits, device=device))
-        for name in layer_names:
-            layer = layers[name]
-            assert isinstance(layer, Attention) and isinstance(layer.impl, LlmirGpuAttentionImpl)
-            layer.impl.bind(name, kv_cache_spec, vllm_config.model_config.dtype, self._planned)
-        for symbol, count in self._planned.kernels.items():
-            logger.info("llmir: %s serves %d layers", symbol, count)
+        bind_layers(self._planned, self, logger)
         self._shares = any(k.policy.sharing is not None for k in plan.kernels if k.symbol in self._planned.kernels)
         self._block_size = kv_cache_spec.block_size
         self._sharing = SharingReport(self._planned.sharing, vllm_config.parallel_config.rank == 0, logger)
@@ -156,11 +156,8 @@ class LlmirGpuMetadataBuilder(AttentionMetadataBuilder["LlmirGpuMetadata"]):
         return False
 
     def _begin(self, batch: CommonAttentionMetadata, shares: bool) -> LlmirGpuMetadata:
-        if batch.causal is not True:
-            raise UnsupportedLayerError(self.layer_names[0], "a step asks for attention that is not causal")
+        check_batch(self.layer_names[0], batch)
         block_table = batch.block_table_tensor
-        if block_table.dtype != torch.int32 or block_table.stride(1) != 1:
-            raise UnsupportedLayerError(self.layer_names[0], "vLLM's block table is not one of int32 rows")
         if batch.seq_lens_cpu_upper_bound is None:
             raise UnsupportedLayerError(self.layer_names[0], "vLLM keeps no sequence lengths on the host")
         # A batch that is padded for a captured graph ends with requests of no tokens, and with tokens that have no
@@ -197,15 +194,12 @@ class LlmirGpuAttentionImpl(PlannedImpl):
     def bind(
         self, layer: str, kv_cache_spec: AttentionSpec, model_dtype: Any, planned: PlannedLayers[GpuAttentionRunner]
     ) -> None:
-        """Take the layer's kernel from the plan.
-
-        Called while vLLM sets up its caches, so that what cannot be served is refused before serving.
-        """
+        """As for any device, after what only the kernels of a GPU do not do."""
         if self.kv_sharing_target_layer_name is not None:
             raise UnsupportedLayerError(layer, f"it shares the KV cache of layer {self.kv_sharing_target_layer_name!r}")
         if self.sinks is not None and self.sinks.dtype != model_dtype:
             raise UnsupportedLayerError(layer, f"its sinks are of {self.sinks.dtype}, and the model of {model_dtype}")
-        self._runner = planned.bind(layer, self.facts(layer, kv_cache_spec, model_dtype))
+        super().bind(layer, kv_cache_spec, model_dtype, planned)
 
     def forward(
         self,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llmir.errors import KernelError
-from llmir.ir.signature import AttentionSignature, GpuVariant, KernelSpec
+from llmir.ir.signature import AttentionSignature, GpuVariant, KernelSpec, padded
 from llmir.kernels.gpu.append import append_kv
 from llmir.kernels.gpu.attention import attend
 from llmir.kernels.gpu.merge import merge
@@ -21,8 +22,6 @@ MERGE_WARPS = 4
 MERGE_PARTS = 32
 #: From so many rows a tile on, masks cost time: below, waiting for keys hides them.
 UNMASKED_ROWS = 64
-#: Bytes of an element of ``state_stats`` and ``state_values``.
-STATE_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,6 @@ class Program:
     """Of :attr:`types`, addresses and strides (in elements) that are multiples of 16."""
     warps: int
     stages: int
-
-
-def padded(size: int, least: int = 1) -> int:
-    """The next power of two, as the extents of Triton's tensors are."""
-    return max(least, 1 << (size - 1).bit_length())
 
 
 def programs(spec: KernelSpec, *, emulated: bool = False) -> tuple[Program, ...]:
@@ -84,8 +78,8 @@ def check(spec: KernelSpec) -> None:
 
 def _append(s: AttentionSignature, emulated: bool) -> Program:
     element, cache = _pointer(s.element_type), _pointer(s.cache_type)
-    types = {"key": element, "value": element, "cache": cache, "slots": "*i64"}
-    strides = {"key_stride": "i32", "value_stride": "i32"}
+    types = {"key": element, "value": element, "cache": cache, "slots": "*i64", **_scales(s)}
+    types |= {"key_stride": "i32", "value_stride": "i32"}
     constants = {
         "KV_HEADS": s.num_kv_heads,
         "HEAD": s.head_size,
@@ -95,8 +89,8 @@ def _append(s: AttentionSignature, emulated: bool) -> Program:
         "PADDED_HEAD": padded(s.head_size),
         "EMULATED": emulated,
     }
-    aligned = ("key", "value", "cache", *strides)
-    return _program("append", append_kv, types, _scales(s), strides, constants, aligned, APPEND_WARPS, stages=1)
+    aligned = ("key", "value", "cache", "key_stride", "value_stride")
+    return _program("append", append_kv, types, constants, aligned, APPEND_WARPS, stages=1)
 
 
 def _attend(s: AttentionSignature, variant: GpuVariant, number: int, emulated: bool) -> Program:
@@ -108,9 +102,13 @@ def _attend(s: AttentionSignature, variant: GpuVariant, number: int, emulated: b
         "step": "*i32",
         "state_stats": "*fp32",
         "state_values": "*fp32",
+        "sinks": element if s.sinks else None,
+        **_scales(s),
+        "output": element,
+        "query_stride": "i32",
+        "output_stride": "i32",
+        "table_stride": "i32",
     }
-    optional = {"sinks": element if s.sinks else None, **_scales(s)}
-    strides = {"output": element, "query_stride": "i32", "output_stride": "i32", "table_stride": "i32"}
     constants = {
         "VARIANT": number,
         "KV_HEADS": s.num_kv_heads,
@@ -130,15 +128,19 @@ def _attend(s: AttentionSignature, variant: GpuVariant, number: int, emulated: b
         "EMULATED": emulated,
     }
     aligned = ("query", "cache", "step", "state_stats", "state_values", "output", "query_stride", "output_stride")
-    return _program(
-        variant.name, attend, types, optional, strides, constants, aligned, variant.warps, stages=variant.stages
-    )
+    return _program(variant.name, attend, types, constants, aligned, variant.warps, stages=variant.stages)
 
 
 def _merge(s: AttentionSignature, emulated: bool) -> Program:
-    types = {"step": "*i32", "state_stats": "*fp32", "state_values": "*fp32"}
     element = _pointer(s.element_type)
-    optional = {"sinks": element if s.sinks else None}
+    types = {
+        "step": "*i32",
+        "state_stats": "*fp32",
+        "state_values": "*fp32",
+        "sinks": element if s.sinks else None,
+        "output": element,
+        "output_stride": "i32",
+    }
     constants = {
         "KV_HEADS": s.num_kv_heads,
         "GROUP": s.queries_per_kv,
@@ -148,9 +150,8 @@ def _merge(s: AttentionSignature, emulated: bool) -> Program:
         "PARTS": MERGE_PARTS,
         "EMULATED": emulated,
     }
-    rest = {"output": element, "output_stride": "i32"}
     aligned = ("step", "state_stats", "state_values", "output", "output_stride")
-    return _program("merge", merge, types, optional, rest, constants, aligned, MERGE_WARPS, stages=1)
+    return _program("merge", merge, types, constants, aligned, MERGE_WARPS, stages=1)
 
 
 def _scales(s: AttentionSignature) -> dict[str, str | None]:
@@ -164,16 +165,14 @@ def _pointer(element_type: str) -> str:
 def _program(
     name: str,
     function: Any,
-    types: dict[str, str],
-    optional: dict[str, str | None],
-    rest: dict[str, str],
+    types: Mapping[str, str | None],
     constants: dict[str, Any],
     aligned: tuple[str, ...],
     warps: int,
     *,
     stages: int,
 ) -> Program:
-    """A program with the arguments ``types``, ``optional`` (compiled in as None where their type is None), ``rest``."""
-    there = {argument: kind for argument, kind in optional.items() if kind is not None}
-    absent = {argument: None for argument, kind in optional.items() if kind is None}
-    return Program(name, function, {**types, **there, **rest}, {**constants, **absent}, aligned, warps, stages)
+    """A program; an argument whose type is None does not come with a call, but is compiled in as None."""
+    there = {argument: kind for argument, kind in types.items() if kind is not None}
+    absent = dict.fromkeys(argument for argument, kind in types.items() if kind is None)
+    return Program(name, function, there, {**constants, **absent}, aligned, warps, stages)

@@ -6,16 +6,13 @@ find whatever the step has.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmir.kernels.work_list import ITEM_FIELDS, Item
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from llmir.kernels.work_list import Item
 
 Int32 = NDArray[np.int32]
 
@@ -62,9 +59,3 @@ def pack(items: Int32, variants: int, merge_arrays: Sequence[Int32], state_rows:
 def item_counts(packed: Int32, variants: int) -> list[int]:
     """Items of each variant."""
     return packed[Header.VARIANTS : Header.VARIANTS + 2 * variants : 2].tolist()
-
-
-def items_of(packed: Int32, variant: int) -> Int32:
-    """[items, ITEM_FIELDS] of one variant: a view."""
-    count, place = packed[Header.VARIANTS + 2 * variant : Header.VARIANTS + 2 * variant + 2].tolist()
-    return packed[place : place + count * ITEM_FIELDS].reshape(count, ITEM_FIELDS)

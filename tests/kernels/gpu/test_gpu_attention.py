@@ -186,5 +186,5 @@ def test_a_step_beyond_the_limits_is_an_error():
 def test_heads_that_lie_apart_are_refused():
     step = Step([(5, 1)])
     step.query = step.query.transpose(1, 2).contiguous().transpose(1, 2)
-    with pytest.raises(ValueError, match="heads of a token of query must lie side by side"):
+    with pytest.raises(ValueError, match="heads of a token side by side, not strides"):
         step.run()

@@ -6,9 +6,8 @@ from itertools import pairwise
 import pytest
 from ahead_cases import FEATURES, LLAMA_3_8B, MODELS, PLANS, spec_of
 
-from llmir.ir.signature import ELEMENT_BYTES, HEAD_SIZES, KernelSpec
+from llmir.ir.signature import ELEMENT_BYTES, HEAD_SIZES, KernelSpec, padded
 from llmir.kernels.gpu.occupancy import shared_memory
-from llmir.passes.gpu_tiles import padded
 from llmir.plan import Plan
 
 #: A tile of so many rows or more is one of wgmma's.
