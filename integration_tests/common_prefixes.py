@@ -38,6 +38,8 @@ LARGEST_GROUP = 4
 #: Tokens of KV cache to serve with: the crowd's answers do not fit, so some of it has to wait and come back.
 ROOM = 3072
 CROWD, CROWD_TOKENS = 20, 128
+#: Tokens of a prompt that takes long enough for others to arrive meanwhile: some tenths of a second.
+LONG_PROMPT = 600
 Prompts = list[list[int]]
 
 
@@ -56,13 +58,16 @@ def jobs(tokens: list[int]) -> dict[str, tuple[Prompts, int]]:
     def own(number: int, length: int) -> list[int]:
         return rest[100 + 20 * number :][:length]
 
-    # Members of a group do not lie side by side.
+    # Requests arrive one by one and may be served as they come; those behind a long prompt are served together.
+    long_prompt = rest[-LONG_PROMPT:]
+    # Members of a group do not lie side by side, and few groups part where a step takes some of what has arrived.
+    extended = [p + own(i, 2 + i) for i, p in enumerate(prefixes[:2] * 2 + prefixes[2:] * 2)]
     pairs = [prefix + own(number, 1 + 7 * number) for number, prefix in enumerate(prefixes * 2)]
     return {
         # Into the cache: what is computed in one step is not shared yet.
         "prefixes": ([*prefixes, document], 1),
         # Several new tokens over a cached prefix, in one step; the longest reads its prefix alone.
-        "extend": ([p + own(i, 2 + i) for i, p in enumerate(prefixes * 2)] + [prefixes[1] + own(20, 200)], 1),
+        "extend": ([long_prompt, *extended, prefixes[1] + own(20, 200)], 1),
         # A group of each prefix; one of them has a group within; and one request on its own.
         "groups": ([*pairs, document + own(9, 3), own(11, 50), document + own(10, 8)], 24),
         "crowd": ([prefixes[0] + own(number, 40) for number in range(CROWD)], CROWD_TOKENS),
