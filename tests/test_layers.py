@@ -82,6 +82,16 @@ def test_what_sharing_saves_is_counted_for_every_layer(loaded, tmp_path):
     assert layers.sharing == SharingCount(2, 2 * 3, 2 * 2 * read_again * 3 * 64 * 2 * 2)
 
 
+def test_a_step_without_room_to_share_is_counted(layers, monkeypatch):
+    begin_step = AttentionRunner.begin_step
+    monkeypatch.setattr(
+        AttentionRunner, "begin_step", lambda self, *step: replace(begin_step(self, *step), without_room=True)
+    )
+    layers.bind("layers.0", FACTS)
+    layers.begin_step(np.array([0, 1], np.int32), np.array([5], np.int32), np.zeros((1, 2), np.int32), 2)
+    assert layers.sharing == SharingCount(steps_without_room=1)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -6,7 +6,7 @@ once, so that a captured CUDA graph serves any step that :meth:`GpuAttentionRunn
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ STAGING_BUFFERS = 4
 ALIGNMENT = 16
 #: Multiprocessors that work lists are cut for where there is no GPU.
 EMULATED_MULTIPROCESSORS = 4
-#: Levels of shared prefixes of every request that there is room for; a step with more shares nothing.
+#: Levels of shared prefixes of every request that there is room for; a step with more shares nothing, and is counted.
 SHARED_LEVELS = 4
 
 
@@ -85,7 +85,7 @@ class GpuAttentionRunner:
         schedule = self._scheduler.schedule(query_start, seq_lens, block_table, workers)
         packed = self._packed(schedule)
         if not self._room.holds(packed, schedule):
-            schedule = self._scheduler.schedule(query_start, seq_lens, None, workers)
+            schedule = replace(self._scheduler.schedule(query_start, seq_lens, None, workers), without_room=True)
             packed = self._packed(schedule)
         if not self._room.holds(packed, schedule):
             raise KernelError(

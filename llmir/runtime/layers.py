@@ -53,6 +53,8 @@ class SharingCount:
     """Requests of which a part was read together with that of others, summed over steps."""
     kv_bytes: int = 0
     """Bytes of keys and values, of all layers, that were not read again."""
+    steps_without_room: int = 0
+    """Steps that a kernel had no room to share in, see Schedule."""
 
 
 class Runner(Protocol):
@@ -102,13 +104,15 @@ class PlannedLayers(Generic[RunnerT]):
 
     def begin_step(self, query_start: Int32, seq_lens: Int32, block_table: Int32 | None, threads: int) -> None:
         """Prepare all layers for one step; the arguments are Scheduler.schedule's."""
-        requests = 0
+        requests, without_room = 0, False
         for symbol, runner in self._runners.items():
             schedule = runner.begin_step(query_start, seq_lens, block_table, threads)
             requests = max(requests, schedule.shared_requests)
+            without_room |= schedule.without_room
             self.sharing.kv_bytes += schedule.keys_not_read * runner.spec.signature.token_bytes * self._layers[symbol]
         self.sharing.steps += requests > 0
         self.sharing.requests += requests
+        self.sharing.steps_without_room += without_room
 
 
 def heads(tensor: Any, head_size: int) -> tuple[int, int]:

@@ -36,6 +36,8 @@ class Schedule:
     """Requests of which a part is read together with that of others."""
     keys_not_read: int
     """Keys, of every KV head, that would have been read once more for each of them."""
+    without_room: bool = False
+    """Whether nothing is shared only because what runs it has no room for that many parts."""
 
 
 class Scheduler:

@@ -163,6 +163,21 @@ def test_steps_that_cannot_share_are_counted_and_said_once(caplog: pytest.LogCap
     ]
 
 
+def test_steps_without_room_to_share_are_counted_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    registry = pytest.importorskip("prometheus_client").REGISTRY
+    name = "llmir_shared_prefix_blind_steps_total"
+    count = SharingCount()
+    report = SharingReport(count, first_rank=True, logger=logger)
+    before = registry.get_sample_value(name)
+    for _ in range(2):
+        count.steps_without_room += 1
+        report.update()
+        report.update()
+    assert registry.get_sample_value(name) - before == 2
+    (record,) = caplog.records
+    assert "more often than the GPU's buffers have room for" in record.getMessage()
+
+
 RANK = """
 import logging, sys
 from llmir.frontends.common.sharing_report import SharingReport

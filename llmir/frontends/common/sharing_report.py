@@ -6,7 +6,8 @@ The counters are prometheus_client's, as the frameworks' own are, in the process
   counted by the first rank alone, and for each group of layers that has a block table of its own;
 - ``llmir_shared_prefix_kv_bytes_not_read_total``: bytes of keys and values that were not read again; each rank counts
   those of its own heads and layers, and the endpoint adds the ranks up;
-- ``llmir_shared_prefix_blind_steps_total``: steps in which nobody could tell who shares what; by the first rank too.
+- ``llmir_shared_prefix_blind_steps_total``: steps that shared nothing because nobody could tell who shares what, or
+  because the buffers of a GPU had no room for so many levels of prefixes; by the first rank too.
 
 A metrics endpoint sees them where its framework lets it see other processes than its own, which is prometheus_client's
 PROMETHEUS_MULTIPROC_DIR:
@@ -68,9 +69,13 @@ class SharingReport:
         A step that shared nothing costs a comparison; one that did costs two additions to counters, some microseconds.
         """
         count, counted = self._count, self._counted
-        if count.steps == counted.steps:
+        if (count.steps, count.steps_without_room) == (counted.steps, counted.steps_without_room):
             return
         self._counted = replace(count)
+        if count.steps_without_room > counted.steps_without_room:
+            self.blind("prefixes lie within prefixes more often than the GPU's buffers have room for")
+        if count.steps == counted.steps:
+            return
         if self._counters:
             requests, kv_bytes, _ = self._counters
             requests.inc(count.requests - counted.requests if self._first_rank else 0)
@@ -112,7 +117,7 @@ def _counters(logger: logging.Logger) -> tuple[Any, Any, Any] | None:
         return (
             Counter("llmir_shared_prefix_requests", "Requests whose prefix was read with others', summed over steps."),
             Counter("llmir_shared_prefix_kv_bytes_not_read", "Bytes of keys and values that were not read again."),
-            Counter("llmir_shared_prefix_blind_steps", "Steps in which nobody could tell who shares a prefix."),
+            Counter("llmir_shared_prefix_blind_steps", "Steps that could not share a prefix."),
         )
     except OSError as error:
         logger.warning("llmir: prefix sharing is not in the metrics: prometheus_client has no folder (%s)", error)

@@ -171,7 +171,8 @@ def test_a_captured_grid_serves_any_step(monkeypatch, sharing):
 def test_a_step_that_shares_more_than_there_is_room_for_shares_nothing(monkeypatch):
     monkeypatch.setattr(gpu._Room, "holds", lambda self, packed, schedule: schedule.shared_requests == 0)
     step = Step([(64, 1)] * 4, prefixes={i: (0, 4) for i in range(1, 4)}, sharing=ALWAYS_SHARED)
-    assert step.check().shared_requests == 0
+    schedule = step.check()
+    assert (schedule.shared_requests, schedule.without_room) == (0, True)
 
 
 def test_a_step_beyond_the_limits_is_an_error():
