@@ -14,16 +14,19 @@ import torch
 from gpu_plans import BLOCK, HEAD_SIZE, HEADS, KV_HEADS, LAYERS, SCALE, gpu_plan
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers.attention import Attention
-from vllm.v1.attention.backend import AttentionCGSupport, CommonAttentionMetadata
+from vllm.v1.attention.backend import AttentionCGSupport, CommonAttentionMetadata, MultipleOf
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common import sharing_report
-from llmir.frontends.vllm import block_tables, gpu_backend, plugin
+from llmir.frontends.vllm import block_tables, description, gpu_backend, plugin
 from llmir.frontends.vllm.gpu_backend import LlmirGpuAttentionBackend, LlmirGpuMetadata, LlmirGpuMetadataBuilder
 from llmir.frontends.vllm.planning import PLAN_KEY
+from llmir.kernels.work_list import ITEM_FIELDS
 from llmir.plan import Plan
 from llmir.runtime.gpu import StepLimits
+from llmir.runtime.merges import NO_MERGES
+from llmir.runtime.schedule import Schedule
 
 META = torch.device("meta")
 MOST_REQUESTS, MOST_TOKENS, COLUMNS = 64, 512, 32
@@ -45,7 +48,7 @@ class NotingRunner:
 
     def begin_step(self, query_start: Any, seq_lens: Any, block_table: Any, threads: int) -> Any:
         self.steps.append((query_start.tolist(), seq_lens.tolist(), block_table, threads))
-        return SimpleNamespace(shared_requests=0, keys_not_read=0)
+        return Schedule(np.empty((0, ITEM_FIELDS), np.int32), NO_MERGES, shared_requests=0, keys_not_read=0)
 
     def attend(self, *tensors: Any, **others: Any) -> None:
         self.calls.append((tensors, others))
@@ -114,6 +117,23 @@ def know(asked: Any, rows: np.ndarray | None) -> None:
 
 
 # ---- setting up
+
+
+def test_the_block_size_is_the_plans_also_where_vllm_asks_without_a_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Fresh(LlmirGpuAttentionBackend):
+        """One that was never asked."""
+
+    plan = gpu_plan()
+    config = VllmConfig(additional_config={PLAN_KEY: plan.to_json()})
+    monkeypatch.setattr(description, "get_current_vllm_config_or_none", lambda: None)
+    (least,) = Fresh.get_supported_kernel_block_sizes()
+    assert isinstance(least, MultipleOf) and least.base == 16
+    monkeypatch.setattr(description, "get_current_vllm_config_or_none", lambda: config)
+    assert Fresh.get_supported_kernel_block_sizes() == [plan.block_size]
+    monkeypatch.setattr(description, "get_current_vllm_config_or_none", lambda: None)
+    assert Fresh.get_supported_kernel_block_sizes() == [plan.block_size]
 
 
 def test_layers_of_a_kernel_share_a_runner() -> None:
@@ -211,6 +231,22 @@ def test_prefixes_are_found_in_the_table_on_the_host() -> None:
     know(asked, TABLE)
     builder.build(0, asked)
     assert runner_of(layer).steps[0][2] is TABLE
+
+
+def test_requests_that_begin_with_blocks_of_their_own_are_not_compared_further() -> None:
+    layer = attention()
+    builder, asked = build(gpu_plan(), layer), batch([1, 1], [40, 41])
+    widths = []
+
+    def rows(requests: int, columns: int) -> np.ndarray:
+        widths.append(columns)
+        return TABLE[:, ::-1]
+
+    block_tables._tables[asked.block_table_tensor.data_ptr()] = rows
+    builder._sharing = SimpleNamespace(blind=lambda reason: pytest.fail(reason), update=lambda: None)
+    builder.build(0, asked)
+    assert runner_of(layer).steps[0][2] is None
+    assert widths == [block_tables.COLUMN_STEP]
 
 
 def test_without_a_table_on_the_host_nothing_is_shared_and_that_is_said_once(

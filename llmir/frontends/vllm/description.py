@@ -7,7 +7,7 @@ this works the same in every process vLLM starts.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from vllm.config import VllmConfig, get_current_vllm_config_or_none
@@ -53,6 +53,8 @@ class PlannedBackend(AttentionBackend):
     forward_includes_kv_cache_update: bool = True
     #: Tokens that the blocks of any plan for the device are a multiple of.
     block_size_step: int
+    #: Those of the plan that was asked about last.
+    _block_size: ClassVar[int | None] = None
 
     @staticmethod
     def get_name() -> str:
@@ -63,11 +65,14 @@ class PlannedBackend(AttentionBackend):
 
     @classmethod
     def get_supported_kernel_block_sizes(cls, kv_cache_spec: Any = None) -> list[int | MultipleOf]:  # type: ignore[override]
-        """The block size the kernels were compiled for."""
+        """The block size the kernels were compiled for.
+
+        Before 0.32 vLLM asks again without a configuration, for layers with a window, after it has asked with one.
+        """
         config = get_current_vllm_config_or_none()
-        if config is None:
-            return [MultipleOf(cls.block_size_step)]  # asked outside of any configuration
-        return [plan_of(config).block_size]
+        if config is not None:
+            cls._block_size = plan_of(config).block_size
+        return [cls._block_size or MultipleOf(cls.block_size_step)]
 
     @classmethod
     def get_supported_head_sizes(cls) -> list[int]:

@@ -168,14 +168,23 @@ class LlmirGpuMetadataBuilder(AttentionMetadataBuilder["LlmirGpuMetadata"]):
             raise UnsupportedLayerError(self.layer_names[0], "a step has requests without tokens before others")
         # Exact, but for asynchronous speculative decoding, which support.py refuses.
         seq_lens = batch.seq_lens_cpu_upper_bound[:requests].numpy()
-        table = None
-        if shares and requests > 1:
-            table = block_tables.on_host(block_table, requests, int(seq_lens.max()), self._block_size)
-            if table is None and not block_tables.is_invented(block_table):
-                self._sharing.blind("vLLM keeps no block table of this step on the host")
+        table = self._shared_table(block_table, seq_lens) if shares and requests > 1 else None
         self._planned.begin_step(query_start[: requests + 1], seq_lens, table, threads=0)
         self._sharing.update()
         return LlmirGpuMetadata(batch.num_actual_tokens, batch.slot_mapping, block_table)
+
+    def _shared_table(self, block_table: torch.Tensor, seq_lens: np.ndarray) -> np.ndarray | None:
+        """A step's block table on the host, if anybody may share a prefix there."""
+        requests = len(seq_lens)
+        first = block_tables.on_host(block_table, requests, 1, self._block_size)
+        if first is None:
+            if not block_tables.is_invented(block_table):
+                self._sharing.blind("vLLM keeps no block table of this step on the host")
+            return None
+        # Gathering all columns takes longer than all else here, and a common prefix has a common first block.
+        if len(np.unique(first[:, 0])) == requests:
+            return None
+        return block_tables.on_host(block_table, requests, int(seq_lens.max()), self._block_size)
 
 
 class LlmirGpuAttentionImpl(PlannedImpl):

@@ -46,7 +46,7 @@ class Launch:
             kernel._init_handles()
         except Exception as error:
             raise KernelError(
-                f"Triton {triton.__version__} cannot compile {self.program.name} for {architecture}: {error}"
+                f"Triton {triton.__version__} cannot compile or load {self.program.name} for {architecture}: {error}"
             ) from error
         self.resident_blocks = resident_blocks(
             architecture,
