@@ -14,8 +14,9 @@ import torch
 COPY_BYTES = 1 << 30
 #: Of the matrix product.
 PRODUCT_SIZE = 8192
-#: So long, a tenth of a millisecond, a device waits before a sample.
-AHEAD_CYCLES = 200_000
+#: A device waits so long before a sample, a tenth of a millisecond, and a quarter of that again for each call of it:
+#: the host takes as long to make one.
+AHEAD_CYCLES, AHEAD_CYCLES_A_CALL = 200_000, 50_000
 
 Run = Callable[[], object]
 
@@ -23,8 +24,8 @@ Run = Callable[[], object]
 class Clock(Protocol):
     """Times what is put on the device between two calls."""
 
-    def ahead(self) -> None:
-        """Keeps the device waiting for a while, so that the host is ahead of it."""
+    def ahead(self, calls: int) -> None:
+        """Keeps the device waiting for a while, so that the host is ahead of it by so many calls."""
 
     def start(self) -> Any:
         """A mark."""
@@ -39,9 +40,9 @@ class Clock(Protocol):
 class EventClock:
     """CUDA events on the current stream: the device's own time."""
 
-    def ahead(self) -> None:
+    def ahead(self, calls: int) -> None:
         """See :class:`Clock`."""
-        torch.cuda._sleep(AHEAD_CYCLES)
+        torch.cuda._sleep(AHEAD_CYCLES + calls * AHEAD_CYCLES_A_CALL)
 
     def start(self) -> torch.cuda.Event:
         """See :class:`Clock`."""
@@ -61,7 +62,7 @@ class EventClock:
 class HostClock:
     """The wall clock, where there is no device: its times say nothing about one."""
 
-    def ahead(self) -> None:
+    def ahead(self, calls: int) -> None:
         """See :class:`Clock`."""
 
     def start(self) -> float:
@@ -111,10 +112,12 @@ class Rounds:
 CEILING_ROUNDS = Rounds(15, 15, 2)
 
 
-def interleaved(sides: Mapping[str, Run], clock: Clock, seconds: float, rounds: Rounds) -> dict[str, list[float]]:
+def interleaved(
+    sides: Mapping[str, Run], clock: Clock, seconds: float, rounds: Rounds, calls: int = 1
+) -> dict[str, list[float]]:
     """Seconds of every run of each side: one run of each in turn, so that a disturbance meets all alike.
 
-    As many rounds as fit in ``seconds``; each begins with another side.
+    As many rounds as fit in ``seconds``; each begins with another side. ``calls``: how many the host makes in a run.
     """
     names = list(sides)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -124,7 +127,7 @@ def interleaved(sides: Mapping[str, Run], clock: Clock, seconds: float, rounds: 
         turn = number % len(names)
         marks = []
         for name in names[turn:] + names[:turn]:
-            clock.ahead()
+            clock.ahead(calls)
             begin = clock.start()
             sides[name]()
             marks.append((name, begin, clock.start()))

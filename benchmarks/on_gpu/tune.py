@@ -152,8 +152,9 @@ class Tuner:
             for n in range(calls):
                 side.run(n % step.layers)
 
-        timed = captured(run) if self._device.type == "cuda" and step.batch.decodes else run
-        times = interleaved({"llmir": timed}, clock_for(self._device), 0, self._rounds)
+        in_graph = self._device.type == "cuda" and step.batch.decodes
+        timed, launches = (captured(run), 1) if in_graph else (run, calls)
+        times = interleaved({"llmir": timed}, clock_for(self._device), 0, self._rounds, launches)
         return spread(times["llmir"], calls)
 
 

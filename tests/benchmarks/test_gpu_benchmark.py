@@ -6,14 +6,14 @@ import sys
 import gpu
 import pytest
 import torch
-from on_gpu import correctness, report
+from on_gpu import correctness, report, speed
 from on_gpu.batches import TINY, Batch, Shape
 from on_gpu.checks import Check
 from on_gpu.correctness import Checker
 from on_gpu.llmir_side import Plans, fitted
 from on_gpu.speed import shares
 from on_gpu.step import PLAIN, Features
-from on_gpu.timing import HostClock, Rounds, interleaved, spread
+from on_gpu.timing import Budget, HostClock, Rounds, interleaved, spread
 from plan_file import POLICY, SIGNATURE, VARIANTS, write_plan
 
 from llmir.errors import PlanError
@@ -131,6 +131,42 @@ def test_a_check_that_checks_nothing_is_found(tmp_path, monkeypatch):
     check = Check(CHECK.batch, PLAIN, shares=True)
     found = problems(tmp_path, monkeypatch, lambda query, output, cache: None, check)
     assert found == ["nothing was shared, which was to be checked"]
+
+
+class Side:
+    """One that attends to a layer by writing its number."""
+
+    def __init__(self, name):
+        self.name, self.output, self.layers = name, torch.empty(2), []
+
+    def prepare(self):
+        pass
+
+    def run(self, layer):
+        self.layers.append(layer)
+        self.output.fill_(layer)
+
+
+class FirstLayer:
+    """A step whose first layer's answer is known."""
+
+    def errors(self, output):
+        return (float(output.abs().max()),) * 2
+
+
+def test_only_graphs_whose_replay_is_right_are_timed(monkeypatch):
+    right, stale = Side("right"), Side("stale")
+
+    def captured(run):
+        run()
+        return (lambda: None) if run.args[0] is stale else run
+
+    monkeypatch.setattr(speed, "captured", captured)
+    bench = speed.Bench(CPU, None, None, {}, Budget(60), torch.Generator(), tiny=True)
+    graphs = bench._graphs(CHECK.batch, FirstLayer(), [("llmir", stale), ("llmir", right)], layers=3, calls=4)
+    assert list(graphs) == ["right"]
+    assert right.layers == [0, 1, 2, 0] * 2
+    assert [(row["side"], row["problem"].split(":")[0]) for row in bench.wrong] == [("stale", "wrong when replayed")]
 
 
 def test_every_side_is_timed_equally_often_after_the_warm_up():
