@@ -6,6 +6,7 @@ once, so that a captured CUDA graph serves any step that :meth:`GpuAttentionRunn
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,9 +60,8 @@ class GpuAttentionRunner:
         multiprocessors = _multiprocessors(device)
         self._programs = [multiprocessors * launch.resident_blocks for launch in self._variants]
         self._merge_programs = multiprocessors * self._launches["merge"].resident_blocks
-        self._workers = self._programs[[v.name for v in spec.variants].index("decode")]
         self._scheduler = Scheduler(spec, policy)
-        room = _Room.of(spec, policy, limits, self._workers)
+        room = _Room.of(spec, policy, limits, self._programs)
         self._step = torch.zeros(room.numbers, dtype=torch.int32, device=device)
         self._staging = _Staging(room.numbers, device)
         rows, size = spec.signature.num_kv_heads * room.state_rows, spec.signature.head_size
@@ -79,13 +79,13 @@ class GpuAttentionRunner:
     def begin_step(self, query_start: Int32, seq_lens: Int32, block_table: Int32 | None, threads: int = 0) -> Schedule:
         """Prepares the calls of one step and gives its work list; the arguments are Scheduler.schedule's, on the host.
 
-        ``threads``: thread blocks to cut the work for; 0: as many as the GPU runs at a time.
+        ``threads``: thread blocks to cut each launch's work for; 0: as many as the GPU runs at a time.
         """
-        workers = threads or self._workers
-        schedule = self._scheduler.schedule(query_start, seq_lens, block_table, workers)
+        launches = [threads] * len(self._variants) if threads else self._programs
+        schedule = self._scheduler.schedule(query_start, seq_lens, block_table, launches)
         packed = self._packed(schedule)
         if not self._room.holds(packed, schedule):
-            schedule = replace(self._scheduler.schedule(query_start, seq_lens, None, workers), without_room=True)
+            schedule = replace(self._scheduler.schedule(query_start, seq_lens, None, launches), without_room=True)
             packed = self._packed(schedule)
         if not self._room.holds(packed, schedule):
             raise KernelError(
@@ -168,21 +168,22 @@ class _Room:
     """Rows of states of one KV head."""
 
     @classmethod
-    def of(cls, spec: KernelSpec, policy: StepPolicy, limits: StepLimits, workers: int) -> _Room:
+    def of(cls, spec: KernelSpec, policy: StepPolicy, limits: StepLimits, threads: Sequence[int]) -> _Room:
         """Enough for any step within ``limits`` that shares nothing, and for usual ones that share.
 
-        A tile that is split is more than one part in so many of the step, so there are fewer split tiles than parts,
-        and at most twice as many pieces. Who shares leaves a state of its own part and one a level.
+        A tile that is split is more than one part in so many of its launch, so there are fewer split tiles than parts,
+        and at most twice as many pieces. Who shares leaves a state of its own part and one a level. ``threads``: of
+        each variant, thread blocks that run at a time.
         """
-        group = spec.signature.queries_per_kv
-        pieces = 2 * -(-policy.items_per_thread * workers // spec.signature.num_kv_heads)
-        tiles = limits.requests + -(-limits.tokens // min(v.max_tokens for v in spec.variants))
-        rows = max(v.row_tile for v in spec.variants)
-        decode_rows = spec.variant("decode").row_tile
+        s, variants = spec.signature, spec.variants
+        pieces = [2 * -(-policy.items_per_thread * count // s.num_kv_heads) for count in threads]
+        tiles = limits.requests + -(-limits.tokens // min(v.max_tokens for v in variants))
         shared = limits.requests if policy.sharing is not None else 0
-        state_rows = pieces * rows + shared * (decode_rows + SHARED_LEVELS * group) + SHARED_LEVELS * rows
-        items = tiles + pieces + SHARED_LEVELS * shared
-        tokens = limits.tokens + pieces * max(v.max_tokens for v in spec.variants)
+        own_rows = spec.variant("decode").row_tile + SHARED_LEVELS * s.queries_per_kv
+        state_rows = sum(count * v.row_tile for count, v in zip(pieces, variants, strict=True))
+        state_rows += shared * own_rows + SHARED_LEVELS * max(v.row_tile for v in variants)
+        items = tiles + sum(pieces) + SHARED_LEVELS * shared
+        tokens = limits.tokens + sum(count * v.max_tokens for count, v in zip(pieces, variants, strict=True))
         merges = 3 * tokens + 1 + 2 * SHARED_LEVELS * shared
         return cls(HEADER_FIELDS + items * ITEM_FIELDS + merges, state_rows)
 

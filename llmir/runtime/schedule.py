@@ -7,6 +7,7 @@ many when it prefills, any mixture of both. The same items serve all of it. What
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
 _NO_TOKENS = np.empty(0, np.int64)
+#: By so much may the longest of the threads' work exceed their average before tiles are split that could stay whole.
+BALANCED = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,19 @@ class Scheduler:
         self._finder = PrefixFinder()
         self._shared: tuple[PrefixTree, Int64, SharedParts | None] | None = None
 
-    def schedule(self, query_start: Int32, seq_lens: Int32, block_table: Int32 | None, threads: int) -> Schedule:
+    def schedule(
+        self,
+        query_start: Int32,
+        seq_lens: Int32,
+        block_table: Int32 | None,
+        threads: int | Sequence[int],
+    ) -> Schedule:
         """The work list of a step.
 
         ``query_start`` [requests + 1]: where each request's new tokens begin among the step's tokens;
         ``seq_lens`` [requests]: tokens of each request, the new ones included; ``block_table`` [requests, columns],
-        or None where it is not known here, and then nothing is shared; ``threads``: who will run it, threads of a CPU
-        or thread blocks that a GPU runs at a time.
+        or None where it is not known here, and then nothing is shared; ``threads``: who will run it, threads of a CPU,
+        or of each variant, which is a launch of its own on a GPU, thread blocks that run at a time.
         """
         starts, lengths = np.asarray(query_start, np.int64), np.asarray(seq_lens, np.int64)
         tiles = self._tiles(starts, lengths)
@@ -134,22 +143,52 @@ class Scheduler:
         self._shared = (tree, rows, parts)
         return parts
 
-    def _split(self, tiles: Int64, threads: int) -> Int64:
+    def _pieces(self, cost: NDArray[np.float64], variant: Int64, threads: int | Sequence[int]) -> Int64:
+        """Of each tile: in how many pieces nobody is kept busy while others wait."""
+        if isinstance(threads, int):
+            most = cost.sum() * self._heads / (self._policy.items_per_thread * threads)
+            return np.ceil(cost / most).astype(np.int64)
+        parts = self._policy.items_per_thread * np.asarray(threads)
+        share = cost / (np.bincount(variant, cost, len(threads)) * self._heads / parts)[variant]
+        pieces = np.ceil(share).astype(np.int64)
+        # The states of prefill's tiles are large, and where there are many tiles, splitting them gains nothing. Rounded
+        # up, as many pieces as the launch has parts would be a few more, which begin when all others are done.
+        prefill = variant == self._prefill
+        whole = _balanced(cost[prefill], self._heads, threads[self._prefill])
+        pieces[prefill] = 1 if whole else share[prefill]
+        return pieces
+
+    def _split(self, tiles: Int64, threads: int | Sequence[int]) -> Int64:
         """Splits the key ranges of tiles that would keep one thread busy while others wait."""
-        cost = self._cost(tiles)
-        most = cost.sum() * self._heads / (self._policy.items_per_thread * threads)
-        if threads == 1 or not len(tiles) or cost.max() <= most:
+        if threads == 1 or not len(tiles):
+            return tiles
+        pieces = self._pieces(self._cost(tiles), tiles[:, Item.VARIANT], threads)
+        if (pieces <= 1).all():
             return tiles
         keys = tiles[:, Item.KEY_END] - tiles[:, Item.KEY_BEGIN]
-        splits = np.minimum(np.ceil(cost / most).astype(np.int64), keys // self._policy.split_keys)
+        splits = np.minimum(pieces, keys // self._policy.split_keys)
         chunk = self._key_chunk[tiles[:, Item.VARIANT]]
         length = -(-keys // np.maximum(splits, 1))
         length = np.maximum(-(-length // chunk) * chunk, chunk)
         splits = -(-keys // length)
         source = np.repeat(np.arange(len(tiles)), splits)
         part = ranges(np.zeros_like(splits), splits)
-        pieces = tiles[source]
-        pieces[:, Item.KEY_BEGIN] += part * length[source]
-        pieces[:, Item.KEY_END] = np.minimum(pieces[:, Item.KEY_BEGIN] + length[source], pieces[:, Item.KEY_END])
-        pieces[splits[source] > 1, Item.STATE] = 0
-        return pieces
+        split = tiles[source]
+        split[:, Item.KEY_BEGIN] += part * length[source]
+        split[:, Item.KEY_END] = np.minimum(split[:, Item.KEY_BEGIN] + length[source], split[:, Item.KEY_END])
+        split[splits[source] > 1, Item.STATE] = 0
+        return split
+
+
+def _balanced(cost: NDArray[np.float64], copies: int, threads: int) -> bool:
+    """Whether whole tiles, so many copies of each, keep so many threads busy to the end when the longest come first.
+
+    In round n begins a tile while as long ones have been done n times, which bounds the longest thread's work from
+    below, and is what it comes to for tiles that are all alike or that grow evenly, as a prompt's do.
+    """
+    if not len(cost):
+        return True
+    longest_first = np.sort(cost)[::-1]
+    begins = np.arange(0, len(cost) * copies, threads)
+    longest = (longest_first[begins // copies] * np.arange(1, len(begins) + 1)).max()
+    return bool(longest <= (1 + BALANCED) * cost.sum() * copies / threads)

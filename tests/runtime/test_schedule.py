@@ -50,7 +50,7 @@ class Step:
             shared = min(blocks, cached // 16, int(self.cached[other]) // 16)
             self.table[request, :shared] = self.table[other, :shared]
 
-    def schedule(self, scheduler: Scheduler, threads: int = 1):
+    def schedule(self, scheduler: Scheduler, threads: int | tuple[int, int] = 1):
         return scheduler.schedule(self.query_start, self.lengths, self.table, threads)
 
 
@@ -68,7 +68,7 @@ steps = st.builds(Step, st.lists(requests, min_size=1, max_size=9).filter(lambda
 
 
 @settings(deadline=None)
-@given(step=steps, window=st.sampled_from([0, 0, 20, 100]), threads=st.sampled_from([1, 2, 5]))
+@given(step=steps, window=st.sampled_from([0, 0, 20, 100]), threads=st.sampled_from([1, 2, 5, (2, 1), (9, 4)]))
 def test_every_key_a_token_sees_is_read_for_it_once(step, window, threads):
     found = step.schedule(scheduler(window), threads)
     owner = np.repeat(np.arange(len(step.new)), step.new)
@@ -91,7 +91,7 @@ def test_every_key_a_token_sees_is_read_for_it_once(step, window, threads):
 
 
 @settings(deadline=None)
-@given(step=steps, threads=st.sampled_from([1, 2, 5]))
+@given(step=steps, threads=st.sampled_from([1, 2, 5, (2, 1), (9, 4)]))
 def test_every_state_left_is_merged_once(step, threads):
     found = step.schedule(scheduler(), threads)
     merges = found.merges
@@ -138,6 +138,40 @@ def test_a_shared_part_is_split_for_several_threads():
     found = Step([(3200, 1, 0, 200)] * 4).schedule(scheduler(), threads=2)
     once = found.items[found.items[:, Item.MEMBERS] >= 0]
     assert len(once) > 1 and {item[Item.KEY_END] % 32 for item in once} == {0}
+
+
+def pieces(step: Step, threads: int | tuple[int, int]) -> dict[int, list[int]]:
+    """Of each variant: keys of every item."""
+    items = step.schedule(scheduler(policy=replace(POLICY, sharing=None)), threads).items
+    keys = items[:, Item.KEY_END] - items[:, Item.KEY_BEGIN]
+    return {variant: keys[items[:, Item.VARIANT] == variant].tolist() for variant in (0, 1)}
+
+
+PROMPT = (0, 40 * VARIANTS[1].max_tokens, 0, 0)
+
+
+def test_a_prompt_of_many_tiles_stays_whole_in_a_launch_of_its_own():
+    whole = len(pieces(Step([PROMPT]), 1)[1])
+    assert len(pieces(Step([PROMPT]), (4, 4))[1]) == whole == 40
+    assert len(pieces(Step([PROMPT]), (4, 400))[1]) > whole
+
+
+def test_a_long_prompt_among_short_ones_is_split_in_a_launch_of_its_own():
+    long, short = (4000, VARIANTS[1].max_tokens, 0, 0), (0, VARIANTS[1].max_tokens, 0, 0)
+    assert len(pieces(Step([long] + [short] * 9), (4, 4))[1]) > 10
+
+
+def test_as_many_pieces_of_prefill_as_are_done_in_whole_rounds():
+    # Five tiles of two KV heads for sixteen thread blocks, two items each: 32 / 10 pieces a tile, rounded down.
+    tiles = Step([(3000, VARIANTS[1].max_tokens, 0, 0)] * 5)
+    assert len(pieces(tiles, (1, 16))[1]) == 5 * 3
+
+
+def test_a_launch_is_cut_by_its_own_work_alone():
+    decode = [(900, 1, 0, 0)] * 3
+    alone, beside = (pieces(Step(requests), (8, 4))[0] for requests in (decode, [*decode, PROMPT]))
+    assert alone == beside and len(alone) > 3
+    assert len(pieces(Step([*decode, PROMPT]), 8)[0]) == 3
 
 
 @pytest.mark.parametrize("sharing", [None, replace(COSTS, margin=0.0), replace(COSTS, least_tokens=65)])
