@@ -213,7 +213,7 @@ class Bench:
                 replay()
                 error, worst = step.errors(side.output)
             except Exception as failure:
-                self._fail(batch, family, side.name, f"cannot be captured: {one_line(failure)}")
+                self._fail(batch, family, side.name, f"cannot be captured or replayed: {one_line(failure)}")
                 continue
             if is_wrong(family, error, worst):
                 problem = f"wrong when replayed: relative error {error:.1e}, worst row {worst:.1e}"

@@ -200,7 +200,7 @@ class StepPolicy:
     split_keys: int
     """Least keys in one split of a request's KV cache."""
     items_per_thread: int
-    """An item that is more than one part in so many of a thread's work is split."""
+    """An item that is more than one part in so many of a thread's work is split; on a GPU, of its work in a launch."""
     sharing: SharingCosts | None = None
     """When a part of the cache is read once for several requests; None: never."""
 

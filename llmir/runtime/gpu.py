@@ -79,7 +79,7 @@ class GpuAttentionRunner:
     def begin_step(self, query_start: Int32, seq_lens: Int32, block_table: Int32 | None, threads: int = 0) -> Schedule:
         """Prepares the calls of one step and gives its work list; the arguments are Scheduler.schedule's, on the host.
 
-        ``threads``: thread blocks to cut each launch's work for; 0: as many as the GPU runs at a time.
+        ``threads``: thread blocks to cut each launch's work for, at most as many as the GPU runs at a time; 0: so many.
         """
         launches = [threads] * len(self._variants) if threads else self._programs
         schedule = self._scheduler.schedule(query_start, seq_lens, block_table, launches)

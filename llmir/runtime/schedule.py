@@ -152,10 +152,14 @@ class Scheduler:
         share = cost / (np.bincount(variant, cost, len(threads)) * self._heads / parts)[variant]
         pieces = np.ceil(share).astype(np.int64)
         # The states of prefill's tiles are large, and where there are many tiles, splitting them gains nothing. Rounded
-        # up, as many pieces as the launch has parts would be a few more, which begin when all others are done.
+        # up, as many pieces as the launch has parts would be a few more, which begin when all others are done; but a
+        # tile of nearly two parts is too long to stay whole.
         prefill = variant == self._prefill
-        whole = _balanced(cost[prefill], self._heads, threads[self._prefill])
-        pieces[prefill] = 1 if whole else share[prefill]
+        if _balanced(cost[prefill], self._heads, threads[self._prefill]):
+            pieces[prefill] = 1
+        else:
+            several = prefill & (share >= 2)
+            pieces[several] = share[several]
         return pieces
 
     def _split(self, tiles: Int64, threads: int | Sequence[int]) -> Int64:
@@ -183,8 +187,9 @@ class Scheduler:
 def _balanced(cost: NDArray[np.float64], copies: int, threads: int) -> bool:
     """Whether whole tiles, so many copies of each, keep so many threads busy to the end when the longest come first.
 
-    In round n begins a tile while as long ones have been done n times, which bounds the longest thread's work from
-    below, and is what it comes to for tiles that are all alike or that grow evenly, as a prompt's do.
+    A tile that begins when everybody has had n takes with them at least n + 1 times its own cost, which bounds the
+    longest thread's work from below. It comes to that for tiles that are all alike, and for those of a prompt, which
+    grow evenly, over two rounds; over more these are balanced anyway.
     """
     if not len(cost):
         return True

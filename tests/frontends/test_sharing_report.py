@@ -175,7 +175,7 @@ def test_steps_without_room_to_share_are_counted_and_said_once(caplog: pytest.Lo
         report.update()
     assert registry.get_sample_value(name) - before == 2
     (record,) = caplog.records
-    assert "more often than the GPU's buffers have room for" in record.getMessage()
+    assert "more parts than the GPU's buffers have room for" in record.getMessage()
 
 
 RANK = """

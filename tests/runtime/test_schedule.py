@@ -167,6 +167,11 @@ def test_as_many_pieces_of_prefill_as_are_done_in_whole_rounds():
     assert len(pieces(tiles, (1, 16))[1]) == 5 * 3
 
 
+def test_a_tile_of_nearly_two_parts_of_prefill_is_split():
+    tiles = Step([(3000, VARIANTS[1].max_tokens, 0, 0)] * 9)  # 18 items for 17 thread blocks: 34 parts
+    assert len(pieces(tiles, (1, 17))[1]) == 9 * 2
+
+
 def test_a_launch_is_cut_by_its_own_work_alone():
     decode = [(900, 1, 0, 0)] * 3
     alone, beside = (pieces(Step(requests), (8, 4))[0] for requests in (decode, [*decode, PROMPT]))

@@ -7,7 +7,7 @@ The counters are prometheus_client's, as the frameworks' own are, in the process
 - ``llmir_shared_prefix_kv_bytes_not_read_total``: bytes of keys and values that were not read again; each rank counts
   those of its own heads and layers, and the endpoint adds the ranks up;
 - ``llmir_shared_prefix_blind_steps_total``: steps that shared nothing because nobody could tell who shares what, or
-  because the buffers of a GPU had no room for so many levels of prefixes; by the first rank too.
+  because the buffers of a GPU had no room for so many parts; by the first rank too.
 
 A metrics endpoint sees them where its framework lets it see other processes than its own, which is prometheus_client's
 PROMETHEUS_MULTIPROC_DIR:
@@ -73,7 +73,7 @@ class SharingReport:
             return
         self._counted = replace(count)
         if count.steps_without_room > counted.steps_without_room:
-            self.blind("prefixes lie within prefixes more often than the GPU's buffers have room for")
+            self.blind("what they share is in more parts than the GPU's buffers have room for")
         if count.steps == counted.steps:
             return
         if self._counters:

@@ -67,7 +67,8 @@ class PlannedBackend(AttentionBackend):
     def get_supported_kernel_block_sizes(cls, kv_cache_spec: Any = None) -> list[int | MultipleOf]:  # type: ignore[override]
         """The block size the kernels were compiled for.
 
-        Before 0.32 vLLM asks again without a configuration, for layers with a window, after it has asked with one.
+        vLLM asks for layers with a window without a configuration, after it has asked with one; before 0.32 it takes
+        the least of what it is told.
         """
         config = get_current_vllm_config_or_none()
         if config is not None:
