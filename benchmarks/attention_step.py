@@ -9,9 +9,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from llmir.ir.signature import AttentionSignature
+from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature, ElementType
 from llmir.kernels import reference
 
+#: Element types of a step, by the names that kernels have for them.
+DTYPES: dict[ElementType, torch.dtype] = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 #: Tokens in a block: what vLLM uses on CPU unless told otherwise.
 VLLM_BLOCK_SIZE = 128
 
@@ -28,11 +30,18 @@ class Case:
     requests: int
     context: int
     new_tokens: int
+    element_type: ElementType = "bf16"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The element type as torch calls it."""
+        return DTYPES[self.element_type]
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of bf16 keys and values that the step has to read."""
-        return 2 * 2 * self.requests * self.context * self.num_kv_heads * self.head_size
+        """Bytes of keys and values that the step has to read."""
+        bytes_ = ELEMENT_BYTES[self.element_type]
+        return 2 * bytes_ * self.requests * self.context * self.num_kv_heads * self.head_size
 
     @property
     def flops(self) -> int:
@@ -44,7 +53,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Step:
-    """The inputs of a case, bf16.
+    """The inputs of a case.
 
     ``query``: ``[tokens, num_heads, head_size]``; ``key``, ``value``: ``[requests * context, num_kv_heads,
     head_size]``, one request after the other; ``query_start`` and ``seq_lens``: int32.
@@ -63,7 +72,7 @@ class Step:
         generator = torch.Generator().manual_seed(seed)
 
         def normal(tokens: int, heads: int) -> torch.Tensor:
-            return torch.randn(tokens, heads, case.head_size, generator=generator).bfloat16()
+            return torch.randn(tokens, heads, case.head_size, generator=generator).to(case.dtype)
 
         return cls(
             case,
@@ -90,26 +99,26 @@ class Step:
         """The float64 result: ``[tokens, num_heads, head_size]``."""
         case = self.case
         signature = AttentionSignature(
-            case.num_heads, case.num_kv_heads, case.head_size, "bf16", case.context, case.head_size**-0.5
+            case.num_heads, case.num_kv_heads, case.head_size, case.element_type, case.context, case.head_size**-0.5
         )
         shape = (case.requests, case.context, case.num_kv_heads, case.head_size)
-        caches = [bf16_array(x).reshape(shape).swapaxes(1, 2) for x in (self.key, self.value)]
+        caches = [stored(x).reshape(shape).swapaxes(1, 2) for x in (self.key, self.value)]
         one_block_each = np.arange(case.requests)[:, None]
         return reference.attention(
-            bf16_array(self.query), *caches, one_block_each, self.seq_lens, self.query_start, signature
+            stored(self.query), *caches, one_block_each, self.seq_lens, self.query_start, signature
         )
 
 
-def bf16_array(tensor: torch.Tensor) -> np.ndarray:
-    """The bits of a bf16 tensor as uint16, as the reference reads them."""
-    return tensor.view(torch.uint16).numpy()
+def stored(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor as the reference reads it: bfloat16 as its bits, uint16."""
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 class Side(Protocol):
     """One implementation, ready to run a step."""
 
     output: torch.Tensor
-    """``[tokens, num_heads, head_size]``, bf16."""
+    """``[tokens, num_heads, head_size]``."""
 
     def runner(self, threads: int) -> Callable[[], object]:
         """What to call for one run on ``threads`` threads; work lists are made before, as once per step."""
@@ -126,9 +135,9 @@ class VllmAttention:
         current_platform.import_kernels()
         case = step.case
         self.ops, self.step = ops, step
-        self.isa = _get_attn_isa(torch.bfloat16, VLLM_BLOCK_SIZE, case.head_size)
+        self.isa = _get_attn_isa(case.dtype, VLLM_BLOCK_SIZE, case.head_size)
         self.table = step.block_table(VLLM_BLOCK_SIZE)
-        cache = torch.zeros(self.table.numel(), case.num_kv_heads, 2 * VLLM_BLOCK_SIZE, case.head_size).bfloat16()
+        cache = torch.zeros(self.table.numel(), case.num_kv_heads, 2 * VLLM_BLOCK_SIZE, case.head_size).to(case.dtype)
         self.key_cache, self.value_cache = cache.chunk(2, dim=2)
         slots = step.slot_mapping(self.table, VLLM_BLOCK_SIZE)
         ops.cpu_attn_reshape_and_cache(step.key, step.value, self.key_cache, self.value_cache, slots, self.isa)
@@ -144,7 +153,7 @@ class VllmAttention:
             num_kv_heads=case.num_kv_heads,
             head_dim=case.head_size,
             seq_lens=step.seq_lens,
-            dtype=torch.bfloat16,
+            dtype=case.dtype,
             query_start_loc=step.query_start,
             causal=True,
             sliding_window_size=-1,

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from attention_step import Case, Step, bf16_array
+from attention_step import Case, Step, stored
 
 from llmir import compiler, workload
 from llmir.ir import build, types
 from llmir.ir.bindings import ir
 from llmir.ir.dialect import context
 from llmir.ir.module import ModelInfo, decoder, new_module
+from llmir.ir.signature import Isa
 from llmir.kernels import reference
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.plan import PlannedKernel
@@ -22,18 +23,22 @@ from llmir.target import Target
 LAYER = "attention"
 
 
-def plan_kernel(case: Case, block_size: int) -> PlannedKernel:
-    """The kernel of a model of one attention layer, with blocks of ``block_size`` tokens."""
+def plan_kernel(case: Case, block_size: int, isa: Isa | None = None) -> PlannedKernel:
+    """The kernel of a model of one attention layer, with blocks of ``block_size`` tokens.
+
+    ``isa``: the instruction set to use; this machine's best if None.
+    """
     with context(), ir.Location.unknown():
         info = ModelInfo("benchmark 1", case.name, block_size_fixed=True, allowed_block_sizes=(block_size,))
         module = new_module(info)
         with decoder(module) as d:
             heads = {"query": case.num_heads, "key": case.num_kv_heads, "value": case.num_kv_heads}
             query, key, value = (
-                d.input(name, types.tensor([None, count, case.head_size], "bf16")) for name, count in heads.items()
+                d.input(name, types.tensor([None, count, case.head_size], case.element_type))
+                for name, count in heads.items()
             )
             cache_type = types.PagedKVCache.build(
-                element_type="bf16",
+                element_type=case.element_type,
                 kv_heads=case.num_kv_heads,
                 head_size=case.head_size,
                 block_size=block_size,
@@ -43,23 +48,26 @@ def plan_kernel(case: Case, block_size: int) -> PlannedKernel:
             scale = case.head_size**-0.5
             step = (d.block_table, d.query_start, d.sequence_lengths)
             d.output(build.paged_attention(query, cache, *step, layer=LAYER, scale=scale))
-        return compiler.compile(module, Target.detect(), workload.DEFAULT).kernel_for(LAYER)
+        target = Target.detect()
+        target = target.with_isa(isa) if isa else target
+        return compiler.compile(module, target, workload.DEFAULT).kernel_for(LAYER)
 
 
 class LlmirAttention:
     """One step's attention, its keys and values in the cache already."""
 
-    def __init__(self, step: Step, block_size: int):
+    def __init__(self, step: Step, block_size: int, isa: Isa | None = None):
         case = step.case
-        planned = plan_kernel(case, block_size)
+        planned = plan_kernel(case, block_size, isa)
         signature = planned.spec.signature
         self.step = step
+        self.isa = planned.spec.isa
         self.runner_of_kernel = AttentionRunner(Kernel.load(planned.spec, compiler.object_cache()), planned.policy)
         self.table = step.block_table(block_size)
         shape = (self.table.numel(), case.num_kv_heads, block_size, case.head_size)
-        caches = np.zeros((2, *shape), np.uint16)
+        caches = np.zeros((2, *shape), reference.STORAGE[case.element_type])
         slots = step.slot_mapping(self.table, block_size).numpy()
-        reference.append_kv(bf16_array(step.key), bf16_array(step.value), slots, *caches)
+        reference.append_kv(stored(step.key), stored(step.value), slots, *caches)
         self.cache = torch.from_numpy(reference.pack_pages(*caches, signature, planned.spec.isa)).clone()
         self.output = torch.full_like(step.query, torch.nan)
 

@@ -8,7 +8,7 @@ from itertools import cycle, islice
 
 import numpy as np
 import torch
-from attention_step import Case, bf16_array
+from attention_step import Case, stored
 from llmir_attention import plan_kernel
 
 from llmir import compiler
@@ -168,7 +168,7 @@ class SharedStep:
         for side, output in self.output.items():
             output.fill_(torch.nan)
             self._attend(side, [self.kernel.pages.data_ptr()])
-        plain, shared = (bf16_array(self.output[side]) for side in (PLAIN, SHARED))
+        plain, shared = (stored(self.output[side]) for side in (PLAIN, SHARED))
         requests = np.unique(np.linspace(0, self.batch.requests - 1, _CHECKED_REQUESTS).round().astype(int))
         head = self.batch.shape.num_kv_heads - 1
         exact = self._exact(requests, head)
@@ -191,9 +191,9 @@ class SharedStep:
         signature = replace(
             self.kernel.spec.signature, num_heads=self.kernel.spec.signature.queries_per_kv, num_kv_heads=1
         )
-        pages = bf16_array(self.kernel.pages)[blocks, head : head + 1]
+        pages = stored(self.kernel.pages)[blocks, head : head + 1]
         return reference.attention(
-            bf16_array(self.query)[np.ix_(requests, self._query_heads(head))],
+            stored(self.query)[np.ix_(requests, self._query_heads(head))],
             *reference.unpack_pages(pages, signature, self.kernel.spec.isa),
             place.reshape(table.shape),
             self.seq_lens[requests],

@@ -8,13 +8,17 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
-from attention_step import VLLM_BLOCK_SIZE, Case, Side, Step, VllmAttention, bf16_array
+from attention_step import DTYPES, VLLM_BLOCK_SIZE, Case, Side, Step, VllmAttention, stored
 from llmir_attention import LlmirAttention
 
 from llmir.errors import LlmirError
+from llmir.ir.instruction_sets import INSTRUCTION_SETS
+from llmir.ir.signature import Isa
 from llmir.kernels.reference import relative_error
 
 PEER = "vllm cpu_attention_with_kv_cache"
@@ -38,11 +42,14 @@ def interleaved(runners: dict[str, Callable[[], object]], threads: int, repeats:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def measure(case: Case, threads: Sequence[int], repeats: int, block_size: int, ceiling: Ceiling) -> list[dict]:
+def measure(
+    case: Case, threads: Sequence[int], repeats: int, block_size: int, isa: Isa | None, ceiling: Ceiling
+) -> list[dict]:
     """Rows of one case, one for each number of threads; ``fraction_of_ceiling`` is llmir's."""
     step = Step.random(case)
     exact = step.exact()
-    sides: dict[str, Side] = {"llmir": LlmirAttention(step, block_size), "peer": VllmAttention(step)}
+    llmir = LlmirAttention(step, block_size, isa)
+    sides: dict[str, Side] = {"llmir": llmir, "peer": VllmAttention(step)}
     rows = []
     for count in threads:
         runners = {name: side.runner(count) for name, side in sides.items()}
@@ -51,13 +58,15 @@ def measure(case: Case, threads: Sequence[int], repeats: int, block_size: int, c
         rows.append(
             {
                 "case": case.name,
+                "dtype": str(case.dtype).removeprefix("torch."),
+                "isa": llmir.isa,
                 "threads": count,
                 "peer": PEER,
                 "llmir_seconds": median["llmir"],
                 "peer_seconds": median["peer"],
                 "speedup": median["peer"] / median["llmir"],
-                "llmir_rel_error": relative_error(bf16_array(sides["llmir"].output), exact),
-                "peer_rel_error": relative_error(bf16_array(sides["peer"].output), exact),
+                "llmir_rel_error": relative_error(stored(sides["llmir"].output), exact),
+                "peer_rel_error": relative_error(stored(sides["peer"].output), exact),
                 "fraction_of_ceiling": rate / (ceiling.run_work / median["ceiling"]),
             }
         )
@@ -102,13 +111,15 @@ class StreamingRead(Ceiling):
 
 
 class MatrixProduct(Ceiling):
-    """A bf16 matrix product of 2048 x 2048 x 2048."""
+    """A matrix product of 2048 x 2048 x 2048, in the type that torch multiplies fastest here: float32 or bfloat16."""
 
     unit = "FLOP/s"
     run_work = 2.0 * 2048**3
 
     def __init__(self) -> None:
-        self.left, self.right = torch.randn(2, 2048, 2048).bfloat16()
+        operands = torch.randn(2, 2048, 2048)
+        candidates = (operands, operands.bfloat16()) if torch.cpu._is_avx512_bf16_supported() else (operands,)
+        self.left, self.right = min(candidates, key=_product_seconds)
 
     def run(self) -> object:
         """Multiplies."""
@@ -119,9 +130,19 @@ class MatrixProduct(Ceiling):
         return float(case.flops)
 
 
+def _product_seconds(operands: torch.Tensor) -> float:
+    """The faster of two runs of a product."""
+    seconds = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        operands[0] @ operands[1]
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
+
+
 def _print_row(row: dict, rate: float, ceiling: Ceiling) -> None:
     print(
-        f"{row['case']:9} {row['threads']} thread{'s' if row['threads'] > 1 else ' '}  "
+        f"{row['case']:8} {row['dtype']:9} {row['isa']}  {row['threads']} thread{'s' if row['threads'] > 1 else ' '}  "
         f"llmir {row['llmir_seconds'] * 1e3:8.2f} ms  vllm {row['peer_seconds'] * 1e3:8.2f} ms  "
         f"{row['speedup']:5.2f}x  rel. error {row['llmir_rel_error']:.2e} against {row['peer_rel_error']:.2e}  "
         f"{rate / 1e9:6.1f} G{ceiling.unit}, {row['fraction_of_ceiling']:.0%} of the ceiling",
@@ -134,6 +155,9 @@ def main(description: str, cases: Sequence[Case], ceiling: type[Ceiling]) -> Non
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     parser.add_argument("--case", choices=[c.name for c in cases], help="this case only")
+    names = {str(dtype).removeprefix("torch."): element_type for element_type, dtype in DTYPES.items()}
+    parser.add_argument("--dtype", choices=names, nargs="+", default=["bfloat16"])
+    parser.add_argument("--isa", choices=INSTRUCTION_SETS, help="of llmir's kernel; this machine's best if left out")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--block-size", type=int, default=VLLM_BLOCK_SIZE, help="of llmir's cache, in tokens")
     parser.add_argument("--repeats", type=int, default=15, help="runs of each side, of which the median counts")
@@ -141,9 +165,11 @@ def main(description: str, cases: Sequence[Case], ceiling: type[Ceiling]) -> Non
     try:
         measured_ceiling = ceiling()
         rows = []
-        for case in cases:
+        for case, dtype in product(cases, arguments.dtype):
             if arguments.case in (None, case.name):
-                rows += measure(case, arguments.threads, arguments.repeats, arguments.block_size, measured_ceiling)
+                case = replace(case, element_type=names[dtype])
+                how = arguments.threads, arguments.repeats, arguments.block_size, arguments.isa
+                rows += measure(case, *how, measured_ceiling)
     except LlmirError as error:
         sys.exit(str(error))
     if arguments.json:

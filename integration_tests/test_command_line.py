@@ -66,7 +66,7 @@ def test_compile_prints_nothing_but_the_ir_on_standard_output(llmir):
 
 
 def test_compile_for_another_machine_emits_its_vectors(llmir):
-    done = llmir("compile", MODEL, "--target", "cpu:plain", "--emit", "llvm")
+    done = llmir("compile", MODEL, "--target", "cpu:avx2", "--emit", "llvm")
     assert done.returncode == 0, done.stderr
     assert "vector<8xf32>" in done.stdout
     assert "vector<16xf32>" not in done.stdout

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,18 +69,22 @@ def compile(
     """Decide everything about ``module`` for ``target`` and ``workload``, and compile its kernels.
 
     ``prefix_sharing``: whether prefixes may be read once for several requests, where the passes find that it pays.
-    The module is rewritten in place. Kernels of a CPU are built where this machine has the target's instruction set;
-    otherwise, and for GPUs, the plan says that they were not. Raises UnsupportedLayerError for a layer without a
+    The module is rewritten in place. Kernels of a CPU are built on any machine of its architecture, whatever its
+    instruction set; elsewhere, and for GPUs, the plan says that they were not. Raises TargetError for a CPU without
+    kernels, UnsupportedLayerError for a layer without a
     kernel, KernelError where one cannot be compiled.
     """
     options = options or Options()
     host = Target.detect()
-    if options.calibrate and target.measured is None and target in (host, _own_gpu(target)):
+    if missing := target.missing():
+        raise TargetError(missing)
+    own = (replace(host, isa=target.isa), _own_gpu(target))
+    if options.calibrate and target.measured is None and target in own:
         options.say("measuring this machine")
         target = calibrated(target, options)
     options.say("deciding block size and kernels")
     optimize(module, target, workload, prefix_sharing=prefix_sharing)
-    built = options.build_kernels and target.runs_on(host)
+    built = options.build_kernels and target.builds_on(host)
     if not built:
         _remark_unbuilt(module, target, host)
     kernels = tuple(_build(kernel, options) if built else kernel for kernel in kernels_of(module))
@@ -151,11 +155,11 @@ def _remark_unbuilt(module: ir.Module, target: Target, host: Target) -> None:
             "kernels of a GPU are compiled by Triton when serving starts, or ahead of time, on any machine, by "
             "`llmir compile --emit object`"
         )
-    elif target.runs_on(host):
+    elif target.builds_on(host):
         reason = "not asked for"
     else:
-        reason = f"this machine is {host.isa} on {host.machine}, and kernels are compiled where they run"
-    numbers = {"target_isa": target.isa, "host_isa": host.isa, "kernels_built": 0}
+        reason = f"this machine is {host.machine}, and kernels for {target.machine} are compiled on such a one"
+    numbers = {"target_isa": target.isa, "kernels_built": 0}
     add_remark(module, Remark("kernel-building", "all kernels", "not built", reason, numbers))
 
 
@@ -186,7 +190,7 @@ def _plan(
         kernels=kernels,
         decisions=tuple(Decision(**{**asdict(r), "alternatives": tuple(r.alternatives)}) for r in remarks(module)),
         target=target.to_json(),
-        target_fingerprint=(host if target.runs_on(host) else target).fingerprint,
+        target_fingerprint=target.fingerprint,
         workload=workload.summary(),
         module_hash=module_hash(module),
         versions={"llmir": llmir.__version__, framework: version, bindings.NAME: bindings.VERSION},
@@ -241,10 +245,10 @@ def emit_objects(plan: Plan, options: Options | None = None) -> dict[str, bytes]
     Raises TargetError where this machine cannot compile them.
     """
     target, host = Target.from_json(plan.target), Target.detect()
-    if not target.runs_on(host):
+    if not target.builds_on(host):
         raise TargetError(
-            f"this machine ({host.isa}) cannot compile objects for {target.name} ({target.isa}): kernels are compiled "
-            f"where they run; emit llvm, or compile there"
+            f"this machine ({host.machine}) cannot compile objects for {target.name} ({target.machine}): emit llvm, or "
+            f"compile on such a one"
         )
     folder = (options or Options()).cache
     return {kernel.symbol: _object(object_key(kernel.spec), kernel.spec, folder) for kernel in plan.kernels}

@@ -10,6 +10,7 @@ import os
 import tempfile
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Plan:
     target: dict[str, Any]
     """The target, as Target.to_json writes it."""
     target_fingerprint: str
-    """Fingerprint of the machines that the kernels run on."""
+    """What the kernels are compiled for, see Target.fingerprint."""
     workload: dict[str, Any]
     """The workload, as Workload.summary writes it."""
     module_hash: str
@@ -87,12 +88,12 @@ class Plan:
             f"the plan for {self.model!r} has no kernel for layer {layer!r}: it is another model's, compile again"
         )
 
-    def check_target(self, fingerprint: str) -> None:
-        """Raise PlanError unless the plan's kernels run on the machine with this ``fingerprint``."""
-        if fingerprint != self.target_fingerprint:
+    def check_target(self, runnable: Sequence[str]) -> None:
+        """Raise PlanError unless this machine, whose Target.runnable is given, runs the plan's kernels."""
+        if self.target_fingerprint not in runnable:
             raise PlanError(
                 f"the plan for {self.model!r} was made for a machine {self.target_fingerprint}, and this one is "
-                f"{fingerprint}: compile it again here"
+                f"{runnable[0]}: compile it again here"
             )
 
     def for_serving(self) -> Plan:

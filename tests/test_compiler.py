@@ -11,6 +11,7 @@ from llmir.errors import LlmirError
 from llmir.ir import text
 from llmir.ir.bindings import NAME, VERSION, ir
 from llmir.ir.dialect import context
+from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.kernels.cpu.object_cache import object_key
 from llmir.plan import Plan
 from llmir.target import Measurements, Target, TargetError
@@ -113,13 +114,13 @@ def test_kernels_are_elf_objects_in_the_cache(module, options):
         assert compiler.object_cache(options.cache).get_or_build(kernel.object_key, not_again)[:4] == b"\x7fELF"
 
 
-def test_a_plan_for_a_machine_without_the_instructions_is_made_and_says_that_nothing_is_built(module, tmp_path):
+def test_a_plan_for_another_architecture_is_made_and_says_that_nothing_is_built(module, tmp_path):
     plan = compiled(module, ELSEWHERE, cache=tmp_path)
     assert [kernel.object_key for kernel in plan.kernels] == [None, None]
     assert plan.target_fingerprint == ELSEWHERE.fingerprint
     last = plan.decisions[-1]
     assert (last.pass_name, last.decision) == ("kernel-building", "not built")
-    assert f"this machine is {HOST.isa}" in last.reason
+    assert last.reason == f"this machine is {HOST.machine}, and kernels for elsewhere are compiled on such a one"
     assert not list(tmp_path.iterdir())
 
 
@@ -166,12 +167,18 @@ def test_only_this_machine_s_gpu_is_measured(module, options, monkeypatch):
     assert measured == [own] and Target.from_json(plan.target).measured == MEASURED
 
 
-def test_a_lesser_named_target_is_built_for_this_machine(module, options):
-    plan = compiled(module, Target.named("cpu:plain"), options)
-    if HOST.machine != "x86_64":
-        pytest.skip("named targets are x86-64")
-    assert {kernel.spec.isa for kernel in plan.kernels} == {"plain"}
-    assert plan.target_fingerprint == HOST.fingerprint and all(kernel.object_key for kernel in plan.kernels)
+@pytest.mark.skipif(HOST.machine != "x86_64", reason="named targets are x86-64")
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_kernels_of_every_instruction_set_are_built_on_any_machine(module, options, isa):
+    plan = compiled(module, Target.named(f"cpu:{isa}"), options)
+    assert {kernel.spec.isa for kernel in plan.kernels} == {isa}
+    assert plan.target_fingerprint == f"x86_64-{isa}" and all(kernel.object_key for kernel in plan.kernels)
+
+
+def test_a_processor_without_kernels_is_refused_by_what_it_lacks(module, options):
+    old = replace(HOST, isa="none", features=("avx",), machine="x86_64")
+    with pytest.raises(TargetError, match="lacks avx2, f16c, fma"):
+        compiled(module, old, options)
 
 
 def test_measured_figures_are_the_ones_in_the_remarks(module, options):
@@ -259,7 +266,7 @@ def test_emitted_objects_are_elf(module, options):
 
 def test_objects_for_another_machine_cannot_be_emitted(module, options):
     plan = compiled(module, ELSEWHERE, options)
-    with pytest.raises(TargetError, match="cannot compile objects for cpu:avx512_bf16"):
+    with pytest.raises(TargetError, match=r"cannot compile objects for cpu:avx512_bf16 \(elsewhere\)"):
         compiler.emit_objects(plan, options)
 
 

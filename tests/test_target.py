@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmir.target import ISA_FEATURES, ISAS, Cache, Measurements, Target, TargetError
+from llmir.ir.instruction_sets import INSTRUCTION_SETS
+from llmir.target import Cache, Measurements, Target, TargetError
 
 MEASURED = Measurements(
     read_bandwidth=16e9,
@@ -59,19 +60,36 @@ def test_hyperthreads_of_a_core_count_once(tmp_path):
     assert Target.detect(machine(tmp_path, "avx2", cores=1)).cores == 1
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_detect_chooses_the_best_instruction_set(tmp_path, isa):
-    flags = " ".join({"sse2", "avx2", *ISA_FEATURES[isa]})
+    flags = " ".join({"sse2", "avx2", *INSTRUCTION_SETS[isa].features})
     assert Target.detect(machine(tmp_path, flags)).isa == isa
 
 
 def test_half_of_avx512_is_not_avx512(tmp_path):
-    assert Target.detect(machine(tmp_path, "avx2 avx512f avx512_bf16")).isa == "plain"
+    assert Target.detect(machine(tmp_path, "avx2 fma f16c avx512f avx512_bf16")).isa == "avx2"
 
 
-def test_a_machine_that_tells_nothing_is_plain(tmp_path):
+def test_a_machine_that_tells_nothing_has_no_kernels(tmp_path):
     target = Target.detect(tmp_path)
-    assert (target.isa, target.caches, target.cores >= 1) == ("plain", (), True)
+    assert (target.isa, target.caches, target.cores >= 1) == ("none", (), True)
+
+
+def test_what_a_processor_lacks_is_named(tmp_path):
+    old = Target.detect(machine(tmp_path, "sse4_2 avx f16c"))
+    assert "with avx2, f16c, fma, and this one (Test CPU 9000, x86_64) lacks avx2, fma:" in old.missing()
+    with pytest.raises(TargetError, match="lacks avx2, fma"):
+        old.figures  # noqa: B018
+
+
+def test_another_architecture_is_named(tmp_path):
+    arm = replace(Target.detect(machine(tmp_path, "")), machine="aarch64")
+    assert "this one (Test CPU 9000, aarch64) is another kind" in arm.missing()
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_a_machine_with_kernels_lacks_nothing(isa):
+    assert Target.named(f"cpu:{isa}").missing() == ""
 
 
 def test_flags_that_change_no_code_do_not_change_the_fingerprint(tmp_path):
@@ -82,9 +100,21 @@ def test_flags_that_change_no_code_do_not_change_the_fingerprint(tmp_path):
     assert a.fingerprint == b.fingerprint
 
 
-def test_features_change_the_fingerprint():
+def test_a_feature_that_no_kernel_uses_does_not_change_the_fingerprint():
     target = Target.named("cpu:avx512")
-    assert replace(target, features=(*target.features, "gfni")).fingerprint != target.fingerprint
+    assert replace(target, features=(*target.features, "gfni")).fingerprint == "x86_64-avx512" == target.fingerprint
+
+
+def test_a_machine_runs_the_kernels_of_all_lesser_instruction_sets():
+    assert Target.named("cpu:avx512").runnable == ("x86_64-avx512", "x86_64-avx2")
+    assert Target.named("cuda:sm_90").runnable == ("cuda-sm_90",)
+
+
+def test_a_machine_can_be_used_with_a_lesser_instruction_set():
+    best = Target.named("cpu:avx512_bf16")
+    assert best.with_isa("avx2") == replace(best, isa="avx2")
+    with pytest.raises(TargetError, match=r"has avx512_bf16 and cannot run sm_90"):
+        best.with_isa("sm_90")
 
 
 def test_measuring_does_not_change_the_fingerprint():
@@ -93,20 +123,20 @@ def test_measuring_does_not_change_the_fingerprint():
 
 
 def test_a_lesser_instruction_set_runs_on_a_better_machine():
-    plain, best = Target.named("cpu:plain"), Target.named("cpu:avx512_bf16")
-    assert plain.runs_on(best) and not best.runs_on(plain)
+    least, best = Target.named("cpu:avx2"), Target.named("cpu:avx512_bf16")
+    assert least.runs_on(best) and not best.runs_on(least)
 
 
 def test_another_architecture_runs_nothing():
-    plain = Target.named("cpu:plain")
-    assert not plain.runs_on(replace(plain, machine="aarch64"))
+    least = Target.named("cpu:avx2")
+    assert not least.runs_on(replace(least, machine="aarch64"))
 
 
 def test_cpu_is_this_machine():
     assert Target.named("cpu") == Target.detect()
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_named_targets_say_that_their_figures_are_published(isa):
     target = Target.named(f"cpu:{isa}")
     assert target.isa == isa and target.measured is None
@@ -114,13 +144,13 @@ def test_named_targets_say_that_their_figures_are_published(isa):
 
 
 def test_measured_figures_win_over_published_ones():
-    assert Target.named("cpu:plain").with_measurements(MEASURED).figures is MEASURED
+    assert Target.named("cpu:avx2").with_measurements(MEASURED).figures is MEASURED
 
 
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(
         TargetError,
-        match="no target 'cuda:sm_75'; use one of cpu, gpu, cpu:avx512, cpu:avx512_bf16, cpu:plain, cuda:sm",
+        match="no target 'cuda:sm_75'; use one of cpu, gpu, cpu:avx2, cpu:avx512, cpu:avx512_bf16, cuda:sm",
     ):
         Target.named("cuda:sm_75")
 
@@ -132,7 +162,7 @@ def test_json_round_trip(measured):
     assert again == target and again.measured == measured
 
 
-@pytest.mark.parametrize("data", [{}, [], None, {"name": "cpu"}, {**Target.named("cpu:plain").to_json(), "extra": 1}])
+@pytest.mark.parametrize("data", [{}, [], None, {"name": "cpu"}, {**Target.named("cpu:avx2").to_json(), "extra": 1}])
 def test_other_json_is_a_target_error(data):
     with pytest.raises(TargetError):
         Target.from_json(data)
@@ -169,14 +199,14 @@ def test_no_piece_is_read_faster_than_memory_streams():
 
 
 def test_published_pieces_are_read_by_as_many_threads_as_there_are_cores():
-    whole = Target.named("cpu:plain")
+    whole = Target.named("cpu:avx2")
     few = replace(whole, cores=2).figures
     assert few.piece_rate(4096) == pytest.approx(
         min(whole.figures.piece_bandwidth[0][1] / 64 * 2, 2 * few.read_bandwidth)
     )
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_published_working_sets_are_read_faster_the_nearer_they_fit(isa):
     target = Target.named(f"cpu:{isa}")
     rates = dict(target.figures.cached_bandwidth)
@@ -185,7 +215,7 @@ def test_published_working_sets_are_read_faster_the_nearer_they_fit(isa):
 
 
 def test_published_caches_are_read_by_as_many_threads_as_there_are_cores():
-    whole = Target.named("cpu:plain")
+    whole = Target.named("cpu:avx2")
     few = replace(whole, cores=2).figures
     assert few.cached_bandwidth[0][1] == pytest.approx(whole.figures.cached_bandwidth[0][1] / 32)
 

@@ -210,7 +210,7 @@ def test_a_target_that_the_gpu_cannot_run_is_refused(
         resolve(write_model("llama"))
 
 
-@pytest.mark.parametrize(("device", "isa", "reason"), [("xpu", "plain", "device is 'xpu'"), ("cuda", "plain", "plain")])
+@pytest.mark.parametrize(("device", "isa", "reason"), [("xpu", "avx2", "device is 'xpu'"), ("cuda", "avx2", "avx2")])
 def test_other_devices_are_refused(write_model: WriteModel, device: str, isa: str, reason: str) -> None:
     server_args = configure(model_path=write_model("llama"), skip_tokenizer_init=True)
 

@@ -144,7 +144,7 @@ def test_a_plan_file_is_served_as_it_is(write_model: WriteModel, cache: Path, pl
         ({"model": "another"}, "made for model 'another'"),
         ({"world_size": 2}, "made for tensor-parallel size 2"),
         ({"framework_version": "0.1"}, "made for framework 'vllm 0.1'"),
-        ({"target_fingerprint": "x86_64-avx512-0"}, "made for a machine x86_64-avx512-0"),
+        ({"target_fingerprint": "x86_64-none"}, "made for a machine x86_64-none"),
     ],
 )
 def test_a_plan_file_for_something_else_is_refused(
@@ -195,7 +195,7 @@ def test_everything_that_decides_a_plan_is_in_its_key(write_model: WriteModel, t
         key(options=Options(workload="chat")),
         key(options=Options(workload=str(workload))),
         key(options=Options(prefix_sharing="off")),
-        key(target=Target.named("cpu:plain")),
+        key(target=Target.named("cpu:avx2")),
     ]
     workload.write_text("[ ]")
     keys.append(key(options=Options(workload=str(workload))))

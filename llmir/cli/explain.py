@@ -33,19 +33,19 @@ def explain(
     console.print(_summary(contents))
     for decision in contents.decisions:
         _print_decision(console, decision)
-    here = _own_fingerprints()
-    if contents.target_fingerprint not in here:
-        machine = " with ".join(here)
+    here = _own_targets()
+    if not any(contents.target_fingerprint in own.runnable for own in here):
+        machine = " with ".join(own.fingerprint for own in here)
         console.print(
             f"\n[yellow]This plan is for {contents.target_fingerprint}; this machine, {machine}, cannot run it."
         )
 
 
-def _own_fingerprints() -> list[str]:
-    """Of this machine, and of its GPU if it has one that there are kernels for."""
-    own = [Target.detect().fingerprint]
+def _own_targets() -> list[Target]:
+    """This machine, and its GPU if it has one that there are kernels for."""
+    own = [Target.detect()]
     with contextlib.suppress(TargetError):
-        own.append(Target.named("gpu").fingerprint)
+        own.append(Target.named("gpu"))
     return own
 
 

@@ -25,11 +25,11 @@ from llmir.ir.base import (
     shape,
 )
 from llmir.ir.bindings import ext, ir
+from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.ir.ops import check_weight
 from llmir.ir.signature import (
     ELEMENT_BYTES,
     GPUS,
-    LANES,
     QUANTIZED_TYPE,
     AttentionSignature,
     KernelSpec,
@@ -89,7 +89,7 @@ def check_selection(selection: Selection, block_size: int, layout: str) -> None:
         variants, _ = selection.variants, selection.policy
     except TypeError as error:
         raise InvalidIRError(f"selection cannot be read: {error}") from error
-    known_isas = (*LANES, *GPUS)
+    known_isas = (*INSTRUCTION_SETS, *GPUS)
     require(selection.isa in known_isas, f"unknown instruction set {selection.isa!r}; known: {', '.join(known_isas)}")
     require(len(variants) > 0, "a selection needs at least one variant")
     for variant in variants:

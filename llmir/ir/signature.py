@@ -10,18 +10,19 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from llmir.ir.instruction_sets import lanes_of
+
 ElementType = Literal["bf16", "f16", "f32"]
 #: "logical" is the framework's page before a layout is decided: [block, KV head, slot, key then value].
 CacheLayout = Literal["logical", "row", "lane", "pair"]
-#: Instruction sets of CPUs, then GPU architectures by their compilers' names.
-Isa = Literal["avx512_bf16", "avx512", "plain", "sm_80", "sm_90", "sm_100", "gfx942"]
+#: Instruction sets of CPUs (instruction_sets.py), "none" for a CPU without kernels, then GPU architectures by their
+#: compilers' names.
+Isa = Literal["avx512_bf16", "avx512", "avx2", "none", "sm_80", "sm_90", "sm_100", "gfx942"]
 
 ELEMENT_BYTES: dict[str, int] = {"bf16": 2, "f16": 2, "f32": 4}
 #: Element type of a cache that keeps keys and values divided by a scale, and bytes of an element.
 QUANTIZED_TYPE = "f8E4M3FN"
 QUANTIZED_BYTES = 1
-#: float32 lanes of one vector register.
-LANES: dict[str, int] = {"avx512_bf16": 16, "avx512": 16, "plain": 8}
 GPUS: tuple[str, ...] = ("sm_80", "sm_90", "sm_100", "gfx942")
 HEAD_SIZES = (64, 80, 96, 128, 256)
 
@@ -29,6 +30,12 @@ HEAD_SIZES = (64, 80, 96, 128, 256)
 def is_gpu(isa: str) -> bool:
     """Whether ``isa`` is a GPU architecture."""
     return isa in GPUS
+
+
+def packed_layout(element_type: str) -> CacheLayout:
+    """The layout that products read: of bfloat16 pairs, which a shift and a mask widen where there is no dot product of
+    them; of other types one key a lane."""
+    return "pair" if element_type == "bf16" else "lane"
 
 
 def padded(size: int) -> int:
@@ -88,8 +95,8 @@ class AttentionSignature:
         hardware prefetchers follow, and still has enough sums in flight. Of a "row" cache, groups are formed in
         the kernel's own memory, so two vectors always fit.
         """
-        lanes = LANES[isa]
-        return 2 * lanes if self.layout == "row" or self.block_size % (2 * lanes) == 0 else lanes
+        one = lanes_of(isa)
+        return 2 * one if self.layout == "row" or self.block_size % (2 * one) == 0 else one
 
     @property
     def key_bytes(self) -> int:

@@ -25,7 +25,7 @@ CACHE_ELEMENT_NAMES = (*ELEMENT_BYTES, "f8E4M3FN", "f8E5M2", "i8")
 QUANTIZED_STORAGE_NAMES = ("i4", "i8", "f8E4M3FN", "f8E5M2")
 LAYOUTS = ("logical", "row", "lane", "pair")
 #: Keys that sit side by side in one vector of a packed layout (see AttentionSignature).
-_PACKED_KEYS = {"lane": 8, "pair": 16}
+_PACKED_KEYS = {"lane": 8, "pair": 8}
 
 
 def element(name: str) -> ir.Type:

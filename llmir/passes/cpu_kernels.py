@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from llmir.ir.signature import ELEMENT_BYTES, LANES, AttentionSignature, CacheLayout, CpuVariant
+from llmir.ir.instruction_sets import INSTRUCTION_SETS, lanes_of
+from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature, CacheLayout, CpuVariant
 from llmir.passes import tiles
 from llmir.passes.kernel_model import TILE_EFFICIENCY, KernelModel
 
@@ -59,15 +60,19 @@ class CpuKernels(KernelModel[CpuVariant]):
         return DECODE_ROW * self.row_key_seconds(signature, prefill) / TILE_EFFICIENCY
 
     def _rate(self, signature: AttentionSignature) -> float:
-        pairs = tiles.multiplies_pairs(self.target.isa, signature.element_type)
+        pairs = signature.element_type == "bf16" and INSTRUCTION_SETS[self.target.isa].multiplies_pairs
         return self.figures.bf16_rate if pairs else self.figures.f32_rate
+
+    def _registers(self, signature: AttentionSignature, variant: CpuVariant) -> int:
+        widest = max(variant.key_vectors, variant.value_vectors)
+        return tiles.registers(self.target.isa, signature.element_type, variant.row_tile, widest)
 
     def split_bandwidth(self) -> float:
         return self.figures.read_bandwidth
 
     def split_seconds(self, signature: AttentionSignature) -> float:
         """Its rows' states written and read once, and one random access to begin at."""
-        state_bytes = 4 * signature.queries_per_kv * (2 * LANES[self.target.isa] + signature.head_size)
+        state_bytes = 4 * signature.queries_per_kv * (2 * lanes_of(self.target.isa) + signature.head_size)
         piece, rate = self.figures.piece_bandwidth[0]
         access = self.figures.threads * max(0.0, piece / rate - piece / self.figures.read_bandwidth_all)
         return 2 * state_bytes / self.figures.read_bandwidth + access
@@ -84,9 +89,9 @@ class CpuKernels(KernelModel[CpuVariant]):
     def numbers(self, signature: AttentionSignature, decode: CpuVariant, prefill: CpuVariant) -> dict[str, Any]:
         flops_per_key = 4 * signature.queries_per_kv * signature.head_size
         return {
-            "decode_registers": _registers(decode),
-            "prefill_registers": _registers(prefill),
-            "registers": tiles.REGISTERS[self.target.isa],
+            "decode_registers": self._registers(signature, decode),
+            "prefill_registers": self._registers(signature, prefill),
+            "registers": INSTRUCTION_SETS[self.target.isa].registers,
             "prefill_loads_per_product": tiles.loads_per_product(prefill.row_tile, prefill.key_vectors),
             "decode_read_ns_per_key": signature.key_bytes / self.figures.read_bandwidth * 1e9,
             "decode_multiply_ns_per_key": flops_per_key / self._rate(signature) * 1e9,
@@ -104,7 +109,7 @@ class CpuKernels(KernelModel[CpuVariant]):
                 others.append(
                     {
                         "prefill_tile": self.describe_tile(tile),
-                        "registers": tiles.registers(rows, vectors),
+                        "registers": self._registers(signature, tile),
                         "loads_per_product": tiles.loads_per_product(rows, vectors),
                     }
                 )
@@ -119,7 +124,3 @@ class CpuKernels(KernelModel[CpuVariant]):
             "threads": figures.threads,
             "threads_that_use_the_bandwidth": figures.read_bandwidth_all / one,
         }
-
-
-def _registers(variant: CpuVariant) -> int:
-    return tiles.registers(variant.row_tile, max(variant.key_vectors, variant.value_vectors))

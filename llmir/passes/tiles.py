@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 
-from llmir.ir.signature import ELEMENT_BYTES, LANES, AttentionSignature, CacheLayout, CpuVariant, Isa
+from llmir.ir.instruction_sets import INSTRUCTION_SETS, lanes_of
+from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature, CacheLayout, CpuVariant, Isa, packed_layout
 
-#: Vector registers of an instruction set.
-REGISTERS = {"avx512_bf16": 32, "avx512": 32, "plain": 16}
-#: Registers that may hold sums: the others hold operands and what the compiler needs for addresses and masks.
-ACCUMULATORS = {"avx512_bf16": 24, "avx512": 24, "plain": 12}
 #: Rows in registers: with 6 x 4 sums a product loads 10 operands for 24 results, and 204-219 of 236 GFLOP/s were
 #: measured on Zen 4; taller tiles spill.
 MOST_ROWS = 6
@@ -39,30 +36,41 @@ ROWS_AHEAD = 16
 #: Gathering a byte costs as much as so many float32 operations: 57-67 GB/s on Zen 5, which does 255 GFLOP/s.
 GATHER_FLOPS = 4
 #: Vectors of output a decode row keeps: a whole line of values at a time keeps the reads strictly forward, and
-#: was 10 % faster at head size 128 than half lines. With 16 registers too few rows would be left.
-DECODE_MOST_VALUE_VECTORS = {"avx512_bf16": 8, "avx512": 8, "plain": 4}
-
-
-def multiplies_pairs(isa: str, element_type: str) -> bool:
-    """Whether the machine has a dot product of pairs of this type."""
-    return (isa, element_type) == ("avx512_bf16", "bf16")
+#: was 10 % faster at head size 128 than half lines (Zen 5, AVX512_BF16).
+DECODE_VALUE_VECTORS = 8
+#: With fewer registers than this, whole lines would leave too few rows, and every key and value would be widened again
+#: for each tile of them: 4 rows x 2 vectors took 0.79 to 0.94 of the time of 2 x 4 (Zen 3, 32/8 heads of 128).
+WHOLE_LINE_REGISTERS = 32
 
 
 def layout(isa: str, element_type: str, block_size: int) -> CacheLayout:
-    """Arrangement of a page: as the products read it, pairs or one key a lane, where a block holds whole vectors."""
-    if block_size % LANES[isa]:
+    """Arrangement of a page: as the products read it, where a block holds whole vectors, else rows."""
+    if block_size % lanes_of(isa):
         return "row"
-    return "pair" if multiplies_pairs(isa, element_type) else "lane"
+    return packed_layout(element_type)
 
 
-def registers(rows: int, vectors: int) -> int:
-    """Registers a tile needs: its sums, one vector of operands a column, one broadcast."""
+def widens_pairs(isa: str, element_type: str) -> bool:
+    """Whether pairs are widened to float32 before they are multiplied."""
+    return packed_layout(element_type) == "pair" and not INSTRUCTION_SETS[isa].multiplies_pairs
+
+
+def registers(isa: str, element_type: str, rows: int, vectors: int) -> int:
+    """Registers a tile needs: its sums, one vector of operands a column, one broadcast.
+
+    Where pairs are widened, a column has the pairs and both halves, and the mask that parts them stays too: prefill of
+    6 rows x 2 vectors took 1.1 to 1.2 times as long as of 4 x 2 on Zen 3.
+    """
+    if widens_pairs(isa, element_type):
+        return rows * vectors + 3 * vectors + 2
     return rows * vectors + vectors + 1
 
 
-def fits(isa: str, rows: int, vectors: int) -> bool:
+def fits(isa: str, element_type: str, rows: int, vectors: int) -> bool:
     """Whether a tile stays in registers."""
-    return registers(rows, vectors) <= REGISTERS[isa] and rows * vectors <= ACCUMULATORS[isa]
+    instructions = INSTRUCTION_SETS[isa]
+    needed = registers(isa, element_type, rows, vectors)
+    return needed <= instructions.registers and rows * vectors <= instructions.accumulators
 
 
 def loads_per_product(rows: int, vectors: int) -> float:
@@ -95,20 +103,22 @@ def key_vectors(signature: AttentionSignature, isa: Isa, rows: int, chunk: int) 
 
     They divide what of a chunk lies in one page, or are several pages.
     """
-    lanes, group = LANES[isa], signature.key_group(isa)
+    lanes, group = lanes_of(isa), signature.key_group(isa)
     page = chunk if signature.layout == "row" else min(chunk, signature.block_size)
     tiles = [
         tile
         for tile in range(group, MOST_VECTORS * lanes + 1, group)
         if chunk % tile == 0 and (page % tile == 0 or tile % page == 0)
     ]
-    return max(tile // lanes for tile in tiles if tile == group or fits(isa, rows, tile // lanes))
+    return max(
+        tile // lanes for tile in tiles if tile == group or fits(isa, signature.element_type, rows, tile // lanes)
+    )
 
 
-def value_vectors(isa: str, rows: int, head_size: int, most: int) -> int:
+def value_vectors(signature: AttentionSignature, isa: Isa, rows: int, most: int) -> int:
     """Vectors of output a row keeps: the head in equal parts, each at most ``most`` and fitting."""
-    fitting = max(v for v in range(1, most + 1) if v == 1 or fits(isa, rows, v))
-    return balanced(head_size // LANES[isa], fitting)
+    fitting = max(v for v in range(1, most + 1) if v == 1 or fits(isa, signature.element_type, rows, v))
+    return balanced(signature.head_size // lanes_of(isa), fitting)
 
 
 def prefill_tokens(queries_per_kv: int) -> int:
@@ -118,29 +128,44 @@ def prefill_tokens(queries_per_kv: int) -> int:
 
 def decode_variant(signature: AttentionSignature, isa: Isa) -> CpuVariant:
     """One token a request: all query heads of a KV head against keys and values read strictly forward."""
-    head_vectors = signature.head_size // LANES[isa]
-    values = balanced(head_vectors, DECODE_MOST_VALUE_VECTORS[isa])
-    rows = balanced(signature.queries_per_kv, max(1, min(MOST_ROWS, ACCUMULATORS[isa] // values)))
+    instructions, keys = INSTRUCTION_SETS[isa], signature.key_group(isa) // lanes_of(isa)
+    if instructions.registers >= WHOLE_LINE_REGISTERS:
+        most_values = balanced(signature.head_size // instructions.lanes, DECODE_VALUE_VECTORS)
+        most_rows = min(MOST_ROWS, instructions.accumulators // most_values)
+    else:
+        most_values = MOST_VECTORS
+        most_rows = max(r for r in range(1, MOST_ROWS + 1) if r == 1 or fits(isa, signature.element_type, r, keys))
+    rows = balanced(signature.queries_per_kv, most_rows)
     return CpuVariant(
         name="decode",
         max_tokens=1,
         row_tile=rows,
         key_chunk=key_chunk(signature, isa, DECODE_KEYS),
-        key_vectors=signature.key_group(isa) // LANES[isa],
-        value_vectors=value_vectors(isa, rows, signature.head_size, values),
+        key_vectors=keys,
+        value_vectors=value_vectors(signature, isa, rows, most_values),
         prefetch=ROWS_AHEAD if signature.layout == "row" else PAGES_AHEAD,
     )
 
 
 def prefill_variant(signature: AttentionSignature, isa: Isa) -> CpuVariant:
-    """Many tokens a request: a register tile of a matrix product."""
+    """Many tokens a request: a register tile of a matrix product, the one that loads least for each product."""
     keys = key_chunk(signature, isa, PREFILL_KEYS)
+
+    def loads(rows: int) -> float:
+        return loads_per_product(rows, key_vectors(signature, isa, rows, keys))
+
+    fitting = [
+        rows
+        for rows in range(MOST_ROWS, 0, -1)
+        if rows == 1 or fits(isa, signature.element_type, rows, key_vectors(signature, isa, rows, keys))
+    ]
+    rows = min(fitting, key=loads)
     return CpuVariant(
         name="prefill",
         max_tokens=prefill_tokens(signature.queries_per_kv),
-        row_tile=MOST_ROWS,
+        row_tile=rows,
         key_chunk=keys,
-        key_vectors=key_vectors(signature, isa, MOST_ROWS, keys),
-        value_vectors=value_vectors(isa, MOST_ROWS, signature.head_size, MOST_VECTORS),
+        key_vectors=key_vectors(signature, isa, rows, keys),
+        value_vectors=value_vectors(signature, isa, rows, MOST_VECTORS),
         prefetch=ROWS_AHEAD if signature.layout == "row" else PAGES_AHEAD,
     )

@@ -7,17 +7,14 @@ import platform
 import re
 from pathlib import Path
 
+from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.ir.signature import Isa
 from llmir.target.records import Cache, Hardware, Measurements
 
-ISAS: tuple[Isa, ...] = ("avx512_bf16", "avx512", "plain")
-
-#: What the kernels of an instruction set need; the first row a machine satisfies is its instruction set.
-ISA_FEATURES: dict[Isa, frozenset[str]] = {
-    "avx512_bf16": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}),
-    "avx512": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"}),
-    "plain": frozenset(),
-}
+#: What kernels of a CPU are compiled for, as the system calls it.
+ARCHITECTURE = "x86_64"
+#: Instruction set of a processor that there are no kernels for.
+WITHOUT_KERNELS: Isa = "none"
 
 #: CPU flags a code generator for the host may use; the others (virtualization, power, bug workarounds) change no code.
 _CODE_FEATURES = re.compile(
@@ -32,13 +29,20 @@ def detect(root: Path = Path("/")) -> Hardware:
     model, flags = _cpuinfo(root)
     cpus = sorted(os.sched_getaffinity(0))
     return Hardware(
-        isa=next(isa for isa in ISAS if ISA_FEATURES[isa] <= flags),
+        isa=_best(platform.machine(), flags),
         machine=platform.machine(),
         model=model,
         features=tuple(sorted(flag for flag in flags if _CODE_FEATURES.fullmatch(flag))),
         cores=_cores(root, cpus),
         caches=_caches(root, cpus[0]),
     )
+
+
+def _best(machine: str, flags: frozenset[str]) -> Isa:
+    """The best instruction set of a processor with these flags."""
+    found = (name for name, instructions in INSTRUCTION_SETS.items() if instructions.features <= flags)
+    best = next(found, WITHOUT_KERNELS) if machine == ARCHITECTURE else WITHOUT_KERNELS
+    return best  # type: ignore[return-value]
 
 
 def _cpuinfo(root: Path) -> tuple[str, frozenset[str]]:
@@ -102,7 +106,7 @@ _CACHE_LINE = 64
 _TYPICAL_CACHES: dict[Isa, tuple[Cache, ...]] = {
     "avx512_bf16": (Cache(1, 32 << 10, 1), Cache(2, 1 << 20, 1), Cache(3, 32 << 20, 8)),
     "avx512": (Cache(1, 48 << 10, 1), Cache(2, 1280 << 10, 1), Cache(3, 60 << 20, 40)),
-    "plain": (Cache(1, 32 << 10, 1), Cache(2, 512 << 10, 1), Cache(3, 32 << 20, 8)),
+    "avx2": (Cache(1, 32 << 10, 1), Cache(2, 512 << 10, 1), Cache(3, 32 << 20, 8)),
 }
 
 
@@ -159,7 +163,7 @@ PUBLISHED: dict[Isa, Measurements] = {
         "avx512", "Intel Xeon Platinum 8380 (Ice Lake)", 40, 2.3, 204.8e9, 48, 100e-9, 64, 64, (48, 10)
     ),
     # 8 x DDR4-3200; two 256-bit multiply-adds a cycle.
-    "plain": _published("plain", "AMD EPYC 7763 (Zen 3, AVX2)", 64, 2.45, 204.8e9, 24, 100e-9, 32, 32, (32, 20)),
+    "avx2": _published("avx2", "AMD EPYC 7763 (Zen 3, AVX2)", 64, 2.45, 204.8e9, 24, 100e-9, 32, 32, (32, 20)),
 }
 
 
@@ -168,14 +172,13 @@ def _typical(isa: Isa) -> Hardware:
     figures = PUBLISHED[isa]
     return Hardware(
         isa=isa,
-        machine="x86_64",
+        machine=ARCHITECTURE,
         model=figures.origin.removeprefix("published for ").removesuffix(", not measured"),
-        features=tuple(sorted(ISA_FEATURES[isa] | _AVX2)),
+        features=tuple(sorted(INSTRUCTION_SETS[isa].features)),
         cores=figures.threads,
         caches=_TYPICAL_CACHES[isa],
     )
 
 
-_AVX2 = {"avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "popcnt"}
 #: By the name of the target.
-NAMED: dict[str, Hardware] = {f"cpu:{isa}": _typical(isa) for isa in ISAS}
+NAMED: dict[str, Hardware] = {f"cpu:{isa}": _typical(isa) for isa in PUBLISHED}

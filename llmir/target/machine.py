@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmir.ir.signature import is_gpu
+from llmir.ir.instruction_sets import INSTRUCTION_SETS
+from llmir.ir.signature import Isa, is_gpu
 from llmir.target import cpu, gpu, gpu_detection
 from llmir.target.records import Cache, Hardware, Measurements, TargetError
 
@@ -26,7 +25,7 @@ class Target(Hardware):
     """Figures measured on the machine; None until calibration fills them."""
 
     def __post_init__(self) -> None:
-        if self.isa not in _PUBLISHED:
+        if self.isa not in (*_PUBLISHED, cpu.WITHOUT_KERNELS):
             raise TargetError(f"no instruction set {self.isa!r}; there are {', '.join(_PUBLISHED)}")
         if self.cores < 1:
             raise TargetError(f"a target needs at least one core, not {self.cores}")
@@ -51,26 +50,43 @@ class Target(Hardware):
             return cls(name=name, **vars(_NAMED[name]))
         raise TargetError(f"no target {name!r}; use one of cpu, gpu, {', '.join(sorted(_NAMED))}")
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """What compiled kernels depend on: of a GPU its architecture; of a CPU architecture, best instruction set and a
-        hash of the features.
+        """What compiled kernels depend on: architecture, and instruction set or a GPU's own architecture."""
+        return f"{self.machine}-{self.isa}"
 
-        A plan fits exactly the machines with its fingerprint: its kernels may use any feature of the machine
-        they were compiled on.
-        """
-        if is_gpu(self.isa):
-            return f"{self.machine}-{self.isa}"
-        best = next(isa for isa in cpu.ISAS if cpu.ISA_FEATURES[isa] <= set(self.features))
-        digest = hashlib.sha256(" ".join(self.features).encode()).hexdigest()[:8]
-        return f"{self.machine}-{best}-{digest}"
+    def builds_on(self, host: Target) -> bool:
+        """Whether ``host`` can compile this CPU's kernels: code for any instruction set of its own architecture."""
+        return not is_gpu(self.isa) and self.machine == host.machine
+
+    @property
+    def runnable(self) -> tuple[str, ...]:
+        """Fingerprints of the targets whose kernels this machine can run: its own first, then those of lesser
+        instruction sets."""
+        lesser = [isa for isa in cpu.PUBLISHED if isa != self.isa] if not is_gpu(self.isa) else []
+        others = (replace(self, isa=isa) for isa in lesser)
+        return (self.fingerprint, *(other.fingerprint for other in others if other.runs_on(self)))
 
     def runs_on(self, host: Target) -> bool:
-        """Whether ``host`` can run this target's kernels: a GPU those of its architecture, a CPU those of its
-        instruction sets, which the JIT, that compiles for its host alone, can then build there."""
+        """Whether ``host`` can run this target's kernels: a GPU those of its architecture, a CPU those of any
+        instruction set it has."""
         if is_gpu(self.isa):
             return self.isa == host.isa
-        return self.machine == host.machine and cpu.ISA_FEATURES[self.isa] <= set(host.features)
+        if self.isa not in INSTRUCTION_SETS:
+            return False
+        return self.machine == host.machine and INSTRUCTION_SETS[self.isa].features <= set(host.features)
+
+    def missing(self) -> str:
+        """What this machine would need to run kernels of a CPU; empty where it can run some."""
+        if self.isa != cpu.WITHOUT_KERNELS:
+            return ""
+        least = list(INSTRUCTION_SETS.values())[-1]
+        lacks = sorted(least.features - set(self.features)) if self.machine == cpu.ARCHITECTURE else []
+        what = f"lacks {', '.join(lacks)}" if lacks else "is another kind"
+        return (
+            f"llmir has kernels for {cpu.ARCHITECTURE} processors with {', '.join(sorted(least.features))}, and this "
+            f"one ({self.model}, {self.machine}) {what}: serve without llmir here"
+        )
 
     @property
     def figures(self) -> Measurements:
@@ -80,6 +96,8 @@ class Target(Hardware):
         """
         if self.measured is not None:
             return self.measured
+        if self.isa == cpu.WITHOUT_KERNELS:
+            raise TargetError(self.missing())
         chip = _PUBLISHED[self.isa]
         together = min(chip.read_bandwidth_all, self.cores * chip.read_bandwidth)
         pieces, cached = (
@@ -93,6 +111,20 @@ class Target(Hardware):
             cached_bandwidth=cached,
             threads=self.cores,
         )
+
+    def is_same_machine(self, other: Target) -> bool:
+        """Whether both are one machine, if with other cores or another of its instruction sets."""
+        return (self.machine, self.model, self.features) == (other.machine, other.model, other.features)
+
+    def with_isa(self, isa: Isa) -> Target:
+        """The same machine, used with instruction set ``isa``; its figures have to be measured anew.
+
+        Raises TargetError where it does not have ``isa``.
+        """
+        other = replace(self, isa=isa, measured=None)
+        if not other.runs_on(self):
+            raise TargetError(f"this machine ({self.model}) has {self.isa} and cannot run {isa}")
+        return other
 
     def with_measurements(self, measured: Measurements) -> Target:
         """The same machine with its figures filled in."""

@@ -111,7 +111,7 @@ def test_everything_that_decides_a_plan_is_in_its_key(tmp_path: Path) -> None:
         plan_key(FACTS, Options(workload="chat"), host),
         plan_key(FACTS, Options(workload=str(workload)), host),
         plan_key(FACTS, Options(prefix_sharing="off"), host),
-        plan_key(FACTS, Options(), Target.named("cpu:plain")),
+        plan_key(FACTS, Options(), Target.named("cpu:avx2")),
         plan_key(FACTS, Options(), replace(host, cores=host.cores + 1)),
     ]
     workload.write_text("[ ]")

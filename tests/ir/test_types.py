@@ -55,7 +55,7 @@ def test_cache_reads_back_from_text(element_type, kv_heads, head_size, block_siz
         ({"max_length": 0}, "max_length of a KV cache must be positive"),
         ({"element_type": "i32"}, "a KV cache holds bf16, f16, f32"),
         ({"layout": "column"}, "unknown KV cache layout 'column'"),
-        ({"layout": "pair", "block_size": 24}, "layout 'pair' needs a block size divisible by 16, not 24"),
+        ({"layout": "pair", "block_size": 20}, "layout 'pair' needs a block size divisible by 8, not 20"),
         ({"layout": "lane", "block_size": 20}, "layout 'lane' needs a block size divisible by 8, not 20"),
         ({"layout": "pair", "head_size": 65}, "layout 'pair' needs an even head size, not 65"),
     ],

@@ -15,9 +15,9 @@ from functools import cache, partial
 import numpy as np
 from hypothesis import strategies as st
 
+from llmir.ir.instruction_sets import INSTRUCTION_SETS, lanes_of
 from llmir.ir.signature import (
     HEAD_SIZES,
-    LANES,
     AttentionSignature,
     CpuVariant,
     KernelSpec,
@@ -28,10 +28,10 @@ from llmir.kernels import reference
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.cpu.object_cache import ObjectCache
 from llmir.runtime.attention import AttentionRunner
-from llmir.target import ISAS, Target
+from llmir.target import Target
 
 #: The instruction sets whose kernels this machine can run.
-RUNNABLE_ISAS = ISAS[ISAS.index(Target.detect().isa) :]
+RUNNABLE_ISAS = [isa for isa in INSTRUCTION_SETS if Target.named(f"cpu:{isa}").runs_on(Target.detect())]
 #: Largest error of one output row, relative to the row. bf16 and f16 round the output and the probabilities to
 #: 8 and 11 bits; float32 is as good as its exponential.
 ROW_ERROR = {"bf16": 8e-3, "f16": 1e-3, "f32": 1e-5}
@@ -66,14 +66,14 @@ def loaded(spec: KernelSpec) -> Kernel:
 
 
 def layout_of(element_type: str, isa: str, block_size: int) -> str:
-    if block_size % LANES[isa]:
+    if block_size % lanes_of(isa):
         return "row"
-    return "pair" if (element_type, isa) == ("bf16", "avx512_bf16") else "lane"
+    return "pair" if element_type == "bf16" else "lane"
 
 
 def spec_of(signature: AttentionSignature, isa: str, decode_tokens: int = 1, prefill_tokens: int = 16) -> KernelSpec:
     """A spec with small tiles that any signature allows."""
-    lanes = LANES[isa]
+    lanes = lanes_of(isa)
     return KernelSpec(
         signature,
         isa,
@@ -86,7 +86,7 @@ def spec_of(signature: AttentionSignature, isa: str, decode_tokens: int = 1, pre
 
 @st.composite
 def variants(draw, name: str, max_tokens: int, signature: AttentionSignature, isa: str) -> CpuVariant:
-    lanes, group, rows, block = LANES[isa], signature.key_group(isa), signature.layout == "row", signature.block_size
+    lanes, group, rows, block = lanes_of(isa), signature.key_group(isa), signature.layout == "row", signature.block_size
 
     def fits(keys: int) -> bool:
         return keys % group == 0 and (rows or block % keys == 0 or keys % block == 0)

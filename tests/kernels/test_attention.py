@@ -27,7 +27,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmir.errors import KernelError
-from llmir.ir.signature import HEAD_SIZES, LANES, AttentionSignature, StepPolicy
+from llmir.ir.instruction_sets import lanes_of
+from llmir.ir.signature import HEAD_SIZES, AttentionSignature, StepPolicy
 from llmir.kernels.cpu.lowering import compile_object
 
 NO_SPLITS = StepPolicy(decode_tokens=1, split_keys=1 << 20, items_per_thread=1)
@@ -119,9 +120,9 @@ def test_rows_with_a_window_and_splits(isa, block_size):
 @pytest.mark.parametrize("key_vectors", [1, 4])
 def test_chunks_of_several_pages(isa, element_type, block_size, key_vectors):
     s = signature(isa, element_type, head_size=80, block_size=block_size, window=150)
-    tile = max(key_vectors * LANES[isa], s.key_group(isa))
+    tile = max(key_vectors * lanes_of(isa), s.key_group(isa))
     variants = [
-        dataclasses.replace(v, key_chunk=128, key_vectors=tile // LANES[isa], prefetch=16)
+        dataclasses.replace(v, key_chunk=128, key_vectors=tile // lanes_of(isa), prefetch=16)
         for v in spec_of(s, isa).variants
     ]
     batch = Batch(cached=(700, 0, 63, 130, 16), new=(1, 70, 1, 33, 1), threads=2)

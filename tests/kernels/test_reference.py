@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmir.ir.signature import LANES, AttentionSignature
+from llmir.ir.instruction_sets import lanes_of
+from llmir.ir.signature import AttentionSignature
 from llmir.kernels import reference
 
 
@@ -128,7 +129,14 @@ def test_bf16_values_round_to_themselves(bits):
         assert reference.bf16_bits(value)[0] == bits
 
 
-LAYOUTS = [("logical", "plain"), ("row", "plain"), ("lane", "plain"), ("lane", "avx512"), ("pair", "avx512_bf16")]
+LAYOUTS = [
+    ("logical", "avx2"),
+    ("row", "avx2"),
+    ("lane", "avx2"),
+    ("pair", "avx2"),
+    ("lane", "avx512"),
+    ("pair", "avx512_bf16"),
+]
 
 
 @pytest.mark.parametrize(("layout", "isa"), LAYOUTS)
@@ -142,7 +150,7 @@ def test_unpack_undoes_pack(layout, isa):
 
 def place(layout, isa, size, dims, slot, dim):
     """Element numbers of (key, value) of one slot and dimension inside a page, from the table of layouts."""
-    group, row = 2 * LANES[isa], slot * dims + dim
+    group, row = 2 * lanes_of(isa), slot * dims + dim
     if layout == "logical":
         return 2 * slot * dims + dim, 2 * slot * dims + dims + dim
     if layout == "row":

@@ -47,7 +47,7 @@ def select(module, target=H100):
 
 def test_the_kind_of_target_decides_who_is_asked():
     assert isinstance(kernel_model(H100), GpuKernels)
-    assert isinstance(kernel_model(Target.named("cpu:plain")), CpuKernels)
+    assert isinstance(kernel_model(Target.named("cpu:avx2")), CpuKernels)
 
 
 # -- what there are kernels for

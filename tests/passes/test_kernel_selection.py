@@ -7,6 +7,7 @@ from pass_modules import ops, run
 
 from llmir.errors import UnsupportedLayerError
 from llmir.ir.attention import FusedAttention
+from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.ir.module import caches_of, ops_of
 from llmir.ir.remarks import remarks
 from llmir.ir.signature import ELEMENT_BYTES, HEAD_SIZES, AttentionSignature, CpuVariant, KernelSpec
@@ -16,11 +17,11 @@ from llmir.passes.attention_fusion import AttentionFusion
 from llmir.passes.kernel_model import SPLIT_OVERHEAD
 from llmir.passes.kernel_selection import KernelSelection
 from llmir.passes.kernels_of_target import kernel_model
-from llmir.target import ISAS, Target
+from llmir.target import Target
 
 BEST = Target.named("cpu:avx512_bf16")
 
-isas = st.sampled_from(ISAS)
+isas = st.sampled_from(list(INSTRUCTION_SETS))
 signatures = st.builds(
     lambda kv, group, size, element, block: AttentionSignature(kv * group, kv, size, element, block, 0.125),
     st.integers(1, 16),
@@ -59,11 +60,12 @@ def test_the_pass_sets_layout_variants_and_conditions(parse):
         ("avx512_bf16", "bf16", "pair"),
         ("avx512_bf16", "f16", "lane"),
         ("avx512_bf16", "f32", "lane"),
-        ("avx512", "bf16", "lane"),
-        ("plain", "bf16", "lane"),
+        ("avx512", "bf16", "pair"),
+        ("avx2", "bf16", "pair"),
+        ("avx2", "f16", "lane"),
     ],
 )
-def test_pairs_are_for_machines_that_multiply_them(parse, isa, element, layout):
+def test_bfloat16_lies_in_pairs_whether_multiplied_or_widened(parse, isa, element, layout):
     module = select(parse(element=element), Target.named(f"cpu:{isa}"))
     assert caches_of(module)["layers.0"].layout == layout
 
@@ -77,9 +79,9 @@ def test_pairs_are_for_machines_that_multiply_them(parse, isa, element, layout):
         ("avx512_bf16", 24, "row"),
         ("avx512_bf16", 48, "pair"),
         ("avx512", 8, "row"),
-        ("plain", 4, "row"),
-        ("plain", 8, "lane"),
-        ("plain", 24, "lane"),
+        ("avx2", 4, "row"),
+        ("avx2", 8, "pair"),
+        ("avx2", 24, "pair"),
     ],
 )
 def test_blocks_without_whole_vectors_of_keys_are_rows(parse, isa, block_size, layout):
@@ -133,7 +135,9 @@ def test_every_selection_can_be_generated(signature, isa):
     spec = spec_of(signature, isa)
     lowering.check(spec)
     for variant in spec.variants:
-        assert tiles.fits(isa, variant.row_tile, max(variant.key_vectors, variant.value_vectors))
+        assert tiles.fits(
+            isa, signature.element_type, variant.row_tile, max(variant.key_vectors, variant.value_vectors)
+        )
 
 
 def laid_out(signature, isa):
@@ -174,7 +178,12 @@ def test_the_tiles_of_smollm2_and_llama():
     assert tiles.decode_variant(smollm2, "avx512_bf16") == CpuVariant("decode", 1, 3, 128, 2, 4, 1)
     assert tiles.prefill_variant(smollm2, "avx512_bf16") == CpuVariant("prefill", 32, 6, 128, 4, 4, 1)
     assert tiles.decode_variant(llama, "avx512_bf16") == CpuVariant("decode", 1, 2, 128, 2, 8, 1)
-    assert tiles.prefill_variant(llama, "plain") == CpuVariant("prefill", 24, 6, 128, 2, 2, 1)
+    assert tiles.decode_variant(smollm2, "avx2") == CpuVariant("decode", 1, 3, 128, 2, 2, 1)
+    assert tiles.decode_variant(llama, "avx2") == CpuVariant("decode", 1, 4, 128, 2, 2, 1)
+    assert tiles.prefill_variant(llama, "avx2") == CpuVariant("prefill", 24, 4, 128, 2, 2, 1)
+    assert tiles.prefill_variant(replace(llama, element_type="f16"), "avx2") == CpuVariant(
+        "prefill", 24, 6, 128, 2, 2, 1
+    )
 
 
 def test_chunks_are_whole_blocks_or_divide_one():

@@ -12,6 +12,7 @@ from llmir.ir.attention import FusedAttention, Kernel, PagedAttention, step_poli
 from llmir.ir.attributes import Weight
 from llmir.ir.bindings import func, ir
 from llmir.ir.dialect import context
+from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.ir.module import ModelInfo, decoder, new_module, ops_of
 from llmir.ir.remarks import remarks
 from llmir.ir.sharing_costs import cached_key, pays
@@ -23,7 +24,7 @@ from llmir.passes.break_even import BATCHES, BreakEven, costs_on
 from llmir.passes.kernel_outlining import KernelOutlining
 from llmir.passes.kernel_selection import KernelSelection
 from llmir.passes.prefix_sharing import DataFlow, PrefixSharing, obstacle
-from llmir.target import ISAS, Target
+from llmir.target import Target
 
 BEST = Target.named("cpu:avx512_bf16")
 SMOLLM2 = AttentionSignature(9, 3, 64, "bf16", 128, 0.125, layout="pair")
@@ -318,7 +319,7 @@ def even(signature=SMOLLM2, target=BEST):
         st.sampled_from(sorted(ELEMENT_BYTES)),
         st.sampled_from([1, 5, 16, 32, 128]),
     ),
-    st.sampled_from(ISAS),
+    st.sampled_from(list(INSTRUCTION_SETS)),
 )
 def test_costs_are_such_that_the_run_time_can_use_them(signature, isa):
     signature = replace(signature, layout=tiles.layout(isa, signature.element_type, signature.block_size))
@@ -331,7 +332,7 @@ def test_costs_are_such_that_the_run_time_can_use_them(signature, isa):
     assert 0 < costs.most_rows <= max(tiles.PREFILL_ROWS, signature.queries_per_kv) / 2
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("requests", BATCHES)
 def test_once_it_pays_it_pays_for_every_longer_part(isa, requests):
     signature = replace(SMOLLM2, layout=tiles.layout(isa, "bf16", 128))

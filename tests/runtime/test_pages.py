@@ -15,15 +15,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature, KernelSpec, StepPolicy
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.cpu.object_cache import ObjectCache
 from llmir.passes import tiles
 from llmir.runtime.attention import AttentionRunner
 from llmir.runtime.pages import key_and_value_rows
-from llmir.target import ISAS, Target
+from llmir.target import Target
 
-RUNNABLE_ISAS = ISAS[ISAS.index(Target.detect().isa) :]
+RUNNABLE_ISAS = [isa for isa in INSTRUCTION_SETS if Target.named(f"cpu:{isa}").runs_on(Target.detect())]
 #: Bit patterns: rows are moved, never computed with.
 STORED = {2: torch.int16, 4: torch.int32}
 NUM_BLOCKS = 9

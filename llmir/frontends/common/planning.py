@@ -46,6 +46,8 @@ def target_of(options: Options, host: Target) -> Target:
     Raises LlmirError where ``host`` cannot run the target's kernels.
     """
     target = Target.named(options.target) if options.target and not options.plan else host
+    if not options.target and (missing := host.missing()):
+        raise LlmirError(missing)
     if not target.runs_on(host):
         raise LlmirError(
             f"this machine cannot run kernels for target {options.target!r}, it has {host.isa}: leave out the target"
@@ -89,7 +91,7 @@ def _without_sharing(plan: Plan) -> Plan:
 
 def _check_plan_file(plan: Plan, path: str, facts: Mapping[str, Any], host: Target) -> None:
     """Raise PlanError for a plan made for another machine, or by its record for another model or rank layout."""
-    plan.check_target(host.fingerprint)
+    plan.check_target(host.runnable)
     found = {
         "framework": (f"{plan.framework} {plan.framework_version}", facts["framework"]),
         "model": (plan.model, facts["model"]),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 
-from llmir.ir.signature import LANES, KernelSpec, KernelVariant
+from llmir.ir.instruction_sets import lanes_of
+from llmir.ir.signature import KernelSpec, KernelVariant
 from llmir.kernels.work_list import ITEM_FIELDS
 
 
@@ -60,7 +61,7 @@ ITEM_BYTES = 4 * ITEM_FIELDS
 
 def state_bytes(spec: KernelSpec) -> int:
     """Bytes of one query row's running state: maximum and sum (a float32 vector each), then the output."""
-    return 4 * (2 * LANES[spec.isa] + spec.signature.head_size)
+    return 4 * (2 * lanes_of(spec.isa) + spec.signature.head_size)
 
 
 def padded_rows(spec: KernelSpec, variant: KernelVariant) -> int:

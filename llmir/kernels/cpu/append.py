@@ -78,22 +78,17 @@ class AppendEmitter:
         line_bytes = self.key_group * step_bytes
         group = b.mul(b.div(place, self.key_group), steps * line_bytes)
         column = b.offset(keys, b.add(group, b.mul(b.rem(place, self.key_group), step_bytes)))
-        word = b.integer(8 * step_bytes)
-
-        def scatter(step: ir.Value) -> None:
-            at_source = b.offset(source, b.mul(step, step_bytes))
-            at_column = b.offset(column, b.mul(step, line_bytes))
-            for u in range(_UNROLL):
-                value = b.load(b.offset(at_source, u * step_bytes), word, alignment=p.element_bytes)
-                b.store(value, b.offset(at_column, u * line_bytes), alignment=step_bytes)
-
-        b.loop(0, steps, _UNROLL, scatter)
+        self._scatter(source, column, steps, step_bytes, line_bytes)
 
     def _append_value(self, source: ir.Value, values: ir.Value, place: ir.Value) -> None:
         """One value into row ``place`` of ``[block_size / elements per step][head_size][elements per step]``."""
         s, p = self.signature, self.products
         line_bytes = s.head_size * p.elements_per_step * p.element_bytes
         line = b.offset(values, b.mul(b.div(place, p.elements_per_step), line_bytes))
+        if p.pairs and not p.instructions.masks:
+            half = b.offset(line, b.mul(b.rem(place, 2), p.element_bytes))
+            self._scatter(source, half, s.head_size, p.element_bytes, 2 * p.element_bytes)
+            return
         vector = b.vector_of(p.lanes, b.integer(8 * p.element_bytes))
         for v in range(s.head_size // p.lanes):
             raw = b.load(b.offset(source, v * p.lanes * p.element_bytes), vector, alignment=p.element_bytes)
@@ -104,7 +99,7 @@ class AppendEmitter:
                 b.store(raw, target, alignment=p.element_bytes)
 
     def _store_half(self, raw: ir.Value, target: ir.Value, half: ir.Value) -> None:
-        """Sixteen 16-bit values into the even (``half`` 0) or odd lanes at ``target``."""
+        """A vector of 16-bit values into the even (``half`` 0) or odd lanes at ``target``, by one masked store."""
         lanes = 2 * self.products.lanes
         both_halves = b.interleave(raw, raw)
         odd = b.equal(
@@ -112,3 +107,15 @@ class AppendEmitter:
             b.splat(b.narrow(half), lanes),
         )
         b.store_lanes(both_halves, target, odd, alignment=2)
+
+    def _scatter(self, source: ir.Value, target: ir.Value, count: int, word_bytes: int, stride: int) -> None:
+        """``count`` words that lie side by side, each ``stride`` bytes after the one before."""
+        word = b.integer(8 * word_bytes)
+
+        def some(first: ir.Value) -> None:
+            at_source, at_target = b.offset(source, b.mul(first, word_bytes)), b.offset(target, b.mul(first, stride))
+            for u in range(_UNROLL):
+                value = b.load(b.offset(at_source, u * word_bytes), word, alignment=self.products.element_bytes)
+                b.store(value, b.offset(at_target, u * stride), alignment=word_bytes)
+
+        b.loop(0, count, _UNROLL, some)

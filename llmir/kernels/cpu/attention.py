@@ -18,7 +18,6 @@ from llmir.kernels.cpu.fields import first_head, item_field
 from llmir.kernels.cpu.geometry import Geometry
 from llmir.kernels.cpu.members import ItemTokens
 from llmir.kernels.cpu.place import PieceTable
-from llmir.kernels.cpu.products import STEP_BYTES
 from llmir.kernels.cpu.staging import StagingEmitter
 from llmir.kernels.work_list import Item
 
@@ -66,7 +65,7 @@ class AttentionEmitter:
             address = b.offset(source, b.mul(head, head_bytes))
             target = b.offset(self.queries, b.mul(row, self.geometry.query_bytes))
             for v in range(self.geometry.head_vectors):
-                scratch = v * p.lanes // p.elements_per_step * STEP_BYTES
+                scratch = p.scratch_bytes(v * p.lanes)
                 p.copy_query(b.offset(address, v * p.lanes * p.element_bytes), b.offset(target, scratch))
             b.store(b.narrow(self.tokens.limit(token)), b.offset(self.limits, b.mul(row, 4)))
 

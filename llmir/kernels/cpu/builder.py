@@ -11,12 +11,15 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from llmir.ir.bindings import arith, ir, llvm, math, scf, vector
+from llmir.ir.instruction_sets import INSTRUCTION_SETS
 
 Value: TypeAlias = ir.Value
 Integer: TypeAlias = Value | int
 POINTER_BYTES = 8
 
 _DYNAMIC_INDEX = -(2**31)  # llvm.getelementptr's mark for "this index is an operand"
+#: LLVM's name of the processors that have nothing beyond what every x86-64 processor has.
+_BASELINE = "x86-64"
 _FAST = arith.FastMathFlags.nnan | arith.FastMathFlags.ninf | arith.FastMathFlags.nsz
 
 
@@ -160,6 +163,13 @@ def widen(x: Value) -> Value:
 def narrow(x: Value) -> Value:
     """i64 to i32."""
     return arith.trunci(integer(32), x)
+
+
+def widened_pair(x: Value, lanes: int) -> tuple[Value, Value]:
+    """Of every i32 lane the bfloat16 in its lower half, and the one in its upper half, as float32."""
+    f32 = vector_of(lanes, floating("f32"))
+    lower, upper = arith.shli(x, constant(16, x.type)), both(x, constant(-0x10000, x.type))
+    return bitcast(lower, f32), bitcast(upper, f32)
 
 
 def halves(x: Value, lanes: int) -> tuple[Value, Value]:
@@ -312,6 +322,22 @@ def from_float(x: Value, type_: ir.Type) -> Value:
     return x if x.type == type_ else arith.truncf(type_, x)
 
 
+def round_to_bf16(x: Value, lanes: int) -> Value:
+    """float32 to bfloat16, to nearest even, in integer arithmetic; NaN stays NaN.
+
+    The upper half is rounded by adding just under half of its last place, and one more where it is odd. A NaN could
+    so become infinite or overflow into the sign: its quiet bit is set instead.
+    """
+    i32, last_place, quiet_nan = vector_of(lanes, integer(32)), 1 << 16, 1 << 22
+    bits = bitcast(x, i32)
+    odd = both(arith.shrui(bits, constant(16, i32)), constant(1, i32))
+    rounded = add(add(bits, constant(last_place // 2 - 1, i32)), odd)
+    is_nan = arith.cmpf(arith.CmpFPredicate.UNO, x, x)
+    kept = select(is_nan, either(bits, constant(quiet_nan, i32)), rounded)
+    upper = arith.trunci(vector_of(lanes, integer(16)), arith.shrui(kept, constant(16, i32)))
+    return bitcast(upper, vector_of(lanes, floating("bf16")))
+
+
 def add_to_exponent(x: Value, power: Value, lanes: int) -> Value:
     """``x * 2**power`` for whole float32 powers that keep the result normal."""
     i32 = vector_of(lanes, integer(32))
@@ -366,14 +392,22 @@ def loop_while(condition_and_body: Callable[[], Value]) -> None:
         scf.yield_([])
 
 
-def function(module: ir.Module, name: str, argument_types: Sequence[ir.Type], body: Callable[..., None]) -> None:
-    """Adds ``void name(arguments)`` with the C calling convention.
+def function(
+    module: ir.Module, isa: str, name: str, argument_types: Sequence[ir.Type], body: Callable[..., None]
+) -> None:
+    """Adds ``void name(arguments)`` with the C calling convention, compiled for the features of ``isa`` and no others.
 
     Never inlined and never internal: the execution engine looks up every function by name.
     """
     type_ = ir.Type.parse(f"!llvm.func<void ({', '.join(str(t) for t in argument_types)})>")
     with ir.InsertionPoint(module.body):
         func = llvm.LLVMFuncOp(name, ir.TypeAttr.get(type_), no_inline=True)
+    # Without both of these, LLVM takes whatever the compiling machine has.
+    func.attributes["target_cpu"] = ir.StringAttr.get(_BASELINE)
+    features = ", ".join(f'"+{feature}"' for feature in INSTRUCTION_SETS[isa].llvm_features)
+    func.attributes["target_features"] = ir.Attribute.parse(f"#llvm.target_features<[{features}]>")
+    # Or LLVM makes calls of the C library out of loops and many stores: a kernel links to nothing.
+    func.attributes["passthrough"] = ir.ArrayAttr.get([ir.StringAttr.get("no-builtins")])
     block = func.body.blocks.append(*argument_types)
     with ir.InsertionPoint(block):
         body(*block.arguments)

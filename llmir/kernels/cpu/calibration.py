@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmir.errors import KernelError
-from llmir.ir.signature import LANES
+from llmir.ir.instruction_sets import INSTRUCTION_SETS, lanes_of
 from llmir.kernels.calibration_cache import measured
 from llmir.kernels.cpu.loader import load_object, process_symbol
 from llmir.target import Measurements, Target
@@ -38,8 +38,6 @@ _STREAM_PIECE = 1 << 20
 #: What a thread takes at a time, in whole pieces: so much that the counter which deals them out costs nothing.
 _TAKEN_BYTES = 256 << 10
 _VECTORS_PER_ITERATION, _SUMS = 16, 8
-#: Dot products in flight: enough to hide their latency, and with both operands within the registers.
-_ACCUMULATORS = {"avx512_bf16": 24, "avx512": 24, "plain": 12}
 _PRODUCT_ITERATIONS = 200_000
 _REPEATS, _FORK_JOIN_REPEATS = 5, 300
 #: Some operands of a product: one cache line of zeros, so that no value is slow to multiply.
@@ -66,7 +64,8 @@ def calibrate(target: Target, folder: Path | None = None) -> Target:
     ``folder``: where figures are kept; they are read from there if this machine has been measured before.
     Raises KernelError if the target is another machine, or if no OpenMP runtime is loaded (import torch first).
     """
-    if target.fingerprint != Target.detect().fingerprint:
+    host = Target.detect()
+    if not (target.is_same_machine(host) and target.runs_on(host)):
         raise KernelError(
             f"target {target.name} ({target.fingerprint}) cannot be measured from here; "
             "run the calibration on that machine, or compile with its published figures"
@@ -161,8 +160,8 @@ class _Kernels:
     def product_rate(self, element_type: str) -> float:
         """Floating-point operations a second of one thread's dot products."""
         isa = self.target.isa
-        pairs = 2 if element_type == "bf16" and isa == "avx512_bf16" else 1
-        operations = 2 * pairs * LANES[isa] * _ACCUMULATORS[isa] * _PRODUCT_ITERATIONS
+        pairs = 2 if element_type == "bf16" and INSTRUCTION_SETS[isa].multiplies_pairs else 1
+        operations = 2 * pairs * lanes_of(isa) * INSTRUCTION_SETS[isa].accumulators * _PRODUCT_ITERATIONS
         name = "product_bf16" if pairs == 2 else "product_f32"
         work = self._work(items=_PRODUCT_ITERATIONS)
         return operations / min(self._seconds(name, work, 1) for _ in range(_REPEATS))
@@ -203,8 +202,8 @@ def _compile(isa: str) -> bytes:
     def read(work: ir.Value, ahead: bool) -> None:
         """Takes pieces until none is left and adds up their integers; ``ahead``: prefetches the next one meanwhile."""
         i64 = b.integer(64)
-        vector = b.vector_of(LANES[isa], b.integer(32))
-        vector_bytes = 4 * LANES[isa]
+        vector = b.vector_of(lanes_of(isa), b.integer(32))
+        vector_bytes = 4 * lanes_of(isa)
         items, piece_bytes = field(work, "items", i64), field(work, "piece_bytes", i64)
         together = field(work, "items_together", i64)
         offsets, memory = field(work, "offsets", b.pointer()), field(work, "memory", b.pointer())
@@ -251,15 +250,14 @@ def _compile(isa: str) -> bytes:
         b.loop_while(take)
 
     def product(work: ir.Value, products: Products) -> None:
-        """Independent dot products of two operands that stay in registers."""
-        operand = products.load_step(field(work, "memory", b.pointer()))
-        broadcast = products.load_broadcast(field(work, "memory", b.pointer()))
+        """Independent products of an operand with itself, which stays in a register."""
+        operand = b.load(field(work, "memory", b.pointer()), products.operand_vector())
 
         def dots(_iteration: ir.Value, *sums: ir.Value) -> list[ir.Value]:
-            return [products.dot(accumulator, broadcast, operand) for accumulator in sums]
+            return [products.dot(accumulator, operand, operand) for accumulator in sums]
 
         # Equal sums would be merged into one.
-        first = [b.constant(float(i), products.f32_vector()) for i in range(_ACCUMULATORS[isa])]
+        first = [b.constant(float(i), products.f32_vector()) for i in range(INSTRUCTION_SETS[isa].accumulators)]
         sums = b.loop(0, field(work, "items", b.integer(64)), 1, dots, first)
         total = sums[0]
         for part in sums[1:]:
@@ -268,10 +266,10 @@ def _compile(isa: str) -> bytes:
 
     with ir.Context(), ir.Location.unknown():
         module = ir.Module.create()
-        b.function(module, "nothing", [b.pointer()], lambda work: None)
-        b.function(module, "read", [b.pointer()], lambda work: read(work, ahead=False))
-        b.function(module, "read_ahead", [b.pointer()], lambda work: read(work, ahead=True))
-        for element_type in ("bf16", "f32") if isa == "avx512_bf16" else ("f32",):
+        b.function(module, isa, "nothing", [b.pointer()], lambda work: None)
+        b.function(module, isa, "read", [b.pointer()], lambda work: read(work, ahead=False))
+        b.function(module, isa, "read_ahead", [b.pointer()], lambda work: read(work, ahead=True))
+        for element_type in ("bf16", "f32") if INSTRUCTION_SETS[isa].multiplies_pairs else ("f32",):
             products = Products(element_type, isa)
-            b.function(module, f"product_{element_type}", [b.pointer()], lambda work, p=products: product(work, p))
+            b.function(module, isa, f"product_{element_type}", [b.pointer()], lambda work, p=products: product(work, p))
         return object_code(module, "calibration")

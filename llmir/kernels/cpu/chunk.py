@@ -18,7 +18,7 @@ from llmir.ir.bindings import ir
 from llmir.kernels.cpu import builder as b
 from llmir.kernels.cpu.geometry import LOG2_E, Geometry
 from llmir.kernels.cpu.place import ChunkPlace
-from llmir.kernels.cpu.products import STEP_BYTES
+from llmir.kernels.cpu.products import Operand
 
 #: The running maximum before any key, and the score of a masked key: lower still, so that a row that has
 #: seen only masked keys has weights of exactly zero and not 2**0.
@@ -90,18 +90,17 @@ class ChunkEmitter:
                 sums = list(accumulators)
                 inside = b.mul(step, self.geometry.key_line_bytes)
                 at_pieces = [(b.offset(here, inside), b.offset(ahead, inside)) for here, ahead in pieces]
-                at_query = b.offset(tile.queries, b.mul(step, STEP_BYTES))
+                at_query = b.offset(tile.queries, b.mul(step, p.step_scratch_bytes))
+                asked: list[set[int]] = [set() for _ in at_pieces]
                 for u in range(unroll):
                     loaded = [
-                        self._load(here, ahead, self._key_place(k, u))
-                        for here, ahead in at_pieces
+                        self._load(here, ahead, self._key_place(k, u), lines)
+                        for (here, ahead), lines in zip(at_pieces, asked, strict=True)
                         for k in range(piece_vectors)
                     ]
-                    for r in range(v.row_tile):
-                        query = p.load_broadcast(b.offset(at_query, r * self.geometry.query_bytes + u * STEP_BYTES))
-                        for k in range(v.key_vectors):
-                            i = r * v.key_vectors + k
-                            sums[i] = p.dot(sums[i], query, loaded[k])
+                    at_step = b.offset(at_query, u * p.step_scratch_bytes)
+                    rows = [b.offset(at_step, r * self.geometry.query_bytes) for r in range(v.row_tile)]
+                    p.add_products(sums, rows, loaded)
                 return sums
 
             sums = b.loop(0, self.geometry.head_steps, unroll, steps, [zero] * (v.row_tile * v.key_vectors))
@@ -125,9 +124,13 @@ class ChunkEmitter:
         inside = b.mul(number_inside, self._key_place(self.variant.key_vectors, 0))
         return [(b.offset(place.keys(page), inside), b.offset(place.keys(b.add(page, 1)), inside))]
 
-    def _load(self, here: ir.Value, ahead: ir.Value, at: int) -> ir.Value:
-        """One step of keys or values; asks for the same place of the next piece."""
-        if self.geometry.reads_ahead:
+    def _load(self, here: ir.Value, ahead: ir.Value, at: int, asked: set[int]) -> Operand:
+        """One step of keys or values; asks for the same place of the next piece.
+
+        ``asked``: the cache lines that were asked for so: a line holds up to four vectors.
+        """
+        if self.geometry.reads_ahead and at // CACHE_LINE not in asked:
+            asked.add(at // CACHE_LINE)
             b.prefetch(b.offset(ahead, at), NEAR_CACHE)
         return self.products.load_step(b.offset(here, at))
 
@@ -207,7 +210,7 @@ class ChunkEmitter:
             for k, value in enumerate(scores):
                 probability = p.exp2(b.fma(value, scale, shift))
                 total = b.fadd(total, probability)
-                place = k * p.lanes // p.elements_per_step * STEP_BYTES
+                place = p.scratch_bytes(k * p.lanes)
                 p.store_scratch(probability, b.offset(out, place))
             b.store(now, state)
             b.store(total, b.offset(state, self.geometry.vector_bytes))
@@ -242,7 +245,7 @@ class ChunkEmitter:
     def _add_pages(self, sums: list[ir.Value], place: ChunkPlace, valid: ir.Value, columns: range) -> list[ir.Value]:
         """``sums`` with the chunk's values."""
         g = self.geometry
-        page_bytes = g.page_keys // self.products.elements_per_step * STEP_BYTES
+        page_bytes = self.products.scratch_bytes(g.page_keys)
 
         def page(keys: ir.Value | int):
             def body(number: ir.Value | int, *accumulators: ir.Value) -> list[ir.Value]:
@@ -276,26 +279,23 @@ class ChunkEmitter:
         if page_steps == 2 * unroll:
             unroll //= 2  # LLVM unrolls a loop of two rounds too, and then runs out of registers: prefill took 1.2x
 
-        def step_of(sums: list[ir.Value], step_values: list[ir.Value], at: ir.Value) -> None:
-            for r in range(v.row_tile):
-                probability = p.load_broadcast(b.offset(at, r * g.probability_bytes))
-                for c, value in enumerate(step_values):
-                    i = r * len(columns) + c
-                    sums[i] = p.dot(sums[i], probability, value)
+        def step_of(sums: list[ir.Value], step_values: list[Operand], at: ir.Value) -> None:
+            p.add_products(sums, [b.offset(at, r * g.probability_bytes) for r in range(v.row_tile)], step_values)
 
         def places(step: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
             inside = b.mul(step, g.value_line_bytes)
             here, ahead = (b.offset(piece, inside) for piece in pieces)
-            return here, ahead, b.offset(probabilities, b.mul(step, STEP_BYTES))
+            return here, ahead, b.offset(probabilities, b.mul(step, p.step_scratch_bytes))
 
         def steps(count: int):
             def body(step: ir.Value, *accumulators: ir.Value) -> list[ir.Value]:
                 added = list(accumulators)
                 here, ahead, at_probability = places(step)
+                asked: set[int] = set()
                 for u in range(count):
                     at = u * g.value_line_bytes
-                    loaded = [self._load(here, ahead, at + c * p.step_vector_bytes) for c in columns]
-                    step_of(added, loaded, b.offset(at_probability, u * STEP_BYTES))
+                    loaded = [self._load(here, ahead, at + c * p.step_vector_bytes, asked) for c in columns]
+                    step_of(added, loaded, b.offset(at_probability, u * p.step_scratch_bytes))
                 return added
 
             return body

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llmir.ir.signature import CpuVariant, KernelSpec
 from llmir.kernels.cpu import abi
-from llmir.kernels.cpu.products import STEP_BYTES, Products
+from llmir.kernels.cpu.products import Products
 
 LOG2_E = math.log2(math.e)
 
@@ -57,7 +57,7 @@ class Geometry:
     @property
     def query_bytes(self) -> int:
         """A query row in scratch."""
-        return self.head_steps * STEP_BYTES
+        return self.products.scratch_bytes(self.spec.signature.head_size)
 
     @property
     def score_bytes(self) -> int:
@@ -67,7 +67,7 @@ class Geometry:
     @property
     def probability_bytes(self) -> int:
         """A row's probabilities of one chunk."""
-        return self.variant.key_chunk // self.products.elements_per_step * STEP_BYTES
+        return self.products.scratch_bytes(self.variant.key_chunk)
 
     @property
     def group_vectors(self) -> int:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from llmir.errors import KernelError
 from llmir.ir.bindings import execution_engine, ir, passmanager
-from llmir.ir.signature import HEAD_SIZES, LANES, KernelSpec
+from llmir.ir.instruction_sets import lanes_of
+from llmir.ir.signature import HEAD_SIZES, KernelSpec
 from llmir.kernels.cpu import builder as b
 from llmir.kernels.cpu.abi import ARGUMENT_OFFSET, ITEM_BYTES
 from llmir.kernels.cpu.append import AppendEmitter
@@ -28,7 +29,7 @@ PIPELINE = (
 
 def check(spec: KernelSpec) -> None:
     """Raises KernelError where the generators cannot make ``spec``."""
-    s, lanes = spec.signature, LANES[spec.isa]
+    s, lanes = spec.signature, lanes_of(spec.isa)
     products = Products.of(spec)
     if s.num_heads % s.num_kv_heads:
         raise KernelError(f"{s.num_heads} query heads cannot share {s.num_kv_heads} KV heads evenly")
@@ -69,9 +70,9 @@ def kernel_module(spec: KernelSpec) -> ir.Module:
         for variant in spec.cpu_variants:
             emitter = AttentionEmitter(spec, variant)
             name = f"{spec.symbol}_{variant.name}"
-            b.function(module, name, [b.pointer(), b.pointer()], emitter.emit_item)
-        b.function(module, f"{spec.symbol}_thread", [b.pointer()], lambda a: _thread(spec, a))
-        b.function(module, spec.symbol, [b.pointer()], lambda a: _entry(spec, a))
+            b.function(module, spec.isa, name, [b.pointer(), b.pointer()], emitter.emit_item)
+        b.function(module, spec.isa, f"{spec.symbol}_thread", [b.pointer()], lambda a: _thread(spec, a))
+        b.function(module, spec.isa, spec.symbol, [b.pointer()], lambda a: _entry(spec, a))
         return module
 
 

@@ -1,16 +1,20 @@
 """How one instruction set multiplies one element type: the part of attention that differs by machine.
 
 Attention is two products, query x key and probability x value. Both are accumulated in float32, one
-*step* of the reduction at a time: a step covers one element, or a pair where the machine has a dot
-product of bf16 pairs. Scratch holds queries and probabilities so that a step is always four bytes.
+*step* of the reduction at a time: a step covers one element, or in pages of layout "pair" two neighbouring ones. A pair
+is multiplied by the dot product of bfloat16 pairs where the machine has one, else widened to two float32. Scratch holds
+queries and probabilities as the products want them: pairs of bfloat16, or float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from llmir.ir.bindings import ir, x86
-from llmir.ir.signature import ELEMENT_BYTES, LANES, KernelSpec
+from llmir.ir.instruction_sets import INSTRUCTION_SETS, InstructionSet
+from llmir.ir.signature import ELEMENT_BYTES, KernelSpec, packed_layout
 from llmir.kernels.cpu import builder as b
 
 #: 2**f on [-1/2, 1/2], highest power first: Lawson fits to the relative error, at worst 1.0e-4, 2.8e-6 and
@@ -24,7 +28,10 @@ EXP2_COEFFICIENTS = {
 }
 #: Below this power of two a float32 is zero anyway; keeps the exponent arithmetic in range.
 _LEAST_EXPONENT = -126.0
-STEP_BYTES = 4
+_F32_BYTES = 4
+
+#: One step of one operand in registers: a vector for each product that it takes part in.
+Operand: TypeAlias = tuple[ir.Value, ...]
 
 
 @dataclass(frozen=True)
@@ -40,19 +47,29 @@ class Products:
         return cls(spec.signature.element_type, spec.isa)
 
     @property
-    def pairs(self) -> bool:
-        """Whether a reduction step is a dot product of bf16 pairs."""
-        return self.isa == "avx512_bf16" and self.element_type == "bf16"
+    def instructions(self) -> InstructionSet:
+        """What the machine can do."""
+        return INSTRUCTION_SETS[self.isa]
 
     @property
     def layout(self) -> str:
         """The layout (see AttentionSignature) these products read: of a page, or of what is gathered from rows."""
-        return "pair" if self.pairs else "lane"
+        return packed_layout(self.element_type)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether a reduction step is a pair of elements."""
+        return self.layout == "pair"
+
+    @property
+    def dots_pairs(self) -> bool:
+        """Whether a pair is multiplied by one instruction."""
+        return self.pairs and self.instructions.multiplies_pairs
 
     @property
     def lanes(self) -> int:
         """float32 lanes of a vector."""
-        return LANES[self.isa]
+        return self.instructions.lanes
 
     @property
     def elements_per_step(self) -> int:
@@ -69,9 +86,22 @@ class Products:
         """Bytes of one step's keys (or values) across a vector."""
         return self.lanes * self.elements_per_step * self.element_bytes
 
+    @property
+    def step_scratch_bytes(self) -> int:
+        """Bytes of one step of a query or of probabilities in scratch."""
+        return self.scratch_bytes(self.elements_per_step)
+
+    def scratch_bytes(self, elements: int) -> int:
+        """Bytes of ``elements`` elements of a query or of probabilities in scratch."""
+        return elements * (self.element_bytes if self.dots_pairs else _F32_BYTES)
+
     def f32_vector(self) -> ir.Type:
         """A vector of scores, probabilities or outputs."""
         return b.vector_of(self.lanes, b.floating("f32"))
+
+    def operand_vector(self) -> ir.Type:
+        """A vector as it is multiplied."""
+        return self.element_vector() if self.dots_pairs else self.f32_vector()
 
     def element_vector(self) -> ir.Type:
         """A vector's worth of one step as it lies in the cache."""
@@ -79,61 +109,83 @@ class Products:
 
     # -- operands of the dot product
 
-    def load_step(self, address: ir.Value) -> ir.Value:
+    def load_step(self, address: ir.Value) -> Operand:
         """One step of keys or values, ready to be multiplied."""
+        if self.pairs and not self.dots_pairs:
+            return b.widened_pair(self._load_words(address), self.lanes)
         raw = b.load(address, self.element_vector(), alignment=self.step_vector_bytes)
-        return raw if self.pairs else b.to_float(raw, self.lanes)
+        return (raw if self.dots_pairs else b.to_float(raw, self.lanes),)
 
-    def load_half_step(self, address: ir.Value) -> ir.Value:
+    def load_half_step(self, address: ir.Value) -> Operand:
         """One pair of values whose second element may be unwritten memory, which then reads as zero.
 
         A probability of zero does not protect: zero times a stale NaN is NaN.
         """
-        words = b.vector_of(self.lanes, b.integer(32))
-        raw = b.load(address, words, alignment=self.step_vector_bytes)
-        return b.bitcast(b.both(raw, b.constant(0xFFFF, words)), self.element_vector())
+        words = self._load_words(address)
+        if not self.dots_pairs:
+            lower, _ = b.widened_pair(words, self.lanes)
+            return (lower, b.constant(0.0, self.f32_vector()))
+        return (b.bitcast(b.both(words, b.constant(0xFFFF, words.type)), self.element_vector()),)
 
-    def load_broadcast(self, address: ir.Value) -> ir.Value:
-        """One step of a query or of probabilities from scratch, in every lane."""
-        if not self.pairs:
+    def add_products(self, sums: list[ir.Value], rows: Sequence[ir.Value], columns: Sequence[Operand]) -> None:
+        """``sums[row, column] += row * column`` for one step, in place.
+
+        ``rows``: addresses in scratch of a step of each row's query or probabilities; ``columns``: steps of keys or
+        values. One element of a widened pair after the other: so a sum waits for all others before it is added to
+        again, and fewer operands are alive.
+        """
+        for part in range(len(columns[0])):
+            for r, address in enumerate(rows):
+                factor = self._load_broadcast(b.offset(address, part * _F32_BYTES))
+                for c, column in enumerate(columns):
+                    i = r * len(columns) + c
+                    sums[i] = self.dot(sums[i], factor, column[part])
+
+    def _load_broadcast(self, address: ir.Value) -> ir.Value:
+        """One element, or one pair for a dot product, of a query or of probabilities from scratch, in every lane."""
+        if not self.dots_pairs:
             return b.splat(b.load(address, b.floating("f32")), self.lanes)
-        word = b.load(address, b.integer(32), alignment=STEP_BYTES)
+        word = b.load(address, b.integer(32), alignment=self.step_scratch_bytes)
         return b.bitcast(b.splat(word, self.lanes), self.element_vector())
 
     def dot(self, accumulator: ir.Value, broadcast: ir.Value, step: ir.Value) -> ir.Value:
         """``accumulator + broadcast * step``, summed within a pair."""
-        if self.pairs:
+        if self.dots_pairs:
             return x86.avx512_dot(accumulator, broadcast, step)
         return b.fma(broadcast, step, accumulator)
+
+    def _load_words(self, address: ir.Value) -> ir.Value:
+        """One step of pairs as words of 32 bits."""
+        return b.load(address, b.vector_of(self.lanes, b.integer(32)), alignment=self.step_vector_bytes)
 
     # -- scratch
 
     def store_scratch(self, values: ir.Value, address: ir.Value) -> None:
-        """A vector of float32 as reduction operands: rounded to bf16 for pairs, else as it is."""
-        bytes_ = self.lanes * STEP_BYTES // self.elements_per_step
-        b.store(self.round(values) if self.pairs else values, address, alignment=bytes_)
+        """A vector of float32 as reduction operands: rounded to bfloat16 for dot products of pairs, else as it is."""
+        b.store(self.round(values) if self.dots_pairs else values, address, alignment=self.scratch_bytes(self.lanes))
 
     def copy_query(self, source: ir.Value, scratch: ir.Value) -> None:
         """One vector of query elements into scratch."""
         type_ = b.vector_of(self.lanes, b.floating(self.element_type))
         raw = b.load(source, type_, alignment=self.element_bytes)
-        bytes_ = self.lanes * STEP_BYTES // self.elements_per_step
-        b.store(raw if self.pairs else b.to_float(raw, self.lanes), scratch, alignment=bytes_)
+        values = raw if self.dots_pairs else b.to_float(raw, self.lanes)
+        b.store(values, scratch, alignment=self.scratch_bytes(self.lanes))
 
     def round(self, values: ir.Value) -> ir.Value:
         """float32 to the cache's element type, to nearest even."""
         type_ = b.vector_of(self.lanes, b.floating(self.element_type))
-        if self.pairs:
+        if self.element_type != "bf16":
+            return b.from_float(values, type_)
+        if self.instructions.multiplies_pairs:
             return x86.avx512_cvt_packed_f32_to_bf16(type_, values)
-        return b.from_float(values, type_)
+        return b.round_to_bf16(values, self.lanes)
 
     # -- exponential
 
     def exp2(self, x: ir.Value) -> ir.Value:
         """``2**x`` for x <= 0 or moderately above."""
         type_ = self.f32_vector()
-        avx512 = self.isa != "plain"
-        if not avx512:
+        if not self.instructions.scales:
             x = b.fmax(x, b.constant(_LEAST_EXPONENT, type_))
         whole = b.round_even(x)
         fraction = b.fsub(x, whole)
@@ -141,7 +193,7 @@ class Products:
         result = b.constant(first, type_)
         for coefficient in rest:
             result = b.fma(result, fraction, b.constant(coefficient, type_))
-        if avx512:
+        if self.instructions.scales:
             every_lane, current_rounding = b.constant(-1, b.integer(16)), b.constant(4, b.integer(32))
             # The op's operands are the intrinsic's in another order: what is scaled comes last of the three.
             return x86.avx512_mask_scalef(result, whole, result, every_lane, current_rounding)
