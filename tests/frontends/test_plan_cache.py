@@ -1,6 +1,7 @@
 """Plans kept on disk: read again, made again where they are of no use, made once by many."""
 
 import logging
+import multiprocessing
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from test_plan import PLAN
 
 from llmir.errors import LlmirError
@@ -87,13 +89,70 @@ def test_two_starts_at_once_make_one_plan(cache: Path, plan: Plan) -> None:
     assert (found, len(made)) == ([plan] * 4, 1)
 
 
-def test_a_failed_start_leaves_the_lock_free(cache: Path, plan: Plan) -> None:
-    def fail() -> Plan:
-        raise LlmirError("no")
+def failed_start() -> pytest.ExceptionInfo[LlmirError]:
+    """A failed start's error: whoever has it, has the frames and what is alive in them."""
 
-    with pytest.raises(LlmirError):
+    def fail() -> Plan:
+        raise LlmirError("no such layer")
+
+    with pytest.raises(LlmirError, match="no such layer") as caught:
         plan_cache.get_or_make("key", fail, logger)
+    return caught
+
+
+def test_a_second_start_is_told_the_same_error(cache: Path) -> None:
+    first = failed_start()
+    assert str(failed_start().value) == str(first.value)
+
+
+def test_a_plan_made_after_a_failed_start_is_kept(cache: Path, plan: Plan) -> None:
+    first = failed_start()
     assert plan_cache.get_or_make("key", lambda: plan, logger) == plan
+    assert plan_cache.get_or_make("key", no_child, logger) == plan, first
+
+
+def _start(plan: str, answers: Any) -> None:
+    answers.put(plan_cache.get_or_make("key", lambda: Plan.loads(plan), logger).dumps())
+
+
+def test_another_process_makes_the_plan_after_a_failed_start(cache: Path, plan: Plan) -> None:
+    first = failed_start()
+    fork = multiprocessing.get_context("fork")
+    answers = fork.Queue()
+    child = fork.Process(target=_start, args=(plan.dumps(), answers))
+    child.start()
+    assert answers.get(timeout=30) == plan.dumps(), first
+    child.join()
+
+
+def test_an_error_without_a_cache_folder_is_told_without_the_folder_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LLMIR_CACHE", str(tmp_path / "file" / "below"))
+    assert failed_start().value.__context__ is None
+
+
+def test_an_error_after_a_spoilt_plan_is_told_without_the_plan_s(cache: Path, plan: Plan) -> None:
+    plan_cache.get_or_make("key", lambda: plan, logger)
+    (cache / "plans" / "key.json").write_text("")
+    assert failed_start().value.__context__ is None
+
+
+def test_a_plan_that_asks_for_itself_is_an_error(cache: Path, plan: Plan) -> None:
+    with pytest.raises(LlmirError, match="asks for its own result") as first:
+        plan_cache.get_or_make("key", lambda: plan_cache.get_or_make("key", no_child, logger), logger)
+    assert plan_cache.get_or_make("key", lambda: plan, logger) == plan, first
+
+
+def test_a_plan_that_another_process_is_long_in_making_is_made_without_it(
+    cache: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(plan_cache, "LOCK_TIMEOUT", 0.1)
+    (cache / "plans").mkdir(parents=True)
+    with FileLock(cache / "plans" / "key.lock"):
+        assert plan_cache.get_or_make("key", lambda: plan, logger) == plan
+    assert "without the cache" in caplog.text
 
 
 # ---- its keys

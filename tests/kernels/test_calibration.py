@@ -48,6 +48,20 @@ def test_machine_is_measured_once(small, tmp_path, monkeypatch):
     assert calibrate(Target.detect(), tmp_path).measured == first.measured
 
 
+def test_a_failed_measurement_is_told_twice_and_then_made(tmp_path, monkeypatch):
+    def fail(target):
+        raise KernelError("no such instruction")
+
+    monkeypatch.setattr(calibration, "_measure", fail)
+    with pytest.raises(KernelError, match="no such instruction") as first:
+        calibrate(Target.detect(), tmp_path)
+    with pytest.raises(KernelError, match="no such instruction"):
+        calibrate(Target.detect(), tmp_path)
+    figures = Target.named("cpu:avx512").figures
+    monkeypatch.setattr(calibration, "_measure", lambda target: figures)
+    assert calibrate(Target.detect(), tmp_path).measured == figures, first
+
+
 def test_other_configuration_is_measured_anew(small, tmp_path):
     target = Target.detect()
     calibrate(target, tmp_path)

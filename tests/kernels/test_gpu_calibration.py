@@ -87,6 +87,19 @@ def test_a_gpu_is_measured_once(own_gpu, tmp_path, monkeypatch):
     assert calibrate(GPU, tmp_path).measured == first.measured
 
 
+def test_a_failed_measurement_is_told_twice_and_then_made(own_gpu, tmp_path, monkeypatch):
+    def fail():
+        raise KernelError("no memory")
+
+    monkeypatch.setattr(calibration, "_Gpu", fail)
+    with pytest.raises(KernelError, match="no memory") as first:
+        calibrate(GPU, tmp_path)
+    with pytest.raises(KernelError, match="no memory"):
+        calibrate(GPU, tmp_path)
+    monkeypatch.setattr(calibration, "_Gpu", Known)
+    assert calibrate(GPU, tmp_path).measured is not None, first
+
+
 def test_another_gpu_cannot_be_measured_from_here(own_gpu):
     with pytest.raises(KernelError, match=r"hip:gfx942 .* cannot be measured from here \(cuda-sm_90\)"):
         calibrate(Target.from_json({**GPU.to_json(), "name": "hip:gfx942", "isa": "gfx942", "machine": "hip"}))

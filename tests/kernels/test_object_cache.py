@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import multiprocessing
 import os
@@ -10,11 +11,14 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import pytest
 
+from llmir.errors import KernelError, LlmirError
 from llmir.ir.signature import AttentionSignature, CpuVariant, KernelSpec
+from llmir.kernels import build_lock
 from llmir.kernels.cpu import object_cache
 from llmir.kernels.cpu.object_cache import ObjectCache, object_key
 
@@ -155,6 +159,99 @@ def test_processes_at_once_build_once(cache):
         child.join(30)
     assert [child.exitcode for child in children] == [0] * 4
     assert builds.value == 1
+
+
+# -- builds that fail, and builds inside builds
+
+
+def failing() -> bytes:
+    raise KernelError("no such instruction")
+
+
+def first_failure(cache: ObjectCache) -> pytest.ExceptionInfo[KernelError]:
+    """A failed build's error: whoever has it, has the frames and what is alive in them."""
+    with pytest.raises(KernelError, match="no such instruction") as caught:
+        cache.get_or_build(KEY, failing)
+    return caught
+
+
+def test_a_second_attempt_is_told_the_same_error(cache):
+    first = first_failure(cache)
+    assert str(first_failure(cache).value) == str(first.value)
+
+
+def test_a_build_after_a_failed_one_is_kept(cache):
+    first = first_failure(cache)
+    assert cache.get_or_build(KEY, lambda: OBJECT) == OBJECT
+    assert cache.get_or_build(KEY, no_build) == OBJECT
+    assert first.value.__context__ is None
+
+
+def test_another_process_builds_after_a_failed_build(cache):
+    first = first_failure(cache)
+    fork = multiprocessing.get_context("fork")
+    builds = fork.Value("i", 0)
+    child = fork.Process(target=_build_and_count, args=(cache.folder, builds))
+    child.start()
+    child.join(30)
+    assert (child.exitcode, builds.value) == (0, 1), first
+
+
+def test_another_process_builds_what_was_built_and_removed(cache):
+    cache.get_or_build(KEY, lambda: OBJECT)
+    entry(cache).unlink()
+    test_another_process_builds_after_a_failed_build(cache)
+
+
+def test_a_thread_that_waits_for_a_failing_build_builds(cache):
+    waits = threading.Event()
+    found = []
+
+    def build_later() -> bytes:
+        thread.start()
+        waits.wait(10)
+        return failing()
+
+    def wait_and_build() -> None:
+        waits.set()
+        found.append(cache.get_or_build(KEY, lambda: OBJECT))
+
+    thread = threading.Thread(target=wait_and_build)
+    with pytest.raises(KernelError, match="no such instruction"):
+        cache.get_or_build(KEY, build_later)
+    thread.join(10)
+    assert found == [OBJECT]
+
+
+def test_an_error_where_nothing_can_be_kept_is_told_without_the_lock_s(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert first_failure(ObjectCache(tmp_path / "file" / "folder")).value.__context__ is None
+
+
+def test_a_lock_that_cannot_be_released_does_not_hide_the_build_s_error(cache, monkeypatch):
+    def release(lock, force=False):
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(build_lock.FileLock, "release", release)
+    first_failure(cache)
+
+
+def test_a_build_may_ask_for_another_key(cache):
+    inner = "00" * 32
+    assert cache.get_or_build(KEY, lambda: OBJECT + cache.get_or_build(inner, lambda: b"inner")) == OBJECT + b"inner"
+    assert cache.get_or_build(inner, no_build) == b"inner"
+
+
+@pytest.mark.parametrize("folder", ["folder", "file/folder"])
+def test_a_build_that_asks_for_its_own_key_is_an_error(tmp_path, folder):
+    (tmp_path / "file").write_text("")
+    cache = ObjectCache(tmp_path / folder)
+    with pytest.raises(LlmirError, match="asks for its own result") as first:
+        cache.get_or_build(KEY, lambda: ObjectCache(cache.folder).get_or_build(KEY, no_build))
+    assert cache.get_or_build(KEY, lambda: OBJECT) == OBJECT, first
+
+
+# -- keys
 
 
 def test_key_is_the_same_for_the_same_spec():

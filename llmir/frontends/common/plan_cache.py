@@ -15,6 +15,7 @@ from typing import Any
 import llmir
 from llmir.errors import PlanError
 from llmir.frontends.common.options import Options
+from llmir.kernels.build_lock import build_lock
 from llmir.plan import Plan
 from llmir.target import Target
 
@@ -46,24 +47,20 @@ def plan_key(facts: Mapping[str, Any], options: Options, target: Target) -> str:
 def get_or_make(key: str, make: Callable[[], Plan], logger: logging.Logger) -> Plan:
     """The plan kept under ``key``; made, and kept, if there is none that can be read.
 
-    Two processes that ask at once make it once. A cache folder that cannot be written costs a warning.
+    Two processes that ask at once make it once. A cache folder that cannot be written costs a warning. What ``make``
+    raises is passed on, nothing is kept, and the next one may make it; LlmirError is raised where ``make`` asks for the
+    plan that it is making.
     """
-    from filelock import FileLock, Timeout
-
     from llmir.compiler import cache_folder
 
     path = cache_folder() / "plans" / f"{key}.json"
     with contextlib.suppress(PlanError):
         return _read(path, logger)  # the usual start takes no lock
     started = time.monotonic()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_suffix(".lock"), timeout=LOCK_TIMEOUT)
-        lock.acquire()
-    except (OSError, NotImplementedError, Timeout) as error:
-        logger.warning("llmir: cannot keep plans in %s (%s); compiling without the cache", path.parent, error)
-        return make()
-    try:
+    with build_lock(path.with_suffix(".lock"), LOCK_TIMEOUT) as why_not:
+        if why_not is not None:
+            logger.warning("llmir: cannot keep plans in %s (%s); compiling without the cache", path.parent, why_not)
+            return make()
         if path.exists():  # spoilt, or made by another process meanwhile
             try:
                 return _read(path, logger)
@@ -77,8 +74,6 @@ def get_or_make(key: str, make: Callable[[], Plan], logger: logging.Logger) -> P
         else:
             logger.info("llmir: compiled in %.1f s; see why with: llmir explain %s", time.monotonic() - started, path)
         return plan
-    finally:
-        lock.release()
 
 
 def _read(path: Path, logger: logging.Logger) -> Plan:

@@ -20,9 +20,8 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock
-
 from llmir.ir.signature import KernelSpec
+from llmir.kernels.build_lock import build_lock
 
 logger = logging.getLogger(__name__)
 
@@ -107,16 +106,17 @@ class ObjectCache:
     def get_or_build(self, key: str, build: Callable[[], bytes]) -> bytes:
         """The object stored under ``key`` (as :func:`object_key` makes it), or ``build()``, stored for next time.
 
-        Of several processes that want the same key, one builds while the others wait for its entry. What
-        ``build`` raises is passed on, and nothing is stored.
+        Of several processes or threads that want the same key, one builds while the others wait for its entry. What
+        ``build`` raises is passed on, nothing is stored, and the next one may build. A build may ask for other keys;
+        LlmirError is raised where it asks for its own.
         """
         data = self._read(key)
         if data is not None:
             return data
-        lock = self._lock(key)
-        if lock is None:
-            return build()
-        with lock:
+        with build_lock(self.folder / f"{key}.lock") as why_not:
+            if why_not is not None:
+                self._warn(why_not)
+                return build()
             data = self._read(key, level=logging.DEBUG)  # built by another process while this one waited?
             if data is None:
                 data = build()
@@ -141,17 +141,6 @@ class ObjectCache:
             logger.log(level, "The cached object %s %s and is made again.", path, fault)
             return None
         return entry[_HEADER.size :]
-
-    def _lock(self, key: str) -> FileLock | None:
-        """The lock that building ``key`` takes, held; None where the folder allows none."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / f"{key}.lock")
-            lock.acquire()
-        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-            self._warn(error)
-            return None
-        return lock
 
     def _store(self, key: str, data: bytes) -> None:
         """Put an entry in its place as a whole; the caller holds the key's lock, so no one else writes here."""
