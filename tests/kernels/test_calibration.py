@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from llmir.errors import KernelError
+from llmir.kernels import calibration_cache
 from llmir.kernels.cpu import calibration
 from llmir.kernels.cpu.calibration import PIECES, calibrate
 from llmir.target import Target
@@ -60,6 +61,19 @@ def test_a_failed_measurement_is_told_twice_and_then_made(tmp_path, monkeypatch)
     figures = Target.named("cpu:avx512").figures
     monkeypatch.setattr(calibration, "_measure", lambda target: figures)
     assert calibrate(Target.detect(), tmp_path).measured == figures, first
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(calibration_cache, "closure_digest"), (calibration, "bindings_version")],
+    ids=["sources", "bindings"],
+)
+def test_figures_measured_with_another_compiler_are_not_kept(tmp_path, monkeypatch, module, name):
+    monkeypatch.setattr(calibration, "_measure", lambda target: Target.named("cpu:avx512").figures)
+    calibrate(Target.detect(), tmp_path)
+    monkeypatch.setattr(module, name, lambda *args: "another")
+    calibrate(Target.detect(), tmp_path)
+    assert len(list(tmp_path.glob("*.calibration.json"))) == 2
 
 
 def test_other_configuration_is_measured_anew(small, tmp_path):

@@ -1,6 +1,7 @@
 """The arithmetic of a GPU's figures, with a probe that knows how fast it is. Nothing here runs on a GPU."""
 
 from dataclasses import replace
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -98,6 +99,17 @@ def test_a_failed_measurement_is_told_twice_and_then_made(own_gpu, tmp_path, mon
         calibrate(GPU, tmp_path)
     monkeypatch.setattr(calibration, "_Gpu", Known)
     assert calibrate(GPU, tmp_path).measured is not None, first
+
+
+@pytest.mark.parametrize("distribution", ["triton", "torch"])
+def test_a_gpu_is_measured_anew_with_other_software(own_gpu, tmp_path, monkeypatch, distribution):
+    versions = {"triton": "3.7.0", "torch": "2.13.0"}
+    monkeypatch.setattr(metadata, "version", versions.__getitem__)
+    monkeypatch.setattr(calibration, "_Gpu", Known)
+    calibrate(GPU, tmp_path)
+    versions[distribution] = "4"
+    calibrate(GPU, tmp_path)
+    assert len(list(tmp_path.glob("*.calibration.json"))) == 2
 
 
 def test_another_gpu_cannot_be_measured_from_here(own_gpu):

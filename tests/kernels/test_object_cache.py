@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import importlib.metadata
+import importlib.util
 import logging
 import multiprocessing
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +25,7 @@ from llmir.ir.signature import AttentionSignature, CpuVariant, KernelSpec
 from llmir.kernels import build_lock
 from llmir.kernels.cpu import object_cache
 from llmir.kernels.cpu.object_cache import ObjectCache, object_key
+from llmir.kernels.source_digest import PACKAGE
 
 KEY = "5a" * 32
 OBJECT = bytes(range(256)) * 20
@@ -271,11 +276,55 @@ def test_key_holds_the_spec(other):
     assert object_key(other) != object_key(SPEC)
 
 
-@pytest.mark.parametrize("what", ["generator_digest", "bindings_version", "cpu_description"])
+@pytest.mark.parametrize("what", ["closure_digest", "bindings_version"])
 def test_key_holds_what_compiles(monkeypatch, what):
     before = object_key(SPEC)
-    monkeypatch.setattr(object_cache, what, lambda: "another")
+    monkeypatch.setattr(object_cache, what, lambda *args: "another")
     assert object_key(SPEC) != before
+
+
+def key_in(folder: Path) -> str:
+    """The key of SPEC as a process makes it that imports llmir from ``folder``."""
+    code = f"""
+import llmir
+from llmir.ir.signature import KernelSpec
+from llmir.kernels.cpu.object_cache import object_key
+assert llmir.__file__.startswith({str(folder)!r})
+print(object_key(KernelSpec.from_json({SPEC.to_json()!r})))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
+    return done.stdout.strip()
+
+
+def test_key_holds_the_columns_of_the_work_list(tmp_path):
+    package = shutil.copytree(PACKAGE, tmp_path / "llmir", ignore=shutil.ignore_patterns("__pycache__"))
+    assert key_in(tmp_path) == object_key(SPEC)
+    work_list = package / "kernels" / "work_list.py"
+    text = work_list.read_text()
+    swapped = text.replace("TOKEN = 1 ", "TOKEN = 2 ").replace("TOKENS = 2\n", "TOKENS = 1\n")
+    assert len(set(text.split()) ^ set(swapped.split())) == 0 and text != swapped
+    work_list.write_text(swapped)
+    assert key_in(tmp_path) != object_key(SPEC)
+
+
+def test_making_a_key_does_not_look_at_the_machine():
+    code = f"""
+import sys
+from llmir.ir.signature import KernelSpec
+from llmir.kernels.cpu.object_cache import object_key
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+object_key(KernelSpec.from_json({SPEC.to_json()!r}))
+print(any(path.endswith("lowering.py") for path in opened), *(p for p in opened if p.startswith(("/proc", "/sys"))))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+
+
+def test_bindings_that_may_compile_are_all_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1")
+    assert object_cache.bindings_version.__wrapped__() == "torch-mlir 1, mlir 1"
 
 
 def test_bindings_named_as_the_ir_names_them():
@@ -287,7 +336,8 @@ def test_needs_neither_mlir_nor_torch():
     code = """
 import sys
 from llmir.kernels.cpu import loader, object_cache
-object_cache.bindings_version(), object_cache.generator_digest()
-sys.exit(" ".join({"torch", "torch_mlir", "mlir"} & set(sys.modules)) or 0)
+from llmir.ir.signature import KernelSpec
+object_cache.object_key(KernelSpec.from_json(SPEC))
+sys.exit(" ".join({"torch", "torch_mlir", "mlir", object_cache.GENERATOR} & set(sys.modules)) or 0)
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code.replace("SPEC", repr(SPEC.to_json()))], check=True)

@@ -16,6 +16,7 @@ import llmir
 from llmir.errors import PlanError
 from llmir.frontends.common.options import Options
 from llmir.kernels.build_lock import build_lock
+from llmir.kernels.source_digest import files_digest
 from llmir.plan import Plan
 from llmir.target import Target
 
@@ -98,15 +99,15 @@ def _file_digest(name: str) -> str | None:
 def source_digest(framework: str, root: Path = Path(llmir.__file__).parent) -> str:
     """A hash of the source below ``root``, so that an edited checkout never serves the plan of its past.
 
-    Left out is what no plan of this framework depends on: commands, comparison, other frameworks' frontends.
+    Left out is what no plan of this framework depends on: commands, comparison, other frameworks' frontends. More than
+    an import closure: plans are made by programs that a frontend starts by name, which no import statement shows.
     """
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).parts
-        if parts[0] in NOT_COMPILING:
-            continue
-        if parts[0] == "frontends" and len(parts) > 2 and parts[1] not in ("common", framework):
-            continue
-        digest.update(str(path.relative_to(root)).encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    files = (path for path in root.rglob("*.py") if _decides(path.relative_to(root).parts, framework))
+    return files_digest(files, root)
+
+
+def _decides(parts: tuple[str, ...], framework: str) -> bool:
+    """Whether a plan of ``framework`` may depend on the file, given as the parts of its path inside llmir."""
+    if parts[0] == "frontends" and len(parts) > 2:
+        return parts[1] in ("common", framework)
+    return parts[0] not in NOT_COMPILING

@@ -20,6 +20,7 @@ from llmir.errors import KernelError
 from llmir.ir.instruction_sets import INSTRUCTION_SETS, lanes_of
 from llmir.kernels.calibration_cache import measured
 from llmir.kernels.cpu.loader import load_object, process_symbol
+from llmir.kernels.cpu.object_cache import bindings_version
 from llmir.target import Measurements, Target
 
 #: Contiguous pieces that are read in random order, in bytes: the range that the keys of a page take.
@@ -70,7 +71,7 @@ def calibrate(target: Target, folder: Path | None = None) -> Target:
             f"target {target.name} ({target.fingerprint}) cannot be measured from here; "
             "run the calibration on that machine, or compile with its published figures"
         )
-    return measured(target, folder, [Path(__file__)], lambda: _measure(target))
+    return measured(target, folder, __name__, bindings_version(), lambda: _measure(target))
 
 
 def _measure(target: Target) -> Measurements:

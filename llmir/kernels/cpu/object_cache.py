@@ -14,7 +14,6 @@ import importlib.util
 import json
 import logging
 import os
-import platform
 import struct
 from collections.abc import Callable
 from functools import cache
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from llmir.ir.signature import KernelSpec
 from llmir.kernels.build_lock import build_lock
+from llmir.kernels.source_digest import closure_digest
 
 logger = logging.getLogger(__name__)
 
@@ -29,67 +29,39 @@ _MAGIC = b"LLMIROBJ"
 _FORMAT = 1
 _HEADER = struct.Struct("<8sI32sQ32s")  # magic, format, key, object bytes, sha256 of the object
 
-#: Modules of this package that decide nothing about the code of a kernel.
-_NOT_GENERATORS = frozenset({"__init__.py", "calibration.py", "loader.py", "object_cache.py"})
+#: The module that writes the objects: what it imports decides their code. Named, because it is not to be imported here.
+GENERATOR = "llmir.kernels.cpu.lowering"
 
 #: Import name and distribution name of the MLIR bindings, in the order llmir.ir.bindings looks for them.
 _BINDINGS = (("torch_mlir", "torch-mlir"), ("mlir", "mlir"))
 
-#: Fields of /proc/cpuinfo that LLVM chooses instructions and their order by.
-_CPU_FIELDS = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")
-
 
 def object_key(spec: KernelSpec) -> str:
-    """The cache key of ``spec`` compiled here and now: 64 hexadecimal digits.
+    """The cache key of ``spec``: 64 hexadecimal digits.
 
-    Hashes the spec, the generators' sources, the MLIR bindings' name and version, and the CPU's model and
-    features (LLVM compiles for the CPU it runs on).
+    Hashes the spec, which names the instruction set, the sources of the generator and of all it imports, and the MLIR
+    bindings' name and version. The machine is not in it: an instruction set's code is the same wherever it is made.
+    Raises KernelError where llmir is installed without its sources.
     """
-    parts = {
-        "spec": spec.to_json(),
-        "generators": generator_digest(),
-        "bindings": bindings_version(),
-        "cpu": cpu_description(),
-    }
+    parts = {"spec": spec.to_json(), "generators": closure_digest(GENERATOR), "bindings": bindings_version()}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @cache
-def generator_digest() -> str:
-    """sha256 over the source files that decide the code of a kernel."""
-    import llmir.ir.signature as signature
-
-    folder = Path(__file__).parent
-    sources = sorted(p for p in folder.glob("*.py") if p.name not in _NOT_GENERATORS)
-    digest = hashlib.sha256()
-    for path in [*sources, Path(str(signature.__file__))]:
-        content = path.read_bytes()
-        digest.update(f"{path.name} {len(content)}\n".encode() + content)
-    return digest.hexdigest()
-
-
-@cache
 def bindings_version() -> str:
-    """Name and version of the installed MLIR bindings, found without importing them; "none" without any."""
-    for module, distribution in _BINDINGS:
-        if importlib.util.find_spec(module) is None:
-            continue
-        try:
-            return f"{distribution} {importlib.metadata.version(distribution)}"
-        except importlib.metadata.PackageNotFoundError:  # a build tree on the path, without metadata
-            return f"{module} of unknown version"
-    return "none"
+    """Name and version of the installed MLIR bindings, found without importing them; "none" without any.
+
+    Of both where both are installed: which one compiles shows only when the first is imported, and may be broken.
+    """
+    installed = [pair for pair in _BINDINGS if importlib.util.find_spec(pair[0]) is not None]
+    return ", ".join(_described(*pair) for pair in installed) or "none"
 
 
-@cache
-def cpu_description() -> str:
-    """Model and feature flags of this machine's first CPU."""
+def _described(module: str, distribution: str) -> str:
     try:
-        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    fields = {name.strip(): value for name, _, value in (line.partition(":") for line in first.splitlines())}
-    return "; ".join(f"{name}: {' '.join(sorted(fields.get(name, '').split()))}" for name in _CPU_FIELDS)
+        return f"{distribution} {importlib.metadata.version(distribution)}"
+    except importlib.metadata.PackageNotFoundError:  # a build tree on the path, without metadata
+        return f"{module} of unknown version"
 
 
 class ObjectCache:

@@ -6,6 +6,7 @@ Unverified: this has not run on a GPU yet.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from llmir.errors import KernelError
 from llmir.kernels.calibration_cache import measured
+from llmir.kernels.gpu import toolchain
 from llmir.target import Measurements, Target
 
 #: Contiguous pieces that are read in random order, in bytes: from one key of a small head to several pages.
@@ -64,8 +66,16 @@ def calibrate(target: Target, folder: Path | None = None) -> Target:
             f"target {target.name} ({target.fingerprint}) cannot be measured from here ({own.fingerprint}); run the "
             f"calibration on that machine, or compile with its published figures"
         )
-    sources = [Path(__file__), Path(__file__).with_name("measuring.py")]
-    return measured(target, folder, sources, lambda: figures(target, _Gpu()))
+    return measured(target, folder, __name__, _toolchain(), lambda: figures(target, _Gpu()))
+
+
+def _toolchain() -> str:
+    """The releases of what the measuring programs and products run through, without importing it."""
+    try:
+        torch = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        torch = "none"
+    return f"triton {toolchain.installed()}, torch {torch}"
 
 
 def figures(target: Target, probe: Probe) -> Measurements:
