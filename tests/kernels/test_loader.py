@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmir.errors import KernelError
-from llmir.kernels.cpu.loader import load_object
+from llmir.kernels.cpu.loader import load_object, process_symbol
 
 INTEGER = ctypes.c_int64
 
 TWICE = bytes.fromhex("488d043fc3")  # lea rax, [rdi + rdi]; ret
 LOAD = bytes.fromhex("48b8 0000000000000000 488b00 c3")  # mov rax, ADDRESS; mov rax, [rax]; ret
 COUNT = bytes.fromhex("48b8 0000000000000000 48ff00 488b00 c3")  # mov rax, ADDRESS; inc qword [rax]; as above
-JUMP_FAR = bytes.fromhex("48b8 0000000000000000 ffe0")  # mov rax, ADDRESS; jmp rax
+JUMP_FAR = bytes.fromhex("48b8 0000000000000000 ffe0")  # mov rax, ADDRESS; jmp rax: a call in the large code model
 JUMP_NEAR = bytes.fromhex("e9 00000000")  # jmp RELATIVE
 OFFSET = bytes.fromhex("48b8 0000000000000000 c3")  # mov rax, VALUE; ret
 
@@ -37,13 +37,13 @@ def example() -> bytes:
     code = b"".join(p.ljust(-(-len(p) // 16) * 16, b"\xcc") for p in parts)
     names = ["twice", "constant", "count", "count_zeroes", "absolute", "near", "distance"]
     symbols = {name: (1, start) for name, start in zip(names, starts, strict=True)}
-    symbols |= {"CONSTANT": (2, 8), "DATA": (3, 0), "ZEROES": (4, 0), "labs": (0, 0)}
+    symbols |= {"CONSTANT": (2, 8), "DATA": (3, 0), "ZEROES": (4, 0)}
     at = dict(zip(names, starts, strict=True))
     relocations = [
         (at["constant"] + 2, ABS64, "CONSTANT", 0),
         (at["count"] + 2, ABS64, "DATA", 8),
         (at["count_zeroes"] + 2, ABS64, "ZEROES", 4096),
-        (at["absolute"] + 2, ABS64, "labs", 0),
+        (at["absolute"] + 2, ABS64, "twice", 0),
         (at["near"] + 1, PLT32, "twice", -4),
         (at["distance"] + 2, PC64, "twice", 0),
     ]
@@ -88,8 +88,8 @@ def test_data_is_written_and_belongs_to_one_load(name, start):
     assert [functions[0](), functions[0](), functions[1]()] == [start + 1, start + 2, start + 1]
 
 
-def test_external_symbol_comes_from_the_process():
-    assert call("absolute", -5) == 5
+def test_calls_inside_the_object_by_address():
+    assert call("absolute", 4) == 8
 
 
 def test_calls_inside_the_object_are_relative():
@@ -162,42 +162,56 @@ def test_damaged_objects_load_or_raise_kernel_error(data):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     length = data.draw(st.integers(0, len(damaged)) | st.just(len(damaged)))
     with contextlib.suppress(KernelError):
-        load_object(bytes(damaged[:length]), resolve=lambda name: 0)
+        load_object(bytes(damaged[:length]))
 
 
-def uses(*symbols: str) -> bytes:
-    """An object whose code refers to ``symbols`` of the process."""
-    relocations = [(2 + 16 * i, ABS64, symbol, 0) for i, symbol in enumerate(symbols)]
+def undefined(*symbols: str, used: bool = True) -> bytes:
+    """An object with ``symbols`` that it does not define, and code that refers to them."""
+    relocations = [(2 + 16 * i, ABS64, symbol, 0) for i, symbol in enumerate(symbols)] if used else []
     code = JUMP_FAR.ljust(16) * len(symbols)
     return object_file([Section(CODE, code, relocations=relocations)], {"f": (1, 0)} | {s: (0, 0) for s in symbols})
 
 
-def test_missing_symbol_is_named():
-    with pytest.raises(KernelError, match="llmir_no_such_function"):
-        load_object(uses("llmir_no_such_function"))
+@pytest.mark.parametrize("used", [True, False])
+def test_all_symbols_that_an_object_does_not_define_are_named_at_once(used):
+    with pytest.raises(KernelError, match=r"needs __truncsfbf2, fmaf, memset, which it does not define.*report it"):
+        load_object(undefined("memset", "__truncsfbf2", "fmaf", used=used))
 
 
-def in_new_process(data: bytes, first: str) -> str:
-    """Load ``data`` in a fresh interpreter after running ``first``; returns the error, or "loaded"."""
+@pytest.mark.parametrize("name", ["malloc", "GOMP_parallel"])
+def test_what_the_process_has_is_not_for_the_object(name):
+    with pytest.raises(KernelError, match=f"needs {name}, which it does not define"):
+        load_object(undefined(name))
+
+
+# -- what callers hand to kernels
+
+
+def in_new_process(names: list[str], first: str) -> str:
+    """Look up ``names`` in a fresh interpreter after running ``first``; returns the error, or "found"."""
     code = f"""
-import sys
 {first}
 from llmir.errors import KernelError
-from llmir.kernels.cpu.loader import load_object
+from llmir.kernels.cpu.loader import process_symbol
 try:
-    load_object(sys.stdin.buffer.read())
-    print("loaded")
+    assert all(process_symbol(name) for name in {names})
+    print("found")
 except KernelError as error:
     print(error)
 """
-    return subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True).stdout.decode()
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_missing_symbol_of_the_process_is_named():
+    with pytest.raises(KernelError, match="llmir_no_such_function"):
+        process_symbol("llmir_no_such_function")
 
 
 def test_without_torch_there_is_no_openmp_runtime():
-    assert "import torch first" in in_new_process(uses("GOMP_parallel"), "")
+    assert "import torch first" in in_new_process(["GOMP_parallel"], "")
 
 
 def test_openmp_comes_from_the_runtime_torch_loaded():
     pytest.importorskip("torch")
-    data = uses("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
-    assert in_new_process(data, "import torch").strip() == "loaded"
+    names = ["GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads"]
+    assert in_new_process(names, "import torch").strip() == "found"

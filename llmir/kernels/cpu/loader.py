@@ -4,6 +4,10 @@ An object is what LLVM writes: a relocatable ELF file for x86-64 in the large co
 supplement). Its sections are copied into one anonymous mapping, ordered by protection, relocated while
 writable, and then locked: code executes and is read, constants are read, data is read and written. No page
 is ever writable and executable at once.
+
+An object calls nothing but what its caller hands it. A symbol that it does not define would be a routine of the C
+library or of the compiler's runtime, which LLVM calls where the instruction set has no instruction: whether a process
+has it, and how fast it is, is chance. Such an object is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import ctypes
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -130,27 +134,26 @@ def process_symbol(name: str) -> int:
     return address
 
 
-def load_object(data: bytes, resolve: Callable[[str], int] = process_symbol) -> LoadedObject:
+def load_object(data: bytes) -> LoadedObject:
     """Load the relocatable x86-64 ELF file ``data``.
 
-    ``resolve`` gives the address of a symbol that the object uses and does not define. Raises KernelError if
-    the data is foreign, truncated or uses what is not supported, if a symbol is missing, or if the system
-    refuses executable memory.
+    Raises KernelError if the data is foreign, truncated or uses what is not supported, if it has symbols that it does
+    not define, all of which are named, or if the system refuses executable memory.
     """
-    return _Loader(data, resolve).load()
+    return _Loader(data).load()
 
 
 class _Loader:
     """One load: the parsed file, then the mapping that is filled from it."""
 
-    def __init__(self, data: bytes, resolve: Callable[[str], int]):
+    def __init__(self, data: bytes):
         self.data = data
-        self.resolve = resolve
         self.sections = _read_sections(data)
         for index, section in enumerate(self.sections):
             if section.flags & _ALLOC:
                 _check_loadable(index, section)
         self.symbols = self._read_symbols()
+        _check_complete(self.symbols)
         self.offsets, self.segments, self.size = self._arrange()
 
     def load(self) -> LoadedObject:
@@ -236,8 +239,6 @@ class _Loader:
         symbol = self.symbols[index]
         if index == 0:  # the null symbol: the addend alone
             return 0
-        if symbol.section == _UNDEFINED:
-            return self.resolve(symbol.name)
         if symbol.section == _ABSOLUTE:
             return symbol.value
         if symbol.section not in self.offsets:
@@ -292,6 +293,17 @@ def _check_loadable(index: int, section: _Section) -> None:
         raise _unusable(f"section {index} wants alignment {section.alignment}")
     if section.size > _MOST_SECTION_BYTES:
         raise _unusable(f"section {index} wants {section.size} bytes")
+
+
+def _check_complete(symbols: Sequence[_Symbol]) -> None:
+    """Raise unless the object defines every symbol but the first, which ELF reserves for "none"."""
+    undefined = sorted({symbol.name for symbol in symbols[1:] if symbol.section == _UNDEFINED})
+    if undefined:
+        raise KernelError(
+            f"the kernel object needs {', '.join(undefined)}, which it does not define: code for its instruction set "
+            f"must not call the C library or the compiler's runtime. This is a fault of llmir: report it with the "
+            f"kernel's name, the processor and the version of the MLIR bindings"
+        )
 
 
 #: Far above any kernel; a larger zero-filled section is corrupt data that would exhaust the memory.
