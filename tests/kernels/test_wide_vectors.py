@@ -1,0 +1,43 @@
+"""What the generators make of 16 lanes, on machines without AVX512: the same operations, two narrower vectors each.
+
+Not covered are the instructions that only AVX512 has: powers of two by one instruction, dot products of pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch  # noqa: F401 - brings the OpenMP runtime
+from attention_cases import RUNNABLE_ISAS, SHARED, Batch, check, layout_of, spec_of
+
+from llmir.ir.instruction_sets import INSTRUCTION_SETS
+from llmir.ir.signature import HEAD_SIZES, AttentionSignature, StepPolicy
+
+WIDE = "wide"
+POLICY = StepPolicy(decode_tokens=1, split_keys=32, items_per_thread=100, sharing=SHARED)
+BATCH = Batch(
+    cached=(100, 0, 63, 7, 300, 310),
+    new=(1, 70, 1, 33, 1, 2),
+    threads=2,
+    prefixes=((0, 0), (0, 0), (0, 0), (0, 0), (0, 0), (4, 256)),
+)
+
+pytestmark = pytest.mark.skipif("avx512" in RUNNABLE_ISAS, reason="this machine runs them as they are")
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """An instruction set like avx512, made of what this machine has."""
+    features = INSTRUCTION_SETS[RUNNABLE_ISAS[0]].features
+    made = replace(INSTRUCTION_SETS["avx512"], name=WIDE, features=features, scales=False)
+    monkeypatch.setitem(INSTRUCTION_SETS, WIDE, made)
+
+
+@pytest.mark.parametrize("element_type", ["bf16", "f16", "f32"])
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+@pytest.mark.parametrize("block_size", [1, 16, 32])
+def test_a_mixed_batch_with_shared_prefixes(element_type, head_size, block_size):
+    layout = layout_of(element_type, WIDE, block_size)
+    signature = AttentionSignature(6, 2, head_size, element_type, block_size, head_size**-0.5, layout=layout)
+    check(spec_of(signature, WIDE), BATCH, POLICY)
