@@ -9,10 +9,7 @@ import torch
 from attention_step import Case, Step, stored
 
 from llmir import compiler, workload
-from llmir.ir import build, types
-from llmir.ir.bindings import ir
-from llmir.ir.dialect import context
-from llmir.ir.module import ModelInfo, decoder, new_module
+from llmir.ir.one_layer import LAYER, attention_module
 from llmir.ir.signature import Isa
 from llmir.kernels import reference
 from llmir.kernels.cpu.kernel import Kernel
@@ -20,37 +17,17 @@ from llmir.plan import PlannedKernel
 from llmir.runtime.attention import AttentionRunner
 from llmir.target import Target
 
-LAYER = "attention"
-
 
 def plan_kernel(case: Case, block_size: int, isa: Isa | None = None) -> PlannedKernel:
     """The kernel of a model of one attention layer, with blocks of ``block_size`` tokens.
 
     ``isa``: the instruction set to use; this machine's best if None.
     """
-    with context(), ir.Location.unknown():
-        info = ModelInfo("benchmark 1", case.name, block_size_fixed=True, allowed_block_sizes=(block_size,))
-        module = new_module(info)
-        with decoder(module) as d:
-            heads = {"query": case.num_heads, "key": case.num_kv_heads, "value": case.num_kv_heads}
-            query, key, value = (
-                d.input(name, types.tensor([None, count, case.head_size], case.element_type))
-                for name, count in heads.items()
-            )
-            cache_type = types.PagedKVCache.build(
-                element_type=case.element_type,
-                kv_heads=case.num_kv_heads,
-                head_size=case.head_size,
-                block_size=block_size,
-                max_length=case.context,
-            )
-            cache = build.append_kv(d.cache(LAYER, cache_type), key, value, d.slots, layer=LAYER)
-            scale = case.head_size**-0.5
-            step = (d.block_table, d.query_start, d.sequence_lengths)
-            d.output(build.paged_attention(query, cache, *step, layer=LAYER, scale=scale))
-        target = Target.detect()
-        target = target.with_isa(isa) if isa else target
-        return compiler.compile(module, target, workload.DEFAULT).kernel_for(LAYER)
+    sizes = (case.num_heads, case.num_kv_heads, case.head_size, block_size)
+    module = attention_module(case.name, case.element_type, *sizes, max_length=case.context)
+    target = Target.detect()
+    target = target.with_isa(isa) if isa else target
+    return compiler.compile(module, target, workload.DEFAULT).kernel_for(LAYER)
 
 
 class LlmirAttention:

@@ -1,15 +1,17 @@
 """llmir check: what it finds, and what it tells to do."""
 
+import sys
 from dataclasses import replace
 from importlib import metadata
 from types import SimpleNamespace
 
 import pytest
 
+from llmir import kernel_test
 from llmir.cli import check as checks
 from llmir.cli import frameworks
 from llmir.compare import environment
-from llmir.errors import MissingBindingsError
+from llmir.errors import KernelError, LlmirError, MissingBindingsError
 from llmir.target import Target, TargetError, gpu_detection
 
 
@@ -21,6 +23,7 @@ def cache_folder(monkeypatch, tmp_path):
 def test_fails_if_something_needed_is_missing(run, monkeypatch):
     finding = checks.Finding("a part", "absent", "get one")
     monkeypatch.setattr(checks, "EXAMINATIONS", (lambda: finding,))
+    monkeypatch.setattr(checks, "kernels", list)
     code, out, _ = run("check")
     assert code == 1
     assert all(text in out for text in ("missing", "a part", "absent", "get one"))
@@ -29,6 +32,7 @@ def test_fails_if_something_needed_is_missing(run, monkeypatch):
 def test_passes_with_mere_advice(run, monkeypatch):
     finding = checks.Finding("a part", "slow", "get a fast one", needed=False)
     monkeypatch.setattr(checks, "EXAMINATIONS", (lambda: finding,))
+    monkeypatch.setattr(checks, "kernels", list)
     code, out, _ = run("check")
     assert code == 0
     assert "advice" in out
@@ -62,6 +66,7 @@ def test_finds_no_framework(environment_with):
         (frameworks.VLLM, "0.32.0", False),
         (frameworks.VLLM, "0.32.1+cpu", False),
         (frameworks.VLLM, "0.33.0", True),
+        (frameworks.VLLM, "0.25.0", True),
         (frameworks.SGLANG, "0.5.23", False),
         (frameworks.SGLANG, "0.5.23.post1", False),
         (frameworks.SGLANG, "0.5.230", True),
@@ -70,6 +75,34 @@ def test_finds_no_framework(environment_with):
 def test_wants_the_release_it_is_made_for(environment_with, framework, version, failed):
     environment_with(**{framework.name: version})
     assert frameworks.version(framework).failed == failed
+
+
+@pytest.mark.parametrize(("gpu", "failed"), [(Target.named("cuda:sm_90"), False), (None, True)])
+def test_a_release_served_on_gpus_alone_needs_one(environment_with, monkeypatch, gpu, failed):
+    environment_with(vllm="0.29.0")
+    monkeypatch.setattr(gpu_detection, "find", lambda: gpu)
+    finding = frameworks.version(frameworks.VLLM)
+    assert finding.failed == failed
+    assert finding.found == "vllm 0.29.0, served on a GPU"
+    assert finding.remedy == "on a CPU llmir serves 0.32: run make .venvs/vllm"
+
+
+@pytest.mark.parametrize("framework", frameworks.FRAMEWORKS)
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+@pytest.mark.parametrize(
+    "version", ["0.25.0", "0.26.0", "0.31.2", "0.32.0+cpu", "0.33.0", "0.5.22", "0.5.23", "unknown"]
+)
+def test_agrees_with_the_frontends(environment_with, monkeypatch, framework, device, version):
+    """What a frontend refuses on the machine's device fails, and nothing else."""
+    environment_with(**{framework.name: version})
+    gpu = Target.named("cuda:sm_90") if device == "gpu" else None
+    monkeypatch.setattr(gpu_detection, "find", lambda: gpu)
+    try:
+        framework.versions.check(device)
+        refused = False
+    except LlmirError:
+        refused = True
+    assert frameworks.version(framework).failed == refused
 
 
 @pytest.mark.parametrize("framework", frameworks.FRAMEWORKS)
@@ -133,8 +166,61 @@ def test_finds_no_bindings(monkeypatch):
 
 def test_finds_another_architecture(monkeypatch):
     here = Target.detect()
-    monkeypatch.setattr(Target, "detect", lambda: replace(here, machine="riscv64"))
+    monkeypatch.setattr(Target, "detect", lambda: replace(here, machine="riscv64", isa="none"))
     assert checks.instruction_set().failed
+
+
+def test_finds_a_processor_without_kernels(monkeypatch):
+    here = Target.detect()
+    monkeypatch.setattr(Target, "detect", lambda: replace(here, isa="none", features=("avx",), machine="x86_64"))
+    finding = checks.instruction_set()
+    assert finding.failed and "lacks avx2, f16c, fma" in finding.remedy
+    assert [f.found for f in checks.kernels()] == ["not run: this machine has no instruction set for it"]
+
+
+def test_says_that_amx_is_not_used(monkeypatch):
+    here = Target.named("cpu:avx512_bf16")
+    monkeypatch.setattr(Target, "detect", lambda: here)
+    assert checks.instruction_set().remedy == ""
+    with_amx = replace(here, features=(*here.features, "amx_bf16", "amx_tile"))
+    monkeypatch.setattr(Target, "detect", lambda: with_amx)
+    finding = checks.instruction_set()
+    assert "AMX" in finding.remedy and "not measured" in finding.remedy and not finding.failed
+
+
+def test_runs_a_kernel_of_each_cache_type():
+    findings = checks.kernels()
+    assert [f.subject for f in findings] == ["kernel, bfloat16", "kernel, float16", "kernel, float32"]
+    assert all(f.found.startswith("right: relative error ") and not f.remedy for f in findings)
+
+
+def test_says_which_kernel_fails_and_why(monkeypatch):
+    def run(element_type, openmp):
+        if element_type == "f16":
+            raise KernelError("was ended by SIGILL")
+        return 1e-7
+
+    monkeypatch.setattr(kernel_test, "in_own_process", run)
+    assert [(f.failed, f.found) for f in checks.kernels()] == [
+        (False, "right: relative error 1.0e-07 against float64"),
+        (True, "was ended by SIGILL"),
+        (False, "right: relative error 1.0e-07 against float64"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "was ended by SIGILL"),
+        ("print(0.5)", r"is wrong: relative error 5\.0e-01, at most 4e-03 is rounding"),
+        ("print(float('nan'))", "is wrong: relative error nan"),
+        ("import sys; sys.exit('no such routine')", "no such routine"),
+        ("raise SystemExit(3)", "ended with exit code 3"),
+    ],
+)
+def test_a_kernel_that_does_not_work_is_told_by_how_its_process_ended(program, reason):
+    with pytest.raises(KernelError, match=reason):
+        kernel_test.in_own_process("bf16", "library", [sys.executable, "-c", program])
 
 
 def test_shows_the_gpu(monkeypatch):

@@ -33,6 +33,10 @@ MAY_IMPORT = {
         *("llmir", "llmir.errors", "llmir.ir", "llmir.target", "llmir.workload", "llmir.plan"),
         *("llmir.passes", "llmir.kernels"),
     ),
+    "llmir.kernel_test": (
+        *("llmir.errors", "llmir.ir", "llmir.target", "llmir.workload", "llmir.plan", "llmir.kernels"),
+        *("llmir.runtime", "llmir.compiler"),
+    ),
     "llmir.frontends": (
         *("llmir", "llmir.errors", "llmir.ir", "llmir.target", "llmir.workload", "llmir.plan"),
         *("llmir.kernels", "llmir.runtime", "llmir.compiler"),
@@ -41,6 +45,7 @@ MAY_IMPORT = {
     "llmir.cli": (
         *("llmir", "llmir.errors", "llmir.ir", "llmir.target", "llmir.workload", "llmir.plan"),
         *("llmir.compiler", "llmir.compare", "llmir.frontends", "llmir.kernels.gpu.toolchain"),
+        "llmir.kernel_test",
     ),
 }
 

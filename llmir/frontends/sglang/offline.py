@@ -9,6 +9,7 @@ from typing import Any
 from llmir.errors import LlmirError
 from llmir.frontends.common.offline import check_folder, not_configurable
 from llmir.frontends.sglang import reading
+from llmir.frontends.sglang.versions import VERSIONS
 from llmir.ir.signature import is_gpu
 from llmir.target import Target
 
@@ -26,6 +27,7 @@ def import_model(model: str, target: Target | None = None, **server_args: Any) -
 
 def _import_model(model: str, target: Target, fields: dict[str, Any]) -> Any:
     check_folder(model)
+    VERSIONS.check("gpu" if is_gpu(target.isa) else "cpu")
     try:
         from llmir.frontends.sglang import importer, support
     except ImportError as error:

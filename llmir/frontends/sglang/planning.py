@@ -10,6 +10,7 @@ from llmir.errors import PlanError
 from llmir.frontends.common import planning
 from llmir.frontends.common.options import Options
 from llmir.frontends.sglang import reading, support
+from llmir.frontends.sglang.versions import VERSIONS
 from llmir.plan import Plan
 from llmir.target import Target
 
@@ -34,7 +35,9 @@ def prepare(server_args: Any) -> None:
 
     view, model = resolving_view(server_args), model_config_of(server_args)
     options = Options.read({}, os.environ, WHERE)
-    host = planning.host_of("gpu" if support.on_gpu(view) else "cpu")
+    device = "gpu" if support.on_gpu(view) else "cpu"
+    VERSIONS.check(device)
+    host = planning.host_of(device)
     target = planning.target_of(options, host)
     support.check_arguments(view, model, target.isa)
     fields = {**server_args._raw_input, "device": view.device}

@@ -5,7 +5,6 @@ Imports neither SGLang nor torch: it only looks at the objects it is given.
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Any
 
 from llmir.errors import UnsupportedLayerError
@@ -17,6 +16,7 @@ from llmir.frontends.common.support import (
     refuse,
     refuse_layer,
 )
+from llmir.frontends.sglang.versions import framework
 from llmir.ir.signature import Isa, is_gpu
 from llmir.runtime.layers import LayerFacts
 
@@ -204,7 +204,7 @@ def allowed_page_sizes(args: Any, model: Any) -> list[int]:
 def model_facts(args: Any, model: Any) -> dict[str, Any]:
     """What a module, and so a plan, says about the model it is of: the fields of llmir.ir.module.ModelInfo."""
     return {
-        "framework": f"sglang {framework_version()}",
+        "framework": framework(),
         "model": args.model_path,
         "rank": 0,
         "world_size": args.tp_size,
@@ -226,11 +226,3 @@ def plan_facts(args: Any, model: Any) -> dict[str, Any]:
         "kv_cache_dtype": args.kv_cache_dtype,
         "device": args.device,
     }
-
-
-def framework_version() -> str:
-    """SGLang's version."""
-    try:
-        return metadata.version("sglang")
-    except metadata.PackageNotFoundError:
-        return "unknown"

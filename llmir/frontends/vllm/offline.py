@@ -25,9 +25,9 @@ def import_model(model: str, target: Target | None = None, **engine_args: Any) -
     config = configure(model, **engine_args)
     from llmir.frontends.vllm import support
     from llmir.frontends.vllm.importer import import_module
-    from llmir.frontends.vllm.versions import check_version
+    from llmir.frontends.vllm.versions import VERSIONS
 
-    check_version("gpu" if is_gpu(target.isa) else "cpu")
+    VERSIONS.check("gpu" if is_gpu(target.isa) else "cpu")
     support.check_config(config, target.isa)
     return import_module(config, isa=target.isa)
 

@@ -10,7 +10,7 @@ from llmir.errors import LlmirError, PlanError
 from llmir.frontends.common import planning
 from llmir.frontends.common.options import Options
 from llmir.frontends.vllm import support
-from llmir.frontends.vllm.versions import check_version
+from llmir.frontends.vllm.versions import VERSIONS
 from llmir.plan import Plan
 from llmir.target import Target
 
@@ -33,7 +33,7 @@ def prepare(vllm_config: VllmConfig) -> None:
     whatever cannot be served.
     """
     device = support.device_of(vllm_config)
-    check_version(device)
+    VERSIONS.check(device)
     additional = vllm_config.additional_config
     if not isinstance(additional, dict):
         raise LlmirError(f"llmir needs vLLM's additional_config to be a dictionary, not {type(additional).__name__}")
