@@ -14,6 +14,8 @@ from llmir.kernels import reference
 
 #: Element types of a step, by the names that kernels have for them.
 DTYPES: dict[ElementType, torch.dtype] = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+#: The same names by those that frameworks have for them.
+DTYPE_NAMES = {str(dtype).removeprefix("torch."): element_type for element_type, dtype in DTYPES.items()}
 #: Tokens in a block: what vLLM uses on CPU unless told otherwise.
 VLLM_BLOCK_SIZE = 128
 

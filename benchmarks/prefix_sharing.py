@@ -15,17 +15,20 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from attention_step import DTYPE_NAMES
 from shared_step import PLAIN, SHARED, Batch, Shape, SharedStep, SharingKernel
 
 from llmir.compare.files import check_writable, write_json
 from llmir.compare.machine import record, versions
 from llmir.errors import LlmirError
+from llmir.ir.instruction_sets import INSTRUCTION_SETS
+from llmir.ir.signature import Isa
 from llmir.runtime.attention import AttentionRunner
 from llmir.target import Target
 
@@ -250,20 +253,30 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the environment here")
     parser.add_argument("--case", nargs="+", choices=[*BATCHES, SWEEP], default=[*BATCHES, SWEEP], metavar="NAME")
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, cores}))
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, default="bfloat16", help="of queries and cache")
+    parser.add_argument("--isa", choices=INSTRUCTION_SETS, help="of the kernel; this machine's best if left out")
     parser.add_argument("--block-size", type=int, default=16, help="tokens in a block of the cache")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and a small sweep")
     arguments = parser.parse_args()
     try:
         if arguments.json:
             check_writable(arguments.json)
-        result = run(arguments.case, arguments.threads, arguments.block_size, arguments.quick)
+        shapes = [replace(shape, element_type=DTYPE_NAMES[arguments.dtype]) for shape in (LLAMA8B, SMOLLM2)]
+        result = run(shapes, arguments.isa, arguments.case, arguments.threads, arguments.block_size, arguments.quick)
         if arguments.json:
             write_json(arguments.json, result)
     except LlmirError as error:
         sys.exit(str(error))
 
 
-def run(cases: Sequence[str], threads: Sequence[int], block_size: int, quick: bool) -> dict[str, Any]:
+def run(
+    shapes: Sequence[Shape],
+    isa: Isa | None,
+    cases: Sequence[str],
+    threads: Sequence[int],
+    block_size: int,
+    quick: bool,
+) -> dict[str, Any]:
     """Measures and prints; everything that came out, as JSON values."""
     sweep, effort = (QUICK_SWEEP, QUICK) if quick else (FULL_SWEEP, FULL)
     environment = record() | {"versions": versions(())}
@@ -271,16 +284,21 @@ def run(cases: Sequence[str], threads: Sequence[int], block_size: int, quick: bo
     rows: list[dict[str, Any]] = []
     swept: list[dict[str, Any]] = []
     policies = {}
-    for shape in (LLAMA8B, SMOLLM2):
-        named = [BATCHES[name] for name in cases if name in BATCHES and BATCHES[name][0].shape is shape]
+    for shape in shapes:
+        named = [
+            (replace(batch, shape=shape), at_least)
+            for batch, at_least in (BATCHES[name] for name in cases if name in BATCHES)
+            if batch.shape.name == shape.name
+        ]
         batches = list(sweep_batches(sweep, shape)) if SWEEP in cases else []
         if not named and not batches:
             continue
         largest = max(batch.block_table(block_size)[1] for batch in [*batches, *(batch for batch, _ in named)])
-        kernel = SharingKernel(shape, block_size, max(memory, largest * block_size * shape.token_bytes))
+        kernel = SharingKernel(shape, block_size, max(memory, largest * block_size * shape.token_bytes), isa)
         policies[shape.name] = asdict(kernel.policy)
         costs = kernel.policy.sharing
-        print(f"{shape.name}: " + (f"shares from {costs.least_tokens} tokens on" if costs else "shares nothing here"))
+        how = f"{shape.name}, {shape.element_type} by {kernel.spec.isa}"
+        print(f"{how}: " + (f"shares from {costs.least_tokens} tokens on" if costs else "shares nothing here"))
         for number in threads:
             for batch, at_least in named:
                 rows.append(measure(batch, kernel, number, effort.longer) | {"at_least": at_least})
@@ -288,7 +306,8 @@ def run(cases: Sequence[str], threads: Sequence[int], block_size: int, quick: bo
             if batches:
                 swept += [swept_row(batch, kernel, number, effort) for batch in batches]
                 print_sweep(swept[-len(batches) :], sweep)
-    result = {"environment": environment, "block_size": block_size, "policies": policies, "rows": rows}
+    what = {"isa": kernel.spec.isa, "element_type": shapes[0].element_type}
+    result = {"environment": environment, **what, "block_size": block_size, "policies": policies, "rows": rows}
     return result | ({"sweep": {**print_least(swept), "rows": swept}} if swept else {})
 
 

@@ -12,6 +12,7 @@ from attention_step import Case, stored
 from llmir_attention import plan_kernel
 
 from llmir import compiler
+from llmir.ir.signature import ELEMENT_BYTES, ElementType, Isa
 from llmir.kernels import reference
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.work_list import Item
@@ -28,17 +29,18 @@ _NOTHING = (0, 0)
 
 @dataclass(frozen=True)
 class Shape:
-    """The attention of a model, bf16."""
+    """The attention of a model."""
 
     name: str
     num_heads: int
     num_kv_heads: int
     head_size: int
+    element_type: ElementType = "bf16"
 
     @property
     def key_bytes(self) -> int:
         """Bytes of one key and its value, one KV head."""
-        return 2 * 2 * self.head_size
+        return 2 * ELEMENT_BYTES[self.element_type] * self.head_size
 
     @property
     def token_bytes(self) -> int:
@@ -93,12 +95,14 @@ class Batch:
 class SharingKernel:
     """The kernel of one shape as the compiler decides it on this machine, with sharing and without, and memory to read.
 
-    ``pages``: bf16 ``[blocks, KV heads, page]``, normally distributed: the caches of as many layers as fit.
+    ``isa``: the instruction set to use; this machine's best if None. ``pages``: ``[blocks, KV heads, page]``, normally
+    distributed: the caches of as many layers as fit.
     """
 
-    def __init__(self, shape: Shape, block_size: int, cache_bytes: int):
-        case = Case(shape.name, shape.num_heads, shape.num_kv_heads, shape.head_size, 1, _LONGEST, 1)
-        planned = plan_kernel(case, block_size)
+    def __init__(self, shape: Shape, block_size: int, cache_bytes: int, isa: Isa | None = None):
+        heads = shape.num_heads, shape.num_kv_heads, shape.head_size
+        case = Case(shape.name, *heads, 1, _LONGEST, 1, shape.element_type)
+        planned = plan_kernel(case, block_size, isa)
         self.block_size, self.spec, self.policy = block_size, planned.spec, planned.policy
         self.loaded = Kernel.load(planned.spec, compiler.object_cache())
         plain = AttentionRunner(self.loaded, replace(self.policy, sharing=None))
@@ -106,8 +110,8 @@ class SharingKernel:
         page = planned.spec.signature.page_bytes
         blocks = -(-cache_bytes // (page * shape.num_kv_heads))
         generator = torch.Generator().manual_seed(0)
-        size = (blocks, shape.num_kv_heads, page // 2)
-        self.pages = torch.empty(size, dtype=torch.bfloat16).normal_(generator=generator)
+        size = (blocks, shape.num_kv_heads, page // case.dtype.itemsize)
+        self.pages = torch.empty(size, dtype=case.dtype).normal_(generator=generator)
 
 
 class SharedStep:
@@ -126,7 +130,7 @@ class SharedStep:
         self.seq_lens = batch.seq_lens
         generator = torch.Generator().manual_seed(2)
         size = (batch.requests, shape.num_heads, shape.head_size)
-        self.query = torch.empty(size, dtype=torch.bfloat16).normal_(generator=generator)
+        self.query = torch.empty(size, dtype=kernel.pages.dtype).normal_(generator=generator)
         self.output = {side: torch.full_like(self.query, torch.nan) for side in (PLAIN, SHARED)}
         layer_bytes = self.blocks * kernel.pages.stride(0) * kernel.pages.element_size()
         self._caches = cycle([kernel.pages.data_ptr() + layer * layer_bytes for layer in range(self.layers)])

@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from attention_step import DTYPES, VLLM_BLOCK_SIZE, Case, Side, Step, VllmAttention, stored
+from attention_step import DTYPE_NAMES, VLLM_BLOCK_SIZE, Case, Side, Step, VllmAttention, stored
 from llmir_attention import LlmirAttention
 
 from llmir.errors import LlmirError
@@ -155,8 +155,7 @@ def main(description: str, cases: Sequence[Case], ceiling: type[Ceiling]) -> Non
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     parser.add_argument("--case", choices=[c.name for c in cases], help="this case only")
-    names = {str(dtype).removeprefix("torch."): element_type for element_type, dtype in DTYPES.items()}
-    parser.add_argument("--dtype", choices=names, nargs="+", default=["bfloat16"])
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, nargs="+", default=["bfloat16"])
     parser.add_argument("--isa", choices=INSTRUCTION_SETS, help="of llmir's kernel; this machine's best if left out")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--block-size", type=int, default=VLLM_BLOCK_SIZE, help="of llmir's cache, in tokens")
@@ -167,7 +166,7 @@ def main(description: str, cases: Sequence[Case], ceiling: type[Ceiling]) -> Non
         rows = []
         for case, dtype in product(cases, arguments.dtype):
             if arguments.case in (None, case.name):
-                case = replace(case, element_type=names[dtype])
+                case = replace(case, element_type=DTYPE_NAMES[dtype])
                 how = arguments.threads, arguments.repeats, arguments.block_size, arguments.isa
                 rows += measure(case, *how, measured_ceiling)
     except LlmirError as error:
