@@ -24,6 +24,7 @@ def options(**fields: Any) -> CompareOptions:
         model=str(MODEL),
         workloads=("smoke",),
         pairs=1,
+        dtype="float32",  # no processor serves it slowly
         kv_cache_bytes=1 << 28,
         quality_task=TASK,
         **{"engine": {"enforce_eager": True, "max_num_seqs": 16}, "llmir_engine": {}, **fields},

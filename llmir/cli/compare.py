@@ -27,9 +27,9 @@ def compare(
     workload: Annotated[
         list[str] | None,
         typer.Option(
-            help="short, chat, long, mixed, extend, brief or smoke. With shared prefixes: shared-prefix, groups, tree,"
-            " rollout or multi-turn; prefix_repetition for vllm and generated-shared-prefix for sglang, by their own"
-            " generators. May be given several times.",
+            help="short, chat, long, mixed, extend, eighth, brief or smoke. With shared prefixes: shared-prefix,"
+            " groups, tree, rollout or multi-turn; prefix_repetition for vllm and generated-shared-prefix for sglang,"
+            " by their own generators. May be given several times.",
             show_default="short, chat, long; for sglang short, chat, extend",
         ),
     ] = None,
@@ -39,6 +39,21 @@ def compare(
     repeats: Annotated[
         int | None,
         typer.Option(help="Timed runs of a workload in each process.", show_default="as the workload says"),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="bfloat16, float16 or float32, for both sides.",
+            show_default="the framework's own fastest here, measured once",
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            help="Minutes: each framework's first pair runs, further ones only while they fit. A workload that cannot"
+            " end in time is left out, unless it is a framework's first.",
+            show_default="none",
+        ),
     ] = None,
     quality: Annotated[bool, typer.Option(help="Whether to compare the answers too.")] = True,
     json: Annotated[Path | None, typer.Option(help="Where to write the report as JSON.", show_default=False)] = None,
@@ -55,6 +70,7 @@ def compare(
             framework=name,
             workloads=tuple(workload) if workload else None,
             pairs=pairs,
+            dtype=dtype,
             repeats=repeats,
             quality=quality,
         )
@@ -62,7 +78,7 @@ def compare(
     ]
     files = ReportFiles(json, chart)
     with _shown_progress() as show:
-        comparison = run(asked, files, show)
+        comparison = run(asked, files, show, budget_seconds=None if budget is None else 60 * budget)
     print_report(comparison)
     for path in filter(None, (json, chart)):
         progress.print(f"wrote {escape(str(path))}", soft_wrap=True)
@@ -72,12 +88,21 @@ def compare(
 def _shown_progress() -> Iterator[Callable[[ProgressEvent], None]]:
     """What shows the progress of a comparison: a bar on a terminal, a line for each event elsewhere."""
     if not progress.is_terminal:
-        yield lambda event: progress.print(f"{event.done}/{event.total} {escape(event.text)}", soft_wrap=True)
+        yield lambda event: progress.print(f"{event.done}/{event.total} {_line(event, event.text)}", soft_wrap=True)
         return
     columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     # A bar that redraws by itself would take time from the cores that are being measured.
     with Progress(*columns, console=progress, transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=None)
         yield lambda event: bar.update(
-            task, completed=event.done, total=event.total, description=escape(event.text.split("\n")[0]), refresh=True
+            task,
+            completed=event.done,
+            total=event.total,
+            description=_line(event, event.text.split("\n")[0]),
+            refresh=True,
         )
+
+
+def _line(event: ProgressEvent, text: str) -> str:
+    """What happened and how long the rest will take."""
+    return escape(f"{text} ({event.left})" if event.left else text)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 
 from llmir.errors import LlmirError
 
+_PRINT_VERSIONS = """
+import json, sys
+from llmir.compare.machine import versions
+print(json.dumps(versions(sys.argv[1:])))
+"""
 #: Where `make .venvs/<framework>` puts an environment, below the working folder.
 _ENVIRONMENTS = Path(".venvs")
 
@@ -38,3 +46,16 @@ def interpreter_with(framework: str) -> Interpreter:
             f" run: make {_ENVIRONMENTS / framework}"
         )
     return Interpreter(str(executable), prefix)
+
+
+def versions_with(interpreter: Interpreter, packages: Sequence[str]) -> dict[str, str]:
+    """:func:`llmir.compare.machine.versions` in the environment of another interpreter; imports no framework.
+
+    Raises :class:`LlmirError` if llmir cannot be imported there.
+    """
+    command = [interpreter.executable, "-c", _PRINT_VERSIONS, *packages]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        cause = (done.stderr.strip() or "no reason given").splitlines()[-1]
+        raise LlmirError(f"{interpreter.executable} cannot run llmir: {cause}; install llmir there")
+    return json.loads(done.stdout)

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
 from llmir.compare.measuring import RequestRecord
 from llmir.compare.quality import Answers, QualityTask
+
+#: Steps of a process beside its workloads, which are called by their names.
+READY, QUALITY = "ready", "quality"
+
+
+def steps(runs: Iterable[str], with_quality: bool) -> list[str]:
+    """What a process does, in order. It announces each when it is done, in a line that begins with the step."""
+    return [READY, *runs, *([QUALITY] if with_quality else [])]
+
+
+def announced_step(line: str) -> str:
+    """The step that a line of a process says is done."""
+    return line.split(" ", 1)[0]
 
 
 @dataclass(frozen=True)
@@ -21,6 +35,10 @@ class Job:
     runs: dict[str, int]
     """Timed runs of each workload, by its name."""
     seed: int
+    warm_up: bool
+    """Whether something is served before the first workload that is not timed."""
+    allotted: float | None
+    """Seconds for everything, from ``started`` on: a workload that would go beyond is left out. None: all are run."""
     quality: QualityTask | None
     started: float
     """When the process was started, seconds of the machine's monotonic clock."""
@@ -57,7 +75,7 @@ class Result:
     """Of Python and of the packages that matter, by distribution."""
     settings: dict[str, Any]
     runs: dict[str, list[list[RequestRecord]]]
-    """For each workload the records of each timed run."""
+    """For each workload that was run the records of each timed run."""
     answers: Answers | None
 
     def cached_tokens(self, workload: str) -> float:

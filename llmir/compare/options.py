@@ -15,14 +15,16 @@ from llmir.errors import LlmirError
 
 #: Step in which the maximum model length is chosen, so that it does not depend on a workload's last token.
 _LENGTH_STEP = 1024
+#: What weights and caches may be served in; the framework itself may know fewer.
+DTYPES = ("bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True)
 class CompareOptions:
     """A comparison of one framework with and without llmir.
 
-    Raises :class:`LlmirError` for values that cannot work: no such workload or framework, no such
-    model folder, a model too short for a workload, a workload that another framework makes.
+    Raises :class:`LlmirError` for values that cannot work: no such workload, framework or
+    dtype, no such model folder, a model too short for a workload, a workload that another framework makes.
     """
 
     model: str
@@ -30,12 +32,18 @@ class CompareOptions:
     framework: str = "vllm"
     workloads: tuple[str, ...] | None = None
     """None: the framework's own."""
+    left_out: tuple[str, ...] = ()
+    """Workloads that are not run after all; the engine arguments are as if they were."""
+    dtype: str | None = None
+    """Of weights and caches, the same on both sides; None: the framework's fastest on this machine."""
     pairs: int | None = None
     """Pairs of processes, one of each side; None: as many as the framework says."""
     repeats: int | None = None
     """Timed runs of a workload in one process; None: as many as the workload says."""
     quality: bool = True
     seed: int = 0
+    warm_up: bool = True
+    """Whether each process serves something untimed first."""
     kv_cache_bytes: int = 4 << 30
     """Memory of the KV cache, the same on both sides, for a framework that sizes it in bytes."""
     engine: Mapping[str, Any] = field(default_factory=dict)
@@ -51,6 +59,8 @@ class CompareOptions:
             raise LlmirError("there is nothing to compare: name a workload or ask for quality")
         if self.pair_count() < 1 or (self.repeats is not None and self.repeats < 1):
             raise LlmirError("a comparison needs at least one pair and one repeat (three pairs for figures to trust)")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise LlmirError(f"there is no dtype {self.dtype!r}; choose from {', '.join(DTYPES)}")
         self._check_framework()
         self._check_model()
 
@@ -60,16 +70,21 @@ class CompareOptions:
 
     def runs(self) -> dict[str, int]:
         """Timed runs of each workload in one process."""
-        names = framework_named(self.framework).workloads if self.workloads is None else self.workloads
+        names = [name for name in self._all_workloads() if name not in self.left_out]
         return {name: self.repeats or workload_named(name).repeats for name in names}
 
     def arguments(self, side: str) -> dict[str, Any]:
         """Engine arguments of side ``"baseline"`` or ``"llmir"``."""
         framework = framework_named(self.framework)
         common = framework.arguments(self._max_model_len(), self.kv_cache_bytes)
+        if self.dtype is not None:
+            common["dtype"] = self.dtype
         if side == "baseline":
             return {**common, **framework.baseline, **self.engine}
         return {**common, **self.engine, **(framework.llmir if self.llmir_engine is None else self.llmir_engine)}
+
+    def _all_workloads(self) -> tuple[str, ...]:
+        return framework_named(self.framework).workloads if self.workloads is None else self.workloads
 
     def _max_model_len(self) -> int:
         steps = -(-self._longest()[0] // _LENGTH_STEP) * _LENGTH_STEP
@@ -78,7 +93,7 @@ class CompareOptions:
 
     def _longest(self) -> tuple[int, str]:
         """Tokens of the longest request, and what asks for it."""
-        lengths = [(workload_named(name).longest(), f"workload {name}") for name in self.runs()]
+        lengths = [(workload_named(name).longest(), f"workload {name}") for name in self._all_workloads()]
         if self.quality:
             lengths.append((self.quality_task.longest(), "the quality check"))
         return max(lengths)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llmir.compare.chart import check_format, draw_chart
 from llmir.compare.comparison import Comparison, compare_results, side_by_side
+from llmir.compare.dtype import Choice, choose
 from llmir.compare.environment import child_environment, recorded
 from llmir.compare.files import check_writable, write_json
 from llmir.compare.frameworks import framework_named
 from llmir.compare.interpreter import Interpreter, interpreter_with
-from llmir.compare.job import Result
+from llmir.compare.job import Result, announced_step
 from llmir.compare.machine import readable_path, record
 from llmir.compare.options import CompareOptions
-from llmir.compare.process import run_worker
+from llmir.compare.process import Limits, run_worker
+from llmir.compare.schedule import SIDES, Process, Schedule
 from llmir.compare.workloads import workload_named
 
 _WORKER = ("-m", "llmir.compare.worker")
@@ -34,7 +36,10 @@ class ProgressEvent:
 
     done: int
     total: int
+    """May become less where there is a budget."""
     text: str
+    left: str = ""
+    """How long everything will still take, in words; empty where nothing can be said yet."""
 
 
 @dataclass(frozen=True)
@@ -63,92 +68,120 @@ class ReportFiles:
             draw_chart(comparison, self.chart)
 
 
-@dataclass
-class _Runs:
-    """What the processes of one framework measured so far."""
-
-    results: dict[str, list[Result]] = field(default_factory=lambda: {"baseline": [], "llmir": []})
-    loads: list[dict[str, Any]] = field(default_factory=list)
-
-
-def order(pairs: int) -> Iterator[tuple[int, str]]:
-    """(pair, side) in the order of running: each pair starts with the side the last one ended with.
-
-    So neither side always runs first, and a drift of the machine falls on both alike.
-    """
-    for pair in range(pairs):
-        sides = ("baseline", "llmir") if pair % 2 == 0 else ("llmir", "baseline")
-        for side in sides:
-            yield pair, side
-
-
 def run(
     asked: Sequence[CompareOptions],
     files: ReportFiles | None = None,
     progress: Progress | None = None,
     worker: Sequence[str] = _WORKER,
+    budget_seconds: float | None = None,
 ) -> Comparison:
-    """Compare one framework after another and write one report of all.
+    """Compare frameworks and write one report of all: what is the same for both sides is decided first, then pairs run.
 
-    ``worker`` is what an interpreter is given to be one side's process; the path of a job file follows. Raises
-    :class:`LlmirError` if a framework is not installed or a side fails; no report is written then.
+    ``worker`` is what an interpreter is given to be one side's process; the path of a job file follows.
+    ``budget_seconds``: see :class:`Schedule`; a workload that cannot end within it is left out, but never a framework's
+    first, nor the quality check. Raises :class:`LlmirError` if a framework is not installed or a side fails; no report
+    is written then.
     """
-    tell = progress or (lambda event: None)
+    schedule = Schedule(asked, budget_seconds)
+
+    def tell(text: str, left: str = "") -> None:
+        if progress is not None:
+            progress(ProgressEvent(schedule.finished, schedule.total(), text, left))
+
     # Before the first of them runs for minutes, every framework is looked for.
     interpreters = [interpreter_with(options.framework) for options in asked]
     facts = record() | {"model": readable_path(asked[0].model), "seed": asked[0].seed}
-    total = sum(2 * options.pair_count() for options in asked)
     if (load := os.getloadavg()[0]) > _IDLE_LOAD:
-        tell(ProgressEvent(0, total, f"this machine is busy (load average {load:.1f}): expect noise"))
-    done, parts = 0, []
-    for options, interpreter in zip(asked, interpreters, strict=True):
-        parts.append(_run_one(options, interpreter, worker, done, total, tell))
-        done += 2 * options.pair_count()
-    tell(ProgressEvent(total, total, "all runs done"))
-    comparison = side_by_side(parts, facts)
+        tell(f"this machine is busy (load average {load:.1f}): expect noise")
+    frameworks = [
+        _Framework.prepare(options, interpreter, worker, tell)
+        for options, interpreter in zip(asked, interpreters, strict=True)
+    ]
+    while (process := schedule.next()) is not None:
+        frameworks[process.framework].run(process, schedule, tell)
+    tell("all runs done")
+    comparison = side_by_side([framework.outcome(budget_seconds) for framework in frameworks], facts)
     if files is not None:
         files.write(comparison)
     return comparison
 
 
-def _run_one(
-    options: CompareOptions, interpreter: Interpreter, worker: Sequence[str], done: int, total: int, tell: Progress
-) -> Comparison:
-    """Compare one framework; ``done`` of ``total`` processes were finished before."""
-    framework = framework_named(options.framework)
-    environment = child_environment(framework, options.model, interpreter.prefix)
-    command = [interpreter.executable, *worker]
-    runs = _Runs()
-    with tempfile.TemporaryDirectory(prefix="llmir-compare-") as folder:
-        for finished, (pair, side) in enumerate(order(options.pair_count()), done):
-            where = f"{framework.title} {side}, pair {pair + 1} of {options.pair_count()}"
-            tell(ProgressEvent(finished, total, f"{where}: starting"))
-            runs.loads.append({"pair": pair + 1, "side": side, "load_average": os.getloadavg()[0]})
+@dataclass
+class _Framework:
+    """One framework of a comparison: how its processes are started, and what they measured so far."""
 
-            def announce(line: str, finished: int = finished, where: str = where) -> None:
-                tell(ProgressEvent(finished, total, f"{where}: {line}"))
+    options: CompareOptions
+    """The dtype is decided."""
+    choice: Choice
+    command: Sequence[str]
+    environment: dict[str, str]
+    results: dict[str, list[Result]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    loads: list[dict[str, Any]] = field(default_factory=list)
 
-            # Answers do not change from pair to pair: one process of each side is asked.
-            stem = Path(folder, f"{pair}-{side}")
-            result = run_worker(command, options, side, pair == 0, environment, stem, announce)
-            runs.results[side].append(result)
-    conditions = _conditions(options, runs) | recorded(framework, environment)
-    return compare_results(framework.name, tuple(options.runs()), runs.results, conditions)
+    @classmethod
+    def prepare(
+        cls, options: CompareOptions, interpreter: Interpreter, worker: Sequence[str], tell: Callable[[str], None]
+    ) -> _Framework:
+        """Decide what both sides have in common."""
+        framework = framework_named(options.framework)
+        environment = child_environment(framework, options.model, interpreter.prefix)
 
+        def say(line: str) -> None:
+            tell(f"{framework.title} dtype: {line}")
 
-def _conditions(options: CompareOptions, runs: _Runs) -> dict[str, Any]:
-    first = {side: of_side[0] for side, of_side in runs.results.items()}
-    return {
-        "versions": first["baseline"].versions,
-        "settings": {side: result.settings for side, result in first.items()},
-        "workloads": {
-            name: {
-                "description": workload_named(name).description,
-                "repeats": repeats,
-                "cached_tokens": {side: result.cached_tokens(name) for side, result in first.items()},
-            }
-            for name, repeats in options.runs().items()
-        },
-        "pairs": options.pair_count(),
-        "load_average_at_start_of": runs.loads,
-    }
+        choice = choose(options, interpreter, environment, worker, say)
+        options = replace(options, dtype=choice.dtype)
+        return cls(options, choice, [interpreter.executable, *worker], environment)
+
+    def run(self, process: Process, schedule: Schedule, tell: Callable[[str, str], None]) -> None:
+        """Run one process to its end."""
+        options = self.options
+        title = framework_named(options.framework).title
+        where = f"{title} {process.side}, pair {process.pair + 1} of {options.pair_count()}"
+        limits = Limits(allotted=schedule.allotted(process))
+        schedule.begin(process)
+        tell(f"{where}: starting", str(schedule.left()))
+        self.loads.append({"pair": process.pair + 1, "side": process.side, "load_average": os.getloadavg()[0]})
+
+        def announce(line: str) -> None:
+            schedule.done(announced_step(line))
+            tell(f"{where}: {line}", str(schedule.left()))
+
+        with tempfile.TemporaryDirectory(prefix="llmir-compare-") as folder:
+            stem = Path(folder, process.side)
+            result = run_worker(
+                self.command, options, process.side, process.pair == 0, self.environment, stem, announce, limits
+            )
+        self.results[process.side].append(result)
+        if left_out := [name for name in options.runs() if name not in result.runs]:
+            schedule.leave_out(process.framework, left_out)
+            self.options = replace(self.options, left_out=tuple(left_out))
+            tell(f"{title}: {', '.join(left_out)} left out on both sides, it would not end within the budget", "")
+        schedule.end()
+
+    def outcome(self, budget_seconds: float | None) -> Comparison:
+        """What all of its processes measured."""
+        framework = framework_named(self.options.framework)
+        conditions = self._conditions(budget_seconds) | recorded(framework, self.environment)
+        return compare_results(framework.name, tuple(self.options.runs()), self.results, conditions)
+
+    def _conditions(self, budget_seconds: float | None) -> dict[str, Any]:
+        first = {side: of_side[0] for side, of_side in self.results.items()}
+        return {
+            "versions": first["baseline"].versions,
+            "settings": {side: result.settings for side, result in first.items()},
+            "dtype": self.choice.to_json(),
+            "workloads": {
+                name: {
+                    "description": workload_named(name).description,
+                    "repeats": repeats,
+                    "cached_tokens": {side: result.cached_tokens(name) for side, result in first.items()},
+                }
+                for name, repeats in self.options.runs().items()
+            },
+            "pairs": len(self.results["baseline"]),
+            "pairs_asked_for": self.options.pair_count(),
+            "budget_seconds": budget_seconds,
+            "left_out_for_the_budget": list(self.options.left_out),
+            "load_average_at_start_of": self.loads,
+        }

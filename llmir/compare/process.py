@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -13,11 +14,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from llmir.compare.files import write_json
 from llmir.compare.frameworks import Framework, framework_named
-from llmir.compare.job import Job, Result
+from llmir.compare.job import READY, Job, Result, announced_step
 from llmir.compare.options import CompareOptions
 from llmir.errors import LlmirError
 
@@ -30,6 +32,22 @@ class SideFailedError(LlmirError):
     """A side's process failed; the message ends with the tail of its log, which is kept."""
 
 
+class SideStoppedError(LlmirError):
+    """A side's process was ended because it took longer than was of interest; see :class:`Limits`."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many seconds of a process are of interest, beside ``CompareOptions.timeout_seconds``; inf: all."""
+
+    start: float = math.inf
+    """From its start until it is ready."""
+    serving: float = math.inf
+    """From then until its end."""
+    allotted: float | None = None
+    """From its start until its end, as far as leaving out workloads can keep it; None: nothing is left out."""
+
+
 def run_worker(
     command: Sequence[str],
     options: CompareOptions,
@@ -38,24 +56,29 @@ def run_worker(
     environment: Mapping[str, str],
     stem: Path,
     announce: Callable[[str], None],
+    limits: Limits | None = None,
 ) -> Result:
     """Run one side in a fresh process; its files are ``stem`` with a suffix.
 
-    ``announce`` gets the lines the process prints. Raises :class:`SideFailedError`.
+    ``announce`` gets the lines the process prints. Raises :class:`SideFailedError`, and :class:`SideStoppedError`
+    where the process is over ``limits``.
     """
     job_path, result_path, log_path = (stem.with_suffix(suffix) for suffix in (".job", ".result", ".log"))
+    limits = limits or Limits()
     job = Job(
         framework=options.framework,
         model=options.model,
         arguments=options.arguments(side),
         runs=options.runs(),
         seed=options.seed,
+        warm_up=options.warm_up,
+        allotted=limits.allotted,
         quality=options.quality_task if options.quality and with_quality else None,
         started=time.monotonic(),
         result_path=str(result_path),
     )
     write_json(job_path, job.to_json())
-    end = _run([*command, str(job_path)], environment, log_path, options.timeout_seconds, announce)
+    end = _run([*command, str(job_path)], environment, log_path, options.timeout_seconds, limits, announce)
     if end is None and not result_path.is_file():
         end = "ended without a result"
     if end is not None:
@@ -63,11 +86,46 @@ def run_worker(
     return Result.from_json(json.loads(result_path.read_text(encoding="utf-8")))
 
 
+class _Watch:
+    """Ends a process group that is over a limit; the limit set last counts."""
+
+    def __init__(self, group: int):
+        self._group = group
+        self._timer: threading.Timer | None = None
+        self.over: Exception | None = None
+        """What the limit was that the process was ended for."""
+
+    def allow(self, seconds: float, over: Exception) -> None:
+        """``seconds`` from now (inf: no end); ``over`` is what to say then."""
+        self.stop()
+        if seconds < math.inf:
+            self._timer = threading.Timer(seconds, self._end, [over])
+            self._timer.start()
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _end(self, over: Exception) -> None:
+        self.over = over
+        _end_group(self._group)
+
+
 def _run(
-    command: Sequence[str], environment: Mapping[str, str], log_path: Path, timeout: float, announce: Callable
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log_path: Path,
+    timeout: float,
+    limits: Limits,
+    announce: Callable[[str], None],
 ) -> str | None:
-    """Run to the end and return None if it ended well, else how it ended."""
-    timed_out = threading.Event()
+    """Run to the end and return None if it ended well, else how it ended.
+
+    Raises :class:`SideStoppedError` where it took longer than ``limits``.
+    """
+    started = time.monotonic()
+    timed_out = TimeoutError(f"did not finish within {timeout:.0f} s")
     with (
         log_path.open("wb") as log,
         subprocess.Popen(
@@ -80,23 +138,28 @@ def _run(
             start_new_session=True,  # a group of its own, so that it can be ended with its engine processes
         ) as process,
     ):
+        watch = _Watch(process.pid)
 
-        def stop() -> None:
-            timed_out.set()
-            _end_group(process.pid)
+        def allow(seconds: float, over: str) -> None:
+            left = started + timeout - time.monotonic()
+            stopped = SideStoppedError(f"{over} after {seconds:.0f} s")
+            watch.allow(min(seconds, left), stopped if seconds < left else timed_out)
 
-        timer = threading.Timer(timeout, stop)
-        timer.start()
+        allow(limits.start, "not ready")
         try:
             assert process.stdout is not None
             for line in process.stdout:
+                if announced_step(line) == READY:
+                    allow(limits.serving, "stopped")
                 announce(line.rstrip())
             code = process.wait()
         finally:
-            timer.cancel()
+            watch.stop()
             _end_group(process.pid)
-    if timed_out.is_set():
-        return f"did not finish within {timeout:.0f} s"
+    if isinstance(watch.over, SideStoppedError):
+        raise watch.over
+    if watch.over is not None:
+        return str(watch.over)
     if code < 0:
         return f"was ended by {signal.Signals(-code).name}"
     return f"ended with exit code {code}" if code else None

@@ -31,6 +31,10 @@ class QualityTask:
         """Tokens of the longest request; scoring a window generates one token more."""
         return max(self.prompt_tokens + self.output_tokens, self.window_tokens + 1)
 
+    def total_tokens(self) -> int:
+        """Tokens that are computed: the prompts once, their continuations twice, the windows once."""
+        return self.prompts * (self.prompt_tokens + 2 * self.output_tokens) + self.windows * self.window_tokens
+
 
 @dataclass(frozen=True)
 class Continuation:

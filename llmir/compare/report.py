@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llmir.compare.comparison import Comparison, Row, StartUpTimes
+from llmir.compare.dtype import describe
 from llmir.compare.frameworks import framework_named
 from llmir.compare.measuring import METRICS
 from llmir.compare.quality import Quality
@@ -83,10 +84,10 @@ def quality_table(quality: Quality) -> Table:
     )
     table.add_row(
         f"perplexity of {quality.text_tokens} tokens",
-        f"{quality.perplexity_llmir:.4f}, {name} {quality.perplexity_baseline:.4f}",
+        f"{quality.perplexity_llmir:.6f}, {name} {quality.perplexity_baseline:.6f}",
         "",
     )
-    table.add_row("perplexity, relative difference", f"{quality.perplexity_relative_difference:.3%}", "")
+    table.add_row("perplexity, relative difference", _percent(quality.perplexity_relative_difference), "")
     return table
 
 
@@ -120,10 +121,25 @@ def _framework_lines(name: str, conditions: dict[str, Any]) -> list[str]:
     ]
     versions = ", ".join(f"{package} {version}" for package, version in conditions["versions"].items())
     preloads = ", ".join(conditions["preloads"]) or "nothing"
+    ran, asked = conditions["pairs"], conditions["pairs_asked_for"]
+    pairs = str(ran) if ran == asked else f"{ran} of {asked}"
     return [
         f"{framework.title}: {sides[0]}; with llmir: {sides[1]}",
-        f"{framework.title}: pairs {conditions['pairs']}; preloaded {preloads}; {versions}",
+        f"{framework.title}: dtype {describe(conditions['dtype'], framework.title)}",
+        *_budget_lines(framework.title, conditions),
+        f"{framework.title}: pairs {pairs}; preloaded {preloads}; {versions}",
     ]
+
+
+def _budget_lines(title: str, conditions: dict[str, Any]) -> list[str]:
+    """What a budget cost a comparison."""
+    fewer = conditions["pairs"] < conditions["pairs_asked_for"]
+    left_out = conditions["left_out_for_the_budget"]
+    if not fewer and not left_out:
+        return []
+    missing = [*(["further pairs"] if fewer else []), *left_out]
+    minutes = conditions["budget_seconds"] / 60
+    return [f"{title}: not run, for a budget of {minutes:.0f} min: {', '.join(missing)}"]
 
 
 def _table(title: str) -> Table:
@@ -147,6 +163,11 @@ def speedup(row: Row) -> str:
     """A row's speedup and its range over the pairs, in brackets."""
     low, high = row.spread
     return f"{_ratio(row.speedup)}x ({_ratio(low)}-{_ratio(high)})"
+
+
+def _percent(share: float) -> str:
+    """Three decimals, or as many as show two digits: in float32 the sides differ by less than a thousandth of them."""
+    return f"{share:.3%}" if share >= 1e-4 or share == 0 else f"{100 * share:.2g}%"
 
 
 def _ratio(value: float) -> str:

@@ -1,7 +1,8 @@
 """One side of a comparison, in a process of its own: ``python -m llmir.compare.worker JOB``.
 
-Reads a :class:`Job`, starts the framework, runs the workloads and writes a :class:`Result`. Standard
-output carries one line for each thing done; whatever the framework prints goes to standard error.
+Reads a :class:`Job`, starts the framework, runs the workloads and writes a :class:`Result`. Standard output
+carries a line for each step done (:func:`llmir.compare.job.steps`); whatever the framework prints goes to standard
+error.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from llmir.compare.engine import Engine
 from llmir.compare.files import write_json
 from llmir.compare.frameworks import framework_named
-from llmir.compare.job import Job, Result, StartUp
+from llmir.compare.job import QUALITY, READY, Job, Result, StartUp
 from llmir.compare.machine import versions
 from llmir.compare.measuring import RequestRecord
 from llmir.compare.quality import Answers, QualityTask, english_text, pieces
@@ -46,19 +47,37 @@ def measure(job: Job, announce: Announce) -> Result:
     engine = start(job.model, job.arguments)
     ready = time.monotonic()
     start_up = StartUp(imported - job.started, ready - imported, ready - job.started)
-    announce(f"ready after {start_up.total_seconds:.0f} s")
+    announce(f"{READY} after {start_up.total_seconds:.0f} s")
 
     vocabulary = engine.vocabulary()
-    engine.serve(_WARM_UP.requests(vocabulary, job.seed, 0))
-    runs = {
-        name: _timed_runs(engine, workload_named(name), repeats, vocabulary, job.seed, announce)
-        for name, repeats in job.runs.items()
-    }
+    if job.warm_up:
+        engine.serve(_WARM_UP.requests(vocabulary, job.seed, 0))
+    runs: dict[str, list[list[RequestRecord]]] = {}
+    seconds_a_token = 0.0
+    for name, repeats in job.runs.items():
+        workload = workload_named(name)
+        tokens = repeats * workload.total_tokens()
+        if runs and not _fits(job, tokens * seconds_a_token, seconds_a_token):
+            continue
+        began = time.monotonic()
+        runs[name] = _timed_runs(engine, workload, repeats, vocabulary, job.seed, announce)
+        seconds_a_token = max(seconds_a_token, (time.monotonic() - began) / tokens)
     answers = None
     if job.quality is not None:
         answers = _answer(engine, job.quality)
-        announce("quality done")
+        announce(f"{QUALITY} done")
     return Result(start_up, versions(framework.packages), engine.settings(), runs, answers)
+
+
+def _fits(job: Job, seconds: float, seconds_a_token: float) -> bool:
+    """Whether a workload of ``seconds`` ends within what the job is allotted, the quality check after it too.
+
+    Expected by the slowest workload before it, token by token: too little for one of longer requests.
+    """
+    if job.allotted is None:
+        return True
+    quality = job.quality.total_tokens() * seconds_a_token if job.quality is not None else 0.0
+    return time.monotonic() - job.started + seconds + quality <= job.allotted
 
 
 def _timed_runs(

@@ -89,6 +89,15 @@ class Workload:
             return self.build.all_tokens()
         return max(request.all_tokens() for request in self.requests(range(1), seed=0, repeat=0))
 
+    def total_tokens(self) -> int:
+        """Tokens of all requests of one run; those cached before count once for all who share them."""
+        if isinstance(self.build, GeneratedPrefixes):
+            return self.build.groups * self.build.requests * self.build.all_tokens()
+        # Distinct ids: prefixes that are not the same must not look so.
+        requests = self.requests(range(1 << 16), seed=0, repeat=0)
+        before = sum(len(prefix.prompt_token_ids) for prefix in prefixes_before(requests))
+        return before + sum(request.all_tokens() - request.cached_tokens for request in requests)
+
 
 def prefixes_before(requests: Sequence[Request]) -> list[Request]:
     """What is served, untimed, before ``requests``: each prefix that is to be in the cache, once, for one token."""
@@ -200,6 +209,8 @@ WORKLOADS: dict[str, Workload] = {
             1,
             GeneratedPrefixes("sglang", groups=4, requests=8, prefix_tokens=2048, own_tokens=128, output_tokens=32),
         ),
+        # What `llmir compare` chooses a dtype by (llmir/compare/dtype.py).
+        Workload("eighth", "16 requests, 128 tokens in, 16 out: an eighth of chat", 1, equal_requests(16, 128, 16)),
         Workload("brief", "16 requests, 1024 tokens in, 16 out", 1, equal_requests(16, 1024, 16)),
         Workload(
             "smoke", "2 requests, 48 tokens in, 8 out: shows that all works, no speed", 1, equal_requests(2, 48, 8)

@@ -24,7 +24,8 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def options(model: Path) -> Callable[..., CompareOptions]:
     def make(**fields: object) -> CompareOptions:
-        return CompareOptions(**{"model": str(model), "workloads": ("smoke",), "timeout_seconds": 60, **fields})
+        given = {"model": str(model), "workloads": ("smoke",), "dtype": "bfloat16", "timeout_seconds": 60, **fields}
+        return CompareOptions(**given)
 
     return make
 
@@ -42,4 +43,5 @@ def worker(starts: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     """What this interpreter is given to be a process that stands in for a side of any framework."""
     here = Interpreter(sys.executable, Path(sys.prefix))
     monkeypatch.setattr(orchestration, "interpreter_with", lambda framework: here)
+    monkeypatch.setenv("LLMIR_CACHE", str(starts.with_name("cache")))
     return (str(Path(__file__).with_name("fake_worker.py")),)

@@ -1,6 +1,7 @@
 """Stands in for a side's process: reads a job and writes what a framework of known speed would measure.
 
-The engine argument ``behaviour`` makes it misbehave. Every start is noted in the file ``FAKE_STARTS``.
+The engine argument ``behaviour`` makes it misbehave, ``of_dtype`` by dtype. Every start is noted in the file
+``FAKE_STARTS``, as JSON. Without anything allotted it leaves out all workloads but the first.
 """
 
 from __future__ import annotations
@@ -39,10 +40,23 @@ def main() -> None:
     llmir = job.arguments.get("attention_backend") in ("LLMIR", "llmir")
     with Path(os.environ["FAKE_STARTS"]).open("a") as starts:
         side = "llmir" if llmir else "baseline"
-        print(job.framework, side, job.quality is not None, os.environ.get("VLLM_CPU_OMP_THREADS_BIND"), file=starts)
+        note = {
+            "framework": job.framework,
+            "side": side,
+            "quality": job.quality is not None,
+            "threads": os.environ.get("VLLM_CPU_OMP_THREADS_BIND"),
+            "dtype": job.arguments.get("dtype"),
+            "eager": job.arguments.get("enforce_eager", False),
+            "workloads": list(job.runs),
+            "allotted": job.allotted is not None,
+            "warm_up": job.warm_up,
+        }
+        print(json.dumps(note), file=starts)
         starts.flush()
-        first = Path(os.environ["FAKE_STARTS"]).read_text().count(f"{job.framework} {side}") == 1
-    match job.arguments.get("behaviour"):
+        noted = [json.loads(line) for line in Path(os.environ["FAKE_STARTS"]).read_text().splitlines()]
+        first = sum((n["framework"], n["side"]) == (job.framework, side) for n in noted) == 1
+    behaviour = job.arguments.get("of_dtype", {}).get(job.arguments.get("dtype"), job.arguments.get("behaviour"))
+    match behaviour:
         case "raise":
             print(
                 "(EngineCore) ERROR llmir.errors.UnsupportedLayerError: llmir cannot serve layer 'x'", file=sys.stderr
@@ -67,14 +81,27 @@ def main() -> None:
         case "hang":
             time.sleep(600)
     print("ready after 0 s", flush=True)
-    step = 0.5 if llmir else 1.0
+    if behaviour == "serve forever":
+        time.sleep(600)
+    step = 0.25 if behaviour == "fast" else 0.5 if llmir else 1.0
+    run = [name for i, name in enumerate(job.runs) if i == 0 or job.allotted != 0]
+    for name in run:
+        print(f"{name} done", flush=True)
     result = Result(
         StartUp(1.0, 2.0 + llmir + 10 * first, 3.0 + llmir + 10 * first),
         {"python": "3.11", job.framework: "1.0"},
-        {"attention_backend": "own", "dtype": "bfloat16", "block_size": 128, "page_size": 16, "threads": 2},
+        {
+            "attention_backend": "own",
+            "dtype": job.arguments["dtype"],
+            "block_size": 128,
+            "page_size": 16,
+            "threads": 2,
+            "platform": "own products",
+        },
         {
             name: [one_token(step) if name == "extend" else records(step)] * repeats
             for name, repeats in job.runs.items()
+            if name in run
         },
         answers(-1.0 - 0.1 * llmir) if job.quality else None,
     )

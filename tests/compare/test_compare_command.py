@@ -25,7 +25,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[CompareOptions]:
     """What would be run."""
     runs: list[CompareOptions] = []
 
-    def note(options: Sequence[CompareOptions], files: object, progress: object) -> None:
+    def note(options: Sequence[CompareOptions], files: object, progress: object, budget_seconds: float | None) -> None:
         runs.extend(options)
 
     monkeypatch.setattr(package, "run", note)
@@ -52,6 +52,25 @@ def test_what_is_asked_for_holds_for_every_framework(asked: list[CompareOptions]
         assert (tuple(options.runs()), options.pair_count(), options.quality) == (("short", "extend"), 5, False)
 
 
+def test_the_dtype_is_the_same_for_every_framework(asked: list[CompareOptions], model: Path):
+    invoke("all", "--model", str(model), "--dtype", "float32")
+    assert [options.dtype for options in asked] == ["float32", "float32"]
+
+
+def test_an_unknown_dtype_is_refused_with_those_there_are(asked: list[CompareOptions], model: Path):
+    with pytest.raises(LlmirError, match="no dtype 'fp8'; choose from bfloat16, float16, float32"):
+        invoke("vllm", "--model", str(model), "--dtype", "fp8")
+
+
+@pytest.mark.parametrize(("given", "seconds"), [([], None), (["--budget", "1.5"], 90.0)])
+def test_a_budget_is_in_minutes(monkeypatch: pytest.MonkeyPatch, model: Path, given: list[str], seconds: float | None):
+    budgets: list[float | None] = []
+    monkeypatch.setattr(package, "run", lambda *arguments, budget_seconds: budgets.append(budget_seconds))
+    monkeypatch.setattr(package, "print_report", lambda comparison: None)
+    invoke("vllm", "--model", str(model), *given)
+    assert budgets == [seconds]
+
+
 def test_an_unknown_framework_is_refused(asked: list[CompareOptions], model: Path):
     with pytest.raises(LlmirError, match="cannot compare 'tgi'; it compares vllm, sglang"):
         invoke("tgi", "--model", str(model))
@@ -74,7 +93,17 @@ def test_the_bar_is_drawn_on_events_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(command, "progress", Console(file=output, force_terminal=True, width=80))
     threads = threading.active_count()
     with command._shown_progress() as show:
-        show(ProgressEvent(1, 4, "vLLM baseline, pair 1 of 2: ready"))
+        show(ProgressEvent(1, 4, "vLLM: ready", "about 3 min left"))
         # A bar that redraws itself has a thread for it.
         assert threading.active_count() == threads
         assert "1/4" in output.getvalue()
+        assert "vLLM: ready (about 3 min left)" in output.getvalue()
+
+
+def test_elsewhere_each_event_is_a_line(monkeypatch: pytest.MonkeyPatch):
+    output = io.StringIO()
+    monkeypatch.setattr(command, "progress", Console(file=output, width=80))
+    with command._shown_progress() as show:
+        show(ProgressEvent(0, 4, "vLLM: starting"))
+        show(ProgressEvent(1, 4, "vLLM: ready", "about 3 min left"))
+    assert output.getvalue().splitlines() == ["0/4 vLLM: starting", "1/4 vLLM: ready (about 3 min left)"]

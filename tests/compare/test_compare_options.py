@@ -75,6 +75,18 @@ def test_a_generator_runs_in_its_own_framework_with_room_for_text_that_is_longer
     assert length >= WORKLOADS[name].longest() + 128
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_both_sides_have_the_dtype(options: Options, framework: str):
+    made = options(framework=framework, dtype="float16")
+    assert {made.arguments(side)["dtype"] for side in ("baseline", "llmir")} == {"float16"}
+
+
+def test_what_is_left_out_changes_no_engine_argument(options: Options):
+    made = options(workloads=("short", "long"), left_out=("long",))
+    assert list(made.runs()) == ["short"]
+    assert made.arguments("baseline") == options(workloads=("short", "long")).arguments("baseline")
+
+
 def test_repeats_come_from_the_workload_unless_given(options: Options):
     assert options(workloads=("short", "chat")).runs() == {"short": 2, "chat": 1}
     assert options(workloads=("short", "chat"), repeats=3).runs() == {"short": 3, "chat": 3}
@@ -84,6 +96,7 @@ def test_repeats_come_from_the_workload_unless_given(options: Options):
     ("fields", "message"),
     [
         ({"framework": "tgi"}, "cannot compare 'tgi'"),
+        ({"dtype": "int8"}, "no dtype 'int8'; choose from bfloat16, float16, float32"),
         ({"workloads": ("fast",)}, "no workload 'fast'"),
         (
             {"framework": "sglang", "workloads": ("groups", "prefix_repetition")},

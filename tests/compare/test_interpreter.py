@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llmir.compare.interpreter import interpreter_with
+from llmir.compare.interpreter import Interpreter, interpreter_with, versions_with
+from llmir.compare.machine import versions
 from llmir.errors import LlmirError
 
 
@@ -31,3 +32,16 @@ def test_a_folder_of_the_frameworks_name_is_not_the_framework(tmp_path: Path, mo
     assert util.find_spec("other") is not None
     with pytest.raises(LlmirError, match=r"other is not installed .* run: make \.venvs/other"):
         interpreter_with("other")
+
+
+def test_versions_are_those_of_the_other_interpreter():
+    packages = ("pytest", "no-such-package")
+    assert versions_with(Interpreter(sys.executable, Path(sys.prefix)), packages) == versions(packages)
+
+
+def test_an_interpreter_without_llmir_is_an_error(tmp_path: Path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'llmir'\" >&2\nexit 1\n")
+    python.chmod(0o755)
+    with pytest.raises(LlmirError, match="cannot run llmir: ModuleNotFoundError: No module named 'llmir'; install"):
+        versions_with(Interpreter(str(python), tmp_path), ())

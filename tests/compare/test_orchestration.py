@@ -8,26 +8,27 @@ from pathlib import Path
 import pytest
 
 from llmir.compare.options import CompareOptions
-from llmir.compare.orchestration import ProgressEvent, ReportFiles, order, run
+from llmir.compare.orchestration import ProgressEvent, ReportFiles, run
 from llmir.compare.process import SideFailedError
+from llmir.compare.schedule import order
 from llmir.errors import LlmirError
 
 Options = Callable[..., CompareOptions]
 
 
-def test_sides_alternate():
-    sides = [side for _, side in order(3)]
-    assert sides == ["baseline", "llmir", "llmir", "baseline", "baseline", "llmir"]
+def noted(starts: Path) -> list[dict]:
+    """What the fake workers were asked, one after another."""
+    return [json.loads(line) for line in starts.read_text().splitlines()]
 
 
 def test_every_run_is_a_process_of_its_own_and_one_of_each_side_is_asked_for_quality(
     options: Options, worker: Sequence[str], starts: Path
 ):
     run([options()], worker=worker)
-    noted = [line.split() for line in starts.read_text().splitlines()]
-    assert [side for _, side, *_ in noted] == [side for _, side in order(3)]
-    assert [quality for _, _, quality, _ in noted] == ["True", "True", "False", "False", "False", "False"]
-    assert len({binding for *_, binding in noted}) == 1
+    assert [start["side"] for start in noted(starts)] == [side for _, side in order(3)]
+    assert [start["quality"] for start in noted(starts)] == [True, True, False, False, False, False]
+    assert len({start["threads"] for start in noted(starts)}) == 1
+    assert not any(start["allotted"] for start in noted(starts))
 
 
 def test_rows_hold_medians_and_pairwise_ratios(options: Options, worker: Sequence[str]):
@@ -108,7 +109,7 @@ def test_the_json_report_has_the_agreed_keys(options: Options, worker: Sequence[
     } <= report["quality"][0].keys()
     assert {"machine", "commit", "model", "frameworks"} <= report["environment"].keys()
     conditions = report["environment"]["frameworks"]["vllm"]
-    assert {"versions", "variables", "preloads", "settings", "workloads", "pairs"} <= conditions.keys()
+    assert {"versions", "variables", "preloads", "settings", "workloads", "pairs", "dtype"} <= conditions.keys()
     assert conditions["settings"].keys() == {"baseline", "llmir"}
 
 
@@ -127,6 +128,50 @@ def test_progress_counts_the_processes(options: Options, worker: Sequence[str]):
     run([options(pairs=1)], progress=events.append, worker=worker)
     assert events[-1].done == events[-1].total == 2
     assert "vLLM baseline, pair 1 of 1: ready after 0 s" in [event.text for event in events]
+
+
+def test_progress_says_what_is_left_once_something_has_run(options: Options, worker: Sequence[str]):
+    events: list[ProgressEvent] = []
+    run([options(pairs=2)], progress=events.append, worker=worker)
+    told = {event.text: event.left for event in events}
+    assert told["vLLM baseline, pair 1 of 2: starting"] == ""
+    assert told["vLLM llmir, pair 2 of 2: smoke done"] == "less than a minute left"
+
+
+def test_with_a_budget_every_framework_runs_its_first_pair_and_no_further_one_that_does_not_fit(
+    options: Options, worker: Sequence[str], starts: Path
+):
+    events: list[ProgressEvent] = []
+    both = [options(pairs=3), options(framework="sglang", workloads=("smoke", "extend"), pairs=2)]
+    comparison = run(both, progress=events.append, worker=worker, budget_seconds=0)
+    assert [(start["framework"], start["side"]) for start in noted(starts)] == [
+        ("vllm", "baseline"),
+        ("vllm", "llmir"),
+        ("sglang", "baseline"),
+        ("sglang", "llmir"),
+    ]
+    frameworks = comparison.environment["frameworks"]
+    assert [(part["pairs"], part["pairs_asked_for"]) for part in frameworks.values()] == [(1, 3), (1, 2)]
+    assert all(part["budget_seconds"] == 0 for part in frameworks.values())
+    assert events[-1].done == events[-1].total == 4
+
+
+def test_what_the_first_process_leaves_out_for_the_budget_is_left_out_by_all(
+    options: Options, worker: Sequence[str], starts: Path
+):
+    comparison = run([options(workloads=("smoke", "extend"))], worker=worker, budget_seconds=0)
+    assert [start["workloads"] for start in noted(starts)] == [["smoke", "extend"], ["smoke"]]
+    assert {row.workload for row in comparison.rows} == {"smoke"}
+    conditions = comparison.environment["frameworks"]["vllm"]
+    assert conditions["left_out_for_the_budget"] == ["extend"]
+    assert list(conditions["workloads"]) == ["smoke"]
+
+
+def test_a_budget_that_is_enough_changes_only_the_order(options: Options, worker: Sequence[str], starts: Path):
+    both = [options(pairs=2), options(framework="sglang", workloads=("smoke", "extend"), pairs=2)]
+    run(both, worker=worker, budget_seconds=1e6)
+    assert [start["framework"] for start in noted(starts)[::2]] == ["vllm", "sglang", "vllm", "sglang"]
+    assert noted(starts)[2]["workloads"] == ["smoke", "extend"]
 
 
 def failure(options: CompareOptions, worker: Sequence[str], files: ReportFiles | None = None) -> str:

@@ -61,11 +61,39 @@ def test_a_metric_that_a_workload_cannot_have_has_no_column(both: Comparison):
         "perplexity",
         "same greedy text",
         "vLLM start-up: first 13.0 s, with llmir 14.0 s; later 3.0 s, with llmir 4.0 s",
-        "vLLM: own attention, bfloat16, block size 128, threads on CPUs 2; with llmir: own attention, bfloat16",
+        "vLLM: own attention, bfloat16, block size 128, threads on CPUs 2, own products; with llmir: own",
+        "vLLM: dtype bfloat16, as asked for",
+        "vLLM: pairs 2; preloaded",
     ],
 )
 def test_quality_start_up_and_settings_are_shown(comparison: Comparison, text: str):
     assert text in printed(comparison)
+
+
+@pytest.mark.parametrize(
+    ("difference", "text"),
+    [(4e-6, " 0.0004%"), (1.23e-5, " 0.0012%"), (4.9e-4, " 0.049%"), (0.10517, " 10.517%"), (0.0, " 0.000%")],
+)
+def test_the_perplexitys_difference_has_digits_enough_for_float32(comparison: Comparison, difference: float, text: str):
+    quality = replace(
+        comparison.quality[0],
+        perplexity_baseline=12.386401,
+        perplexity_llmir=12.386451,
+        perplexity_relative_difference=difference,
+    )
+    shown = printed(replace(comparison, quality=[quality]))
+    assert text in shown
+    assert "12.386451, vLLM 12.386401" in shown
+
+
+def test_what_a_budget_cost_is_shown(options: Callable[..., CompareOptions], worker: Sequence[str]):
+    text = printed(run([options(workloads=("smoke", "extend"))], worker=worker, budget_seconds=0))
+    assert "vLLM: not run, for a budget of 0 min: further pairs, extend\n" in text
+    assert "vLLM: pairs 1 of 3; preloaded" in text
+
+
+def test_without_a_budget_nothing_is_said_of_one(comparison: Comparison):
+    assert "for a budget of" not in printed(comparison)
 
 
 def test_each_framework_is_judged_and_described(both: Comparison):

@@ -11,7 +11,7 @@ import pytest
 
 from llmir.compare import worker
 from llmir.compare.frameworks import FRAMEWORKS, framework_named
-from llmir.compare.job import Job
+from llmir.compare.job import Job, announced_step, steps
 from llmir.compare.measuring import RequestRecord
 from llmir.compare.quality import Continuation, QualityTask
 from llmir.compare.workloads import GeneratedPrefixes, Request, workload_named
@@ -68,12 +68,42 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
 
 
 def job(runs: dict[str, int], quality: QualityTask | None = None) -> Job:
-    return Job("vllm", "m", {}, runs, 0, quality, time.monotonic(), "unused")
+    return Job("vllm", "m", {}, runs, 0, True, None, quality, time.monotonic(), "unused")
 
 
 def test_each_workload_runs_as_often_as_asked(engine: FakeEngine):
     result = worker.measure(job({"short": 2, "smoke": 1}), lambda line: None)
     assert {name: len(repeats) for name, repeats in result.runs.items()} == {"short": 2, "smoke": 1}
+
+
+def test_a_workload_that_would_end_too_late_is_left_out_but_never_the_first_nor_the_answers(engine: FakeEngine):
+    asked = replace(job({"short": 1, "chat": 1, "smoke": 1}, QualityTask(2, 32, 4, 2, 64)), allotted=0.0)
+    result = worker.measure(asked, lambda line: None)
+    assert list(result.runs) == ["short"]
+    assert result.answers is not None
+    asked = replace(asked, allotted=1e9)
+    assert list(worker.measure(asked, lambda line: None).runs) == ["short", "chat", "smoke"]
+
+
+def test_a_workload_is_expected_to_take_as_long_as_the_slowest_before_it_token_by_token(monkeypatch):
+    asked = Job("vllm", "m", {}, {}, 0, True, 100.0, None, 0.0, "unused")
+    monkeypatch.setattr(worker.time, "monotonic", lambda: 40.0)
+    assert worker._fits(asked, 60.0, 0.01)
+    assert not worker._fits(asked, 60.1, 0.01)
+    with_quality = replace(asked, quality=QualityTask(10, 30, 10, 10, 50))
+    assert worker._fits(with_quality, 50.0, 0.01)
+    assert not worker._fits(with_quality, 50.1, 0.01)
+
+
+def test_every_step_is_announced_in_order(engine: FakeEngine):
+    lines: list[str] = []
+    worker.measure(job({"smoke": 1, "short": 1}, QualityTask(2, 32, 4, 2, 64)), lines.append)
+    assert [announced_step(line) for line in lines] == steps(["smoke", "short"], with_quality=True)
+
+
+def test_what_is_served_before_can_be_left_to_the_first_run(engine: FakeEngine):
+    worker.measure(replace(job({"smoke": 1}), warm_up=False), lambda line: None)
+    assert engine.asked == ["serve"]
 
 
 def test_something_is_served_before_anything_is_timed(engine: FakeEngine):
@@ -128,7 +158,7 @@ def test_the_cold_run_starts_from_an_empty_prefix_cache(engine: FakeEngine):
 
 
 def test_start_up_counts_from_the_start_of_the_process(engine: FakeEngine):
-    before = Job("vllm", "m", {}, {}, 0, None, time.monotonic() - 5.0, "unused")
+    before = Job("vllm", "m", {}, {}, 0, True, None, None, time.monotonic() - 5.0, "unused")
     assert worker.measure(before, lambda line: None).start_up.total_seconds >= 5.0
 
 

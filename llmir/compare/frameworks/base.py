@@ -33,6 +33,8 @@ class Framework:
     """What the framework has on top by itself: its best settings."""
     llmir: Mapping[str, Any]
     """What it has on top with llmir: the flag."""
+    quick_start: Mapping[str, Any]
+    """What it has on top where it only serves for a moment: no compilation that pays later."""
     environment: Callable[[Collection[int]], dict[str, str]]
     """Environment variables of both sides, from the CPUs they may use; those the user has set stay."""
     recorded_variables: tuple[str, ...]

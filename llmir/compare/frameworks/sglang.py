@@ -55,6 +55,7 @@ SGLANG = Framework(
     arguments=_arguments,
     baseline={"attention_backend": "torch_native", "page_size": 1},
     llmir={"attention_backend": "llmir"},
+    quick_start={},
     environment=_environment,
     recorded_variables=("SGLANG_",),
     conditions=("{attention_backend} attention", "{dtype}", "page size {page_size}", "{threads} threads"),

@@ -42,6 +42,7 @@ VLLM = Framework(
     arguments=_arguments,
     baseline={},
     llmir={"attention_backend": "LLMIR"},
+    quick_start={"enforce_eager": True},
     environment=_environment,
     recorded_variables=("VLLM_", "TORCHINDUCTOR_"),
     conditions=("{attention_backend} attention", "{dtype}", "block size {block_size}", "threads on CPUs {threads}"),

@@ -1,0 +1,214 @@
+"""Which dtype does a framework itself serve fastest on this machine? Measured once, without llmir.
+
+Frameworks take the dtype a model was saved in, as a rule bfloat16, which a CPU without instructions for it multiplies
+by emulation, many times slower than float32. An experienced user would not serve that, so the comparison does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llmir.compare.environment import recorded
+from llmir.compare.files import write_json
+from llmir.compare.frameworks import Framework, framework_named
+from llmir.compare.interpreter import Interpreter, versions_with
+from llmir.compare.measuring import RequestRecord
+from llmir.compare.options import CompareOptions
+from llmir.compare.process import Limits, SideFailedError, SideStoppedError, run_worker
+from llmir.compare.workloads import workload_named
+from llmir.compiler import cache_folder
+from llmir.errors import LlmirError
+from llmir.target import Target
+
+#: What every candidate serves twice: the first run touches everything once, the second counts.
+WORKLOAD, _RUNS = "eighth", 2
+#: Candidates in the order they are tried. float32 needs no instructions that a CPU may lack, so it never takes forever
+#: and bounds the others.
+CANDIDATES = ("float32", "float16", "bfloat16")
+#: A candidate is stopped when it has served this many times as long as both runs of the best so far took, and a little
+#: for what a process does beside: on a machine that others use too it might still be as fast before.
+_TOO_LONG, _GRACE_SECONDS = 1.25, 2.0
+#: A start reads the same files and makes the same tables in any dtype, but the first of them fills the system's caches,
+#: and other programs disturb each of them: only one that takes much longer computes in an emulation.
+_START_TOO_LONG, _START_GRACE_SECONDS = 2.0, 20.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a dtype came to; exactly one of the three is there."""
+
+    dtype: str
+    seconds: float | None = None
+    """The second run of :data:`WORKLOAD`, from the first request to the last token."""
+    stopped: str | None = None
+    """When it was stopped, because it was slower than another one: "stopped after 6 s"."""
+    failed: str | None = None
+    """Why the framework could not serve it."""
+
+    def outcome(self) -> str:
+        """In a few words."""
+        if self.seconds is not None:
+            return f"{self.dtype} {self.seconds:.1f} s"
+        return f"{self.dtype} {self.stopped or f'not served ({self.failed})'}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The dtype of both sides, and why."""
+
+    dtype: str
+    asked_for: bool
+    """By the user; then there are no candidates."""
+    workload: str | None = None
+    """What the candidates served."""
+    candidates: tuple[Candidate, ...] = ()
+    measured: str | None = None
+    """When, as an ISO date and time: the figures may have been kept from an earlier comparison."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON values."""
+        return asdict(self)
+
+
+def describe(choice: Mapping[str, Any], title: str) -> str:
+    """A choice (:meth:`Choice.to_json`) as a line of a report on the framework called ``title``."""
+    if choice["asked_for"]:
+        return f"{choice['dtype']}, as asked for"
+    outcomes = ", ".join(Candidate(**candidate).outcome() for candidate in choice["candidates"])
+    served = workload_named(choice["workload"]).description
+    return f"{choice['dtype']}, fastest of {title}'s own here: {outcomes} ({served}; measured {choice['measured']})"
+
+
+def choose(
+    options: CompareOptions,
+    interpreter: Interpreter,
+    environment: Mapping[str, str],
+    worker: Sequence[str],
+    say: Callable[[str], None],
+) -> Choice:
+    """The dtype that the user asked for, else the one that the framework by itself serves fastest on this machine.
+
+    Candidates are measured in fresh processes of ``worker`` with ``environment``, unless that was done before: outcomes
+    are kept in llmir's cache folder. ``say`` gets a line for each thing done. Raises :class:`SideFailedError` if the
+    framework serves none of them.
+    """
+    given = options.engine.get("dtype", options.dtype)
+    if given is not None:
+        return Choice(str(given), asked_for=True)
+    framework = framework_named(options.framework)
+    trial = _trial(options, framework)
+    facts = _facts(trial, framework, interpreter, environment)
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    path = cache_folder() / "dtypes" / f"{digest}.json"
+    choice = _kept(path, facts)
+    if choice is not None:
+        say(f"{describe(choice.to_json(), framework.title)}; kept in {path}")
+        return choice
+    candidates = _measure(trial, [interpreter.executable, *worker], environment, say)
+    choice = _choice(candidates, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    say(describe(choice.to_json(), framework.title))
+    try:
+        write_json(path, {"facts": facts, "measured": choice.measured, "candidates": list(map(asdict, candidates))})
+    except LlmirError as error:
+        say(f"it will be measured again the next time: {error}")
+    return choice
+
+
+def _trial(options: CompareOptions, framework: Framework) -> CompareOptions:
+    """What a candidate's process is asked; it does not depend on the workloads that are to be compared."""
+    return replace(
+        options,
+        workloads=(WORKLOAD,),
+        repeats=_RUNS,
+        quality=False,
+        warm_up=False,
+        engine={**framework.quick_start, **options.engine},
+    )
+
+
+def _facts(
+    trial: CompareOptions, framework: Framework, interpreter: Interpreter, environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """Everything that the outcome depends on, as JSON values."""
+    configuration = Path(trial.model, "config.json")
+    facts = {
+        "machine": Target.detect().to_json(),
+        "framework": [framework.name, versions_with(interpreter, framework.packages)],
+        "model": json.loads(configuration.read_text(encoding="utf-8")) if configuration.is_file() else trial.model,
+        "arguments": trial.arguments("baseline"),
+        "environment": recorded(framework, environment),
+        "served": [workload_named(WORKLOAD).description, _RUNS],
+    }
+    return json.loads(json.dumps(facts, default=str))
+
+
+def _measure(
+    trial: CompareOptions, command: Sequence[str], environment: Mapping[str, str], say: Callable[[str], None]
+) -> list[Candidate]:
+    """One process after another, each limited by the best before it; raises the first error if none serves."""
+    candidates, errors = [], []
+    best, limits = math.inf, Limits()
+    with tempfile.TemporaryDirectory(prefix="llmir-dtype-") as folder:
+        for dtype in CANDIDATES:
+
+            def announce(line: str, dtype: str = dtype) -> None:
+                say(f"{dtype}: {line}")
+
+            try:
+                options = replace(trial, dtype=dtype)
+                stem = Path(folder, dtype)
+                result = run_worker(command, options, "baseline", False, environment, stem, announce, limits)
+            except SideStoppedError as error:
+                candidates.append(Candidate(dtype, stopped=str(error)))
+            except SideFailedError as error:
+                errors.append(error)
+                candidates.append(Candidate(dtype, failed=str(error).splitlines()[0]))
+            else:
+                runs = [_seconds(records) for records in result.runs[WORKLOAD]]
+                candidates.append(Candidate(dtype, seconds=runs[-1]))
+                if runs[-1] < best:
+                    best = runs[-1]
+                    limits = Limits(
+                        _START_TOO_LONG * result.start_up.total_seconds + _START_GRACE_SECONDS,
+                        _TOO_LONG * sum(runs) + _GRACE_SECONDS,
+                    )
+            say(candidates[-1].outcome())
+    if len(errors) == len(CANDIDATES):
+        raise errors[0]
+    return candidates
+
+
+def _seconds(records: Sequence[RequestRecord]) -> float:
+    """From the first request to the last token."""
+    return max(record.token_times[-1] for record in records) - min(record.submitted for record in records)
+
+
+def _choice(candidates: Sequence[Candidate], measured: str) -> Choice:
+    """The fastest; ValueError if there is none."""
+    best = min((c for c in candidates if c.seconds is not None), key=lambda c: c.seconds or math.inf)
+    return Choice(best.dtype, False, WORKLOAD, tuple(candidates), measured)
+
+
+def _kept(path: Path, facts: Mapping[str, Any]) -> Choice | None:
+    """The choice by what was kept in ``path``; None if there is nothing, or nothing that can be trusted."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        candidates = [Candidate(**candidate) for candidate in data["candidates"]]
+        known = data["facts"] == facts and [c.dtype for c in candidates] == list(CANDIDATES)
+        return _choice(candidates, str(data["measured"])) if known and all(map(_is_sane, candidates)) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _is_sane(candidate: Candidate) -> bool:
+    outcomes = [value for value in (candidate.seconds, candidate.stopped, candidate.failed) if value is not None]
+    number = candidate.seconds is None or (isinstance(candidate.seconds, float) and 0 < candidate.seconds < math.inf)
+    return len(outcomes) == 1 and number
