@@ -50,6 +50,7 @@ def compare(
     budget: Annotated[
         float | None,
         typer.Option(
+            min=0,
             help="Minutes: each framework's first pair runs, further ones only while they fit. A workload that cannot"
             " end in time is left out, unless it is a framework's first.",
             show_default="none",

@@ -36,6 +36,39 @@ class RequestRecord:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Work: tokens to prefill and tokens to generate."""
+
+    prompt: int
+    output: int
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a side works, in seconds a token; good for expecting how long it will take, not for a report."""
+
+    prompt: float = 0.0
+    output: float = 0.0
+
+    @classmethod
+    def of(cls, records: Sequence[RequestRecord]) -> Pace:
+        """The pace of one timed run: of its prompts until each request has its first token, of the rest since then."""
+        started, last = min(r.submitted for r in records), max(r.token_times[-1] for r in records)
+        decoding = max(r.token_times[0] for r in records)
+        prompt = sum(r.prompt_tokens - r.cached_tokens for r in records)
+        output = sum(time > decoding for r in records for time in r.token_times)
+        return cls((decoding - started) / max(1, prompt), (last - decoding) / output if output else 0.0)
+
+    def slower(self, other: Pace) -> Pace:
+        """The slower of two, each kind of token by itself."""
+        return Pace(max(self.prompt, other.prompt), max(self.output, other.output))
+
+    def seconds(self, tokens: Tokens) -> float:
+        """How long so many tokens take."""
+        return self.prompt * tokens.prompt + self.output * tokens.output
+
+
+@dataclass(frozen=True)
 class Metric:
     """A figure of a run, and whether less or more of it is better."""
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from llmir.compare.measuring import Tokens
 from llmir.errors import LlmirError
 
 
@@ -31,9 +32,11 @@ class QualityTask:
         """Tokens of the longest request; scoring a window generates one token more."""
         return max(self.prompt_tokens + self.output_tokens, self.window_tokens + 1)
 
-    def total_tokens(self) -> int:
-        """Tokens that are computed: the prompts once, their continuations twice, the windows once."""
-        return self.prompts * (self.prompt_tokens + 2 * self.output_tokens) + self.windows * self.window_tokens
+    def tokens(self) -> Tokens:
+        """What is computed: the prompts and windows once, the continuations twice."""
+        return Tokens(
+            self.prompts * self.prompt_tokens + self.windows * self.window_tokens, 2 * self.prompts * self.output_tokens
+        )
 
 
 @dataclass(frozen=True)

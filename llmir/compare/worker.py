@@ -22,7 +22,7 @@ from llmir.compare.files import write_json
 from llmir.compare.frameworks import framework_named
 from llmir.compare.job import QUALITY, READY, Job, Result, StartUp
 from llmir.compare.machine import versions
-from llmir.compare.measuring import RequestRecord
+from llmir.compare.measuring import Pace, RequestRecord
 from llmir.compare.quality import Answers, QualityTask, english_text, pieces
 from llmir.compare.workloads import (
     GeneratedPrefixes,
@@ -53,15 +53,14 @@ def measure(job: Job, announce: Announce) -> Result:
     if job.warm_up:
         engine.serve(_WARM_UP.requests(vocabulary, job.seed, 0))
     runs: dict[str, list[list[RequestRecord]]] = {}
-    seconds_a_token = 0.0
+    pace = Pace()
     for name, repeats in job.runs.items():
         workload = workload_named(name)
-        tokens = repeats * workload.total_tokens()
-        if runs and not _fits(job, tokens * seconds_a_token, seconds_a_token):
+        if runs and not _fits(job, repeats * pace.seconds(workload.tokens()), pace):
             continue
-        began = time.monotonic()
         runs[name] = _timed_runs(engine, workload, repeats, vocabulary, job.seed, announce)
-        seconds_a_token = max(seconds_a_token, (time.monotonic() - began) / tokens)
+        for records in runs[name]:
+            pace = pace.slower(Pace.of(records))
     answers = None
     if job.quality is not None:
         answers = _answer(engine, job.quality)
@@ -69,14 +68,14 @@ def measure(job: Job, announce: Announce) -> Result:
     return Result(start_up, versions(framework.packages), engine.settings(), runs, answers)
 
 
-def _fits(job: Job, seconds: float, seconds_a_token: float) -> bool:
+def _fits(job: Job, seconds: float, pace: Pace) -> bool:
     """Whether a workload of ``seconds`` ends within what the job is allotted, the quality check after it too.
 
-    Expected by the slowest workload before it, token by token: too little for one of longer requests.
+    The pace is that of the slowest workload before; the longer a context the slower it gets, so it may take longer.
     """
     if job.allotted is None:
         return True
-    quality = job.quality.total_tokens() * seconds_a_token if job.quality is not None else 0.0
+    quality = pace.seconds(job.quality.tokens()) if job.quality is not None else 0.0
     return time.monotonic() - job.started + seconds + quality <= job.allotted
 
 

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from llmir.compare.measuring import Tokens
 from llmir.errors import LlmirError
 
 
@@ -89,14 +90,20 @@ class Workload:
             return self.build.all_tokens()
         return max(request.all_tokens() for request in self.requests(range(1), seed=0, repeat=0))
 
-    def total_tokens(self) -> int:
-        """Tokens of all requests of one run; those cached before count once for all who share them."""
+    def tokens(self) -> Tokens:
+        """What one run computes, prefixes that it caches before included."""
         if isinstance(self.build, GeneratedPrefixes):
-            return self.build.groups * self.build.requests * self.build.all_tokens()
-        # Distinct ids: prefixes that are not the same must not look so.
+            of_prompt = self.build.requests * self.build.own_tokens + self.build.prefix_tokens
+            outputs = self.build.requests * self.build.output_tokens
+            return Tokens(self.build.groups * of_prompt, self.build.groups * outputs)
+        # Many ids: prefixes that differ must not look the same.
         requests = self.requests(range(1 << 16), seed=0, repeat=0)
         before = sum(len(prefix.prompt_token_ids) for prefix in prefixes_before(requests))
-        return before + sum(request.all_tokens() - request.cached_tokens for request in requests)
+        prompts = sum(
+            len(request.prompt_token_ids) - request.cached_tokens + sum(map(len, request.later_messages))
+            for request in requests
+        )
+        return Tokens(before + prompts, sum(r.max_tokens * (1 + len(r.later_messages)) for r in requests))
 
 
 def prefixes_before(requests: Sequence[Request]) -> list[Request]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmir.compare.measuring import METRICS, RequestRecord, figures, steady_time_per_output_token
+from llmir.compare.measuring import METRICS, Pace, RequestRecord, Tokens, figures, steady_time_per_output_token
 from llmir.errors import LlmirError
 
 
@@ -74,3 +74,15 @@ def test_where_every_request_asks_for_one_token_there_is_no_time_per_output_toke
 def test_speedup_above_one_is_better(metric):
     worse, better = (2.0, 1.0) if metric.lower_is_better else (1.0, 2.0)
     assert metric.speedup(baseline=worse, llmir=better) == 2.0
+
+
+def test_a_pace_is_of_prompts_until_all_requests_have_begun_and_of_answers_since_then():
+    early = RequestRecord(100, 0.0, [2.0, 4.0, 5.0, 6.0], 0)
+    late = RequestRecord(120, 0.0, [4.0, 5.0, 6.0], 20)
+    assert Pace.of([early, late]) == Pace(prompt=4.0 / 200, output=2.0 / 4)
+    assert Pace.of([RequestRecord(10, 0.0, [2.0], 0)]) == Pace(prompt=0.2, output=0.0)
+
+
+def test_the_slower_of_two_paces_is_slower_in_both():
+    assert Pace(0.1, 0.5).slower(Pace(0.2, 0.4)) == Pace(0.2, 0.5)
+    assert Pace(0.1, 0.5).seconds(Tokens(20, 4)) == 4.0

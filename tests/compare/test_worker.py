@@ -12,7 +12,7 @@ import pytest
 from llmir.compare import worker
 from llmir.compare.frameworks import FRAMEWORKS, framework_named
 from llmir.compare.job import Job, announced_step, steps
-from llmir.compare.measuring import RequestRecord
+from llmir.compare.measuring import Pace, RequestRecord
 from llmir.compare.quality import Continuation, QualityTask
 from llmir.compare.workloads import GeneratedPrefixes, Request, workload_named
 from llmir.errors import LlmirError
@@ -85,14 +85,16 @@ def test_a_workload_that_would_end_too_late_is_left_out_but_never_the_first_nor_
     assert list(worker.measure(asked, lambda line: None).runs) == ["short", "chat", "smoke"]
 
 
-def test_a_workload_is_expected_to_take_as_long_as_the_slowest_before_it_token_by_token(monkeypatch):
+def test_a_workload_fits_if_the_answers_after_it_do_too(monkeypatch: pytest.MonkeyPatch):
     asked = Job("vllm", "m", {}, {}, 0, True, 100.0, None, 0.0, "unused")
     monkeypatch.setattr(worker.time, "monotonic", lambda: 40.0)
-    assert worker._fits(asked, 60.0, 0.01)
-    assert not worker._fits(asked, 60.1, 0.01)
+    pace = Pace(prompt=0.01, output=0.02)
+    assert worker._fits(asked, 60.0, pace)
+    assert not worker._fits(asked, 60.1, pace)
+    # 800 prompt tokens and 200 to generate: 12 s.
     with_quality = replace(asked, quality=QualityTask(10, 30, 10, 10, 50))
-    assert worker._fits(with_quality, 50.0, 0.01)
-    assert not worker._fits(with_quality, 50.1, 0.01)
+    assert worker._fits(with_quality, 48.0, pace)
+    assert not worker._fits(with_quality, 48.1, pace)
 
 
 def test_every_step_is_announced_in_order(engine: FakeEngine):

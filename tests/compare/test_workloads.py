@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 
+from llmir.compare.measuring import Tokens
 from llmir.compare.workloads import WORKLOADS, Request, prefixes_before, workload_named
 from llmir.errors import LlmirError
 
@@ -156,3 +157,18 @@ def test_a_report_has_room_for_the_title(name: str):
 def test_an_unknown_workload_is_an_error_that_names_the_known_ones():
     with pytest.raises(LlmirError, match=r"no workload 'fast'.*short, chat, long, mixed"):
         workload_named("fast")
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "output"),
+    [
+        ("short", 16 * 128, 16 * 64),
+        ("extend", 16 * 1024, 16),
+        ("shared-prefix", 6144 + 16 * 128, 16 * 32),
+        ("tree", 4 * 4096 + 16 * 128, 16 * 32),
+        ("multi-turn", 2048 + 16 * 3 * 128, 16 * 3 * 32),
+        ("prefix_repetition", 4 * 2048 + 32 * 128, 32 * 32),
+    ],
+)
+def test_the_tokens_that_a_run_computes(name: str, prompt: int, output: int):
+    assert workload_named(name).tokens() == Tokens(prompt, output)
