@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import metadata
 from typing import Any
 
-from vllm import LLM, SamplingParams
+import torch
+from vllm import LLM, SamplingParams, platforms
 from vllm.inputs import TokensPrompt, tokens_input
 from vllm.sampling_params import RequestOutputKind
 
@@ -108,6 +111,7 @@ class VllmEngine:
             "attention_backend": backend.name if backend is not None else "default",
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "block_size": cache.block_size,
+            "platform": zentorch_use(),
             "threads": os.environ["VLLM_CPU_OMP_THREADS_BIND"],
             "kv_cache_memory_bytes": cache.kv_cache_memory_bytes,
             "enable_prefix_caching": cache.enable_prefix_caching,
@@ -123,3 +127,23 @@ class VllmEngine:
 
     def _generate(self, prompts: Sequence[list[int]], parameters: SamplingParams) -> list[Any]:
         return self._llm.generate([TokensPrompt(prompt_token_ids=p) for p in prompts], parameters, use_tqdm=False)
+
+
+def zentorch_use() -> str:
+    """Whether vLLM multiplies by AMD's prepacked matrix products in this process, in words, and if not, why not."""
+    installed = [dist for name in ("zentorch", "zentorch-weekly") for dist in metadata.distributions(name=name)]
+    if not installed:
+        return "zentorch not installed"
+    name = f"zentorch {installed[0].version}"
+    if platforms.current_platform.is_zen_cpu():
+        # What vLLM asks, layer by layer, before it hands one over.
+        has_products = hasattr(torch.ops.zentorch, "zentorch_linear_unary")
+        return f"{name} in use" if has_products else f"{name} not in use: it has no products for linear layers"
+    # vLLM asks for no less before it tries to load it.
+    if not platforms._is_amd_zen_cpu():
+        return f"{name} not in use: needs an AMD CPU with AVX512"
+    try:
+        importlib.import_module("zentorch")
+    except (ImportError, OSError) as error:
+        return f"{name} not in use: it does not load ({error})"
+    return f"{name} not in use: vLLM chose {type(platforms.current_platform).__name__}"

