@@ -57,7 +57,7 @@ ONLY_IN = {
     "sglang": ("llmir.frontends.sglang", "llmir.compare.sglang_engine"),
     "torch": (
         *("llmir.frontends", "llmir.runtime.gpu", "llmir.kernels.gpu.calibration"),
-        *("llmir.compare.vllm_engine", "llmir.compare.sglang_engine"),
+        *("llmir.compare.vllm_engine", "llmir.compare.sglang_engine", "llmir.compare.products"),
     ),
     "triton": ("llmir.kernels.gpu",),
     "transformers": ("llmir.frontends", "llmir.compare.vllm_engine", "llmir.compare.sglang_engine"),

@@ -20,7 +20,12 @@ TASK = QualityTask(prompts=4, prompt_tokens=96, output_tokens=8, windows=2, wind
 
 
 def options(**fields: Any) -> CompareOptions:
-    defaults = {"workloads": ("smoke",), "pairs": 1, "llmir_engine": {"attention_backend": "torch_native"}}
+    defaults = {
+        "workloads": ("smoke",),
+        "pairs": 1,
+        "dtype": "float32",
+        "llmir_engine": {"attention_backend": "torch_native"},
+    }
     return CompareOptions(model=str(MODEL), framework="sglang", quality_task=TASK, **{**defaults, **fields})
 
 
@@ -58,7 +63,7 @@ def test_the_settings_of_both_sides_are_recorded(report: tuple[Comparison, Path]
     conditions = json.loads(report[1].read_text())["environment"]["frameworks"]["sglang"]
     settings = conditions["settings"]["baseline"]
     assert settings == conditions["settings"]["llmir"]
-    assert (settings["attention_backend"], settings["dtype"]) == ("torch_native", "bfloat16")
+    assert (settings["attention_backend"], settings["dtype"]) == ("torch_native", "float32")
     assert settings["threads"] == int(conditions["variables"]["OMP_NUM_THREADS"])
     assert conditions["versions"]["sglang"]
 

@@ -19,9 +19,9 @@ from typing import Any
 from llmir.compare.environment import recorded
 from llmir.compare.files import write_json
 from llmir.compare.frameworks import Framework, framework_named
-from llmir.compare.interpreter import Interpreter, versions_with
+from llmir.compare.interpreter import Interpreter, product_seconds, versions_with
 from llmir.compare.measuring import RequestRecord
-from llmir.compare.options import CompareOptions
+from llmir.compare.options import DTYPES, CompareOptions
 from llmir.compare.process import Limits, SideFailedError, SideStoppedError, run_worker
 from llmir.compare.workloads import workload_named
 from llmir.compiler import cache_folder
@@ -30,9 +30,9 @@ from llmir.target import Target
 
 #: What every candidate serves twice: the first run touches everything once, the second counts.
 WORKLOAD, _RUNS = "eighth", 2
-#: Candidates in the order they are tried. float32 needs no instructions that a CPU may lack, so it never takes forever
-#: and bounds the others.
-CANDIDATES = ("float32", "float16", "bfloat16")
+#: A dtype is no candidate where a matrix product alone takes this many times as long as in another one: the processor
+#: has no instructions for it, and nothing that a framework does beside could make up for that.
+_NO_INSTRUCTIONS = 3.0
 #: A candidate is stopped when it has served this many times as long as both runs of the best so far took, and a little
 #: for what a process does beside: on a machine that others use too it might still be as fast before.
 _TOO_LONG, _GRACE_SECONDS = 1.25, 2.0
@@ -43,13 +43,15 @@ _START_TOO_LONG, _START_GRACE_SECONDS = 2.0, 20.0
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a dtype came to; exactly one of the three is there."""
+    """What a dtype came to; exactly one of the outcomes is there."""
 
     dtype: str
     seconds: float | None = None
     """The second run of :data:`WORKLOAD`, from the first request to the last token."""
     stopped: str | None = None
     """When it was stopped, because it was slower than another one: "stopped after 6 s"."""
+    not_tried: float | None = None
+    """How many times as long its matrix products take as the quickest ones: too many to try it."""
     failed: str | None = None
     """Why the framework could not serve it."""
 
@@ -57,6 +59,8 @@ class Candidate:
         """In a few words."""
         if self.seconds is not None:
             return f"{self.dtype} {self.seconds:.1f} s"
+        if self.not_tried is not None:
+            return f"{self.dtype} not tried (a matrix product takes {self.not_tried:.1f} times as long)"
         return f"{self.dtype} {self.stopped or f'not served ({self.failed})'}"
 
 
@@ -112,7 +116,8 @@ def choose(
     if choice is not None:
         say(f"{describe(choice.to_json(), framework.title)}; kept in {path}")
         return choice
-    candidates = _measure(trial, [interpreter.executable, *worker], environment, say)
+    products = product_seconds(interpreter, environment)
+    candidates = _measure(trial, products, [interpreter.executable, *worker], environment, say)
     choice = _choice(candidates, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     say(describe(choice.to_json(), framework.title))
     try:
@@ -151,13 +156,25 @@ def _facts(
 
 
 def _measure(
-    trial: CompareOptions, command: Sequence[str], environment: Mapping[str, str], say: Callable[[str], None]
+    trial: CompareOptions,
+    products: Mapping[str, float],
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    say: Callable[[str], None],
 ) -> list[Candidate]:
-    """One process after another, each limited by the best before it; raises the first error if none serves."""
+    """One process after another, each limited by the best before it; raises the first error if none serves.
+
+    ``products``: seconds by dtype. The quickest comes first, so that the first one is never an emulation.
+    """
     candidates, errors = [], []
     best, limits = math.inf, Limits()
     with tempfile.TemporaryDirectory(prefix="llmir-dtype-") as folder:
-        for dtype in CANDIDATES:
+        for dtype in sorted(products, key=lambda name: products[name]):
+            times = products[dtype] / min(products.values())
+            if best < math.inf and times >= _NO_INSTRUCTIONS:
+                candidates.append(Candidate(dtype, not_tried=times))
+                say(candidates[-1].outcome())
+                continue
 
             def announce(line: str, dtype: str = dtype) -> None:
                 say(f"{dtype}: {line}")
@@ -181,7 +198,7 @@ def _measure(
                         _TOO_LONG * sum(runs) + _GRACE_SECONDS,
                     )
             say(candidates[-1].outcome())
-    if len(errors) == len(CANDIDATES):
+    if all(candidate.seconds is None for candidate in candidates):
         raise errors[0]
     return candidates
 
@@ -202,13 +219,13 @@ def _kept(path: Path, facts: Mapping[str, Any]) -> Choice | None:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         candidates = [Candidate(**candidate) for candidate in data["candidates"]]
-        known = data["facts"] == facts and [c.dtype for c in candidates] == list(CANDIDATES)
+        known = data["facts"] == facts and sorted(c.dtype for c in candidates) == sorted(DTYPES)
         return _choice(candidates, str(data["measured"])) if known and all(map(_is_sane, candidates)) else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
 def _is_sane(candidate: Candidate) -> bool:
-    outcomes = [value for value in (candidate.seconds, candidate.stopped, candidate.failed) if value is not None]
-    number = candidate.seconds is None or (isinstance(candidate.seconds, float) and 0 < candidate.seconds < math.inf)
-    return len(outcomes) == 1 and number
+    numbers, words = (candidate.seconds, candidate.not_tried), (candidate.stopped, candidate.failed)
+    (outcome,) = [value for value in (*numbers, *words) if value is not None]
+    return isinstance(outcome, str) if outcome in words else isinstance(outcome, float) and 0 < outcome < math.inf

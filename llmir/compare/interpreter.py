@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 from llmir.errors import LlmirError
 
@@ -53,8 +54,21 @@ def versions_with(interpreter: Interpreter, packages: Sequence[str]) -> dict[str
 
     Raises :class:`LlmirError` if llmir cannot be imported there.
     """
-    command = [interpreter.executable, "-c", _PRINT_VERSIONS, *packages]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return _run(interpreter, ["-c", _PRINT_VERSIONS, *packages], None)
+
+
+def product_seconds(interpreter: Interpreter, environment: Mapping[str, str]) -> dict[str, float]:
+    """Seconds of a matrix product by dtype, see :mod:`llmir.compare.products`.
+
+    Raises :class:`LlmirError` if torch or llmir cannot be imported there.
+    """
+    return _run(interpreter, ["-m", "llmir.compare.products"], environment)
+
+
+def _run(interpreter: Interpreter, arguments: Sequence[str], environment: Mapping[str, str] | None) -> Any:
+    """What a program of llmir prints, which is JSON; no environment: this process's."""
+    command = [interpreter.executable, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         cause = (done.stderr.strip() or "no reason given").splitlines()[-1]
         raise LlmirError(f"{interpreter.executable} cannot run llmir: {cause}; install llmir there")

@@ -84,9 +84,10 @@ def run(
     """
     schedule = Schedule(asked, budget_seconds)
 
-    def tell(text: str, left: str = "") -> None:
+    def tell(text: str) -> None:
         if progress is not None:
-            progress(ProgressEvent(schedule.finished, schedule.total(), text, left))
+            done, total = schedule.finished, schedule.total()
+            progress(ProgressEvent(done, total, text, str(schedule.left()) if done < total else ""))
 
     # Before the first of them runs for minutes, every framework is looked for.
     interpreters = [interpreter_with(options.framework) for options in asked]
@@ -133,19 +134,19 @@ class _Framework:
         options = replace(options, dtype=choice.dtype)
         return cls(options, choice, [interpreter.executable, *worker], environment)
 
-    def run(self, process: Process, schedule: Schedule, tell: Callable[[str, str], None]) -> None:
+    def run(self, process: Process, schedule: Schedule, tell: Callable[[str], None]) -> None:
         """Run one process to its end."""
         options = self.options
         title = framework_named(options.framework).title
         where = f"{title} {process.side}, pair {process.pair + 1} of {options.pair_count()}"
         limits = Limits(allotted=schedule.allotted(process))
         schedule.begin(process)
-        tell(f"{where}: starting", str(schedule.left()))
+        tell(f"{where}: starting")
         self.loads.append({"pair": process.pair + 1, "side": process.side, "load_average": os.getloadavg()[0]})
 
         def announce(line: str) -> None:
             schedule.done(announced_step(line))
-            tell(f"{where}: {line}", str(schedule.left()))
+            tell(f"{where}: {line}")
 
         with tempfile.TemporaryDirectory(prefix="llmir-compare-") as folder:
             stem = Path(folder, process.side)
@@ -156,7 +157,7 @@ class _Framework:
         if left_out := [name for name in options.runs() if name not in result.runs]:
             schedule.leave_out(process.framework, left_out)
             self.options = replace(self.options, left_out=tuple(left_out))
-            tell(f"{title}: {', '.join(left_out)} left out on both sides, it would not end within the budget", "")
+            tell(f"{title}: {', '.join(left_out)} left out on both sides, it would not end within the budget")
         schedule.end()
 
     def outcome(self, budget_seconds: float | None) -> Comparison:

@@ -13,12 +13,14 @@ import pytest
 from rich.console import Console
 
 from llmir.compare import dtype as module
-from llmir.compare.dtype import CANDIDATES, Candidate, Choice, describe
+from llmir.compare.dtype import Candidate, Choice, describe
 from llmir.compare.interpreter import Interpreter
 from llmir.compare.orchestration import ReportFiles, run
 from llmir.compare.process import SideFailedError
 from llmir.compare.report import print_report
 
+#: As the fake products order them.
+CANDIDATES = ("float32", "float16", "bfloat16")
 #: float16 is the fastest, bfloat16 would never end.
 EMULATED = {"float16": "fast", "bfloat16": "serve forever"}
 
@@ -81,6 +83,33 @@ def test_a_candidate_that_does_not_get_ready_is_stopped_too(choose: Callable, mo
     monkeypatch.setattr(module, "_START_GRACE_SECONDS", 10.0)
     choice, _, _ = choose(engine={"of_dtype": {"bfloat16": "hang"}})
     assert choice.candidates[2] == Candidate("bfloat16", stopped="not ready after 10 s")
+
+
+def test_what_the_processor_multiplies_by_emulation_is_not_tried(choose: Callable, monkeypatch: pytest.MonkeyPatch):
+    products = {"bfloat16": 0.13, "float16": 0.06, "float32": 0.02}
+    monkeypatch.setattr(module, "product_seconds", lambda interpreter, environment: products)
+    choice, trials, said = choose()
+    assert [start["dtype"] for start in trials] == ["float32"]
+    assert choice.candidates == (
+        Candidate("float32", seconds=5.0),
+        Candidate("float16", not_tried=pytest.approx(3.0)),
+        Candidate("bfloat16", not_tried=pytest.approx(6.5)),
+    )
+    assert "bfloat16 not tried (a matrix product takes 6.5 times as long)" in said
+
+
+def test_the_quickest_products_come_first(choose: Callable, monkeypatch: pytest.MonkeyPatch):
+    products = {"bfloat16": 0.01, "float16": 0.5, "float32": 0.02}
+    monkeypatch.setattr(module, "product_seconds", lambda interpreter, environment: products)
+    assert [start["dtype"] for start in choose()[1]] == ["bfloat16", "float32"]
+
+
+def test_an_emulation_is_tried_if_nothing_else_is_served(choose: Callable, monkeypatch: pytest.MonkeyPatch):
+    products = {"bfloat16": 0.01, "float16": 0.5, "float32": 0.2}
+    monkeypatch.setattr(module, "product_seconds", lambda interpreter, environment: products)
+    choice, trials, _ = choose(engine={"of_dtype": {"bfloat16": "refuse"}})
+    assert [start["dtype"] for start in trials] == ["bfloat16", "float32"]
+    assert choice.dtype == "float32"
 
 
 def test_a_dtype_that_the_framework_refuses_is_no_candidate(choose: Callable):
@@ -175,7 +204,7 @@ def test_the_report_says_which_and_on_what_figures(options: Callable, worker: Se
         " (16 requests, 128 tokens in, 16 out: an eighth of chat; measured "
     ) in text
     recorded = json.loads(path.read_text())["environment"]["frameworks"]["vllm"]["dtype"]
-    assert recorded["candidates"][1] == {"dtype": "float16", "seconds": 2.0, "stopped": None, "failed": None}
+    assert recorded["candidates"][1] == asdict(Candidate("float16", seconds=2.0))
     assert (recorded["dtype"], recorded["asked_for"], recorded["workload"]) == ("float16", False, "eighth")
 
 

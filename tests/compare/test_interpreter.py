@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import os
 import sys
 from importlib import util
 from pathlib import Path
 
 import pytest
 
-from llmir.compare.interpreter import Interpreter, interpreter_with, versions_with
+from llmir.compare.interpreter import Interpreter, interpreter_with, product_seconds, versions_with
 from llmir.compare.machine import versions
+from llmir.compare.options import DTYPES
 from llmir.errors import LlmirError
 
 
@@ -37,6 +39,12 @@ def test_a_folder_of_the_frameworks_name_is_not_the_framework(tmp_path: Path, mo
 def test_versions_are_those_of_the_other_interpreter():
     packages = ("pytest", "no-such-package")
     assert versions_with(Interpreter(sys.executable, Path(sys.prefix)), packages) == versions(packages)
+
+
+def test_products_are_timed_in_every_dtype():
+    seconds = product_seconds(Interpreter(sys.executable, Path(sys.prefix)), os.environ)
+    assert sorted(seconds) == sorted(DTYPES)
+    assert all(value > 0 for value in seconds.values())
 
 
 def test_an_interpreter_without_llmir_is_an_error(tmp_path: Path):

@@ -14,10 +14,10 @@ _LONGEST_REQUESTS_IN_CACHE = 32
 
 
 #: The best of what runs on two cores without AMX, by benchmarks/sglang_settings.py (results/sglang-settings.json):
-#: torch_native, pages of one token, bfloat16, all cores, and chunks of this size, which began answers soonest of the
-#: settings that were among the fastest. flex_attention decoded as fast and began later, float32 took twice as long to
-#: begin, other page sizes changed nothing. Decode does not depend on the size of a chunk, and the rows of that
-#: benchmark in which nothing else differs spread over 403 to 568 ms a token: no finer choice could be told from noise.
+#: torch_native, pages of one token, all cores, and chunks of this size, which began answers soonest of the settings
+#: that were among the fastest. flex_attention decoded as fast and began later, other page sizes changed nothing. Decode
+#: does not depend on the size of a chunk, and the rows of that benchmark in which nothing else differs spread over 403
+#: to 568 ms a token: no finer choice could be told from noise. The dtype is measured on each machine (dtype.py).
 _CHUNK = 2048
 
 
