@@ -52,7 +52,7 @@ def compare(
         typer.Option(
             min=0,
             help="Minutes: each framework's first pair runs, further ones only while they fit. A workload that cannot"
-            " end in time is left out, unless it is a framework's first.",
+            " end in time is left out, unless it is a framework's first, and the answers are half as many.",
             show_default="none",
         ),
     ] = None,
@@ -63,7 +63,7 @@ def compare(
     ] = None,
 ) -> None:
     """Serve the same requests with and without llmir: speed, and whether the answers are the same."""
-    from llmir.compare import FRAMEWORKS, CompareOptions, ReportFiles, print_report, run
+    from llmir.compare import BRIEF_TASK, FRAMEWORKS, CompareOptions, QualityTask, ReportFiles, print_report, run
 
     asked = [
         CompareOptions(
@@ -74,6 +74,7 @@ def compare(
             dtype=dtype,
             repeats=repeats,
             quality=quality,
+            quality_task=BRIEF_TASK if budget is not None else QualityTask(),
         )
         for name in (FRAMEWORKS if framework == ALL else (framework,))
     ]

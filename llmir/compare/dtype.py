@@ -54,13 +54,17 @@ class Candidate:
     """How many times as long its matrix products take as the quickest ones: too many to try it."""
     failed: str | None = None
     """Why the framework could not serve it."""
+    alone: bool = False
+    """Nothing else came into question, so it was not timed."""
 
     def outcome(self) -> str:
         """In a few words."""
         if self.seconds is not None:
             return f"{self.dtype} {self.seconds:.1f} s"
+        if self.alone:
+            return f"{self.dtype} not timed, nothing else comes into question"
         if self.not_tried is not None:
-            return f"{self.dtype} not tried (a matrix product takes {self.not_tried:.1f} times as long)"
+            return f"{self.dtype} not tried (products take {self.not_tried:.1f} times as long)"
         return f"{self.dtype} {self.stopped or f'not served ({self.failed})'}"
 
 
@@ -87,8 +91,9 @@ def describe(choice: Mapping[str, Any], title: str) -> str:
     if choice["asked_for"]:
         return f"{choice['dtype']}, as asked for"
     outcomes = ", ".join(Candidate(**candidate).outcome() for candidate in choice["candidates"])
-    served = workload_named(choice["workload"]).description
-    return f"{choice['dtype']}, fastest of {title}'s own here: {outcomes} ({served}; measured {choice['measured']})"
+    timed = any(candidate["seconds"] is not None for candidate in choice["candidates"])
+    served = f"{workload_named(choice['workload']).description}; " if timed else ""
+    return f"{choice['dtype']}, fastest of {title}'s own here: {outcomes}; {served}measured {choice['measured']}"
 
 
 def choose(
@@ -166,13 +171,18 @@ def _measure(
 
     ``products``: seconds by dtype. The quickest comes first, so that the first one is never an emulation.
     """
+    times = {dtype: seconds / min(products.values()) for dtype, seconds in products.items()}
+    in_order = sorted(times, key=lambda name: times[name])
+    quick = [dtype for dtype in in_order if times[dtype] < _NO_INSTRUCTIONS]
+    slow = in_order[len(quick) :]
+    if len(quick) == 1:
+        return [Candidate(quick[0], alone=True), *(Candidate(dtype, not_tried=times[dtype]) for dtype in slow)]
     candidates, errors = [], []
     best, limits = math.inf, Limits()
     with tempfile.TemporaryDirectory(prefix="llmir-dtype-") as folder:
-        for dtype in sorted(products, key=lambda name: products[name]):
-            times = products[dtype] / min(products.values())
-            if best < math.inf and times >= _NO_INSTRUCTIONS:
-                candidates.append(Candidate(dtype, not_tried=times))
+        for dtype in (*quick, *slow):
+            if best < math.inf and dtype in slow:
+                candidates.append(Candidate(dtype, not_tried=times[dtype]))
                 say(candidates[-1].outcome())
                 continue
 
@@ -210,7 +220,8 @@ def _seconds(records: Sequence[RequestRecord]) -> float:
 
 def _choice(candidates: Sequence[Candidate], measured: str) -> Choice:
     """The fastest; ValueError if there is none."""
-    best = min((c for c in candidates if c.seconds is not None), key=lambda c: c.seconds or math.inf)
+    served = (candidate for candidate in candidates if candidate.alone or candidate.seconds is not None)
+    best = min(served, key=lambda candidate: candidate.seconds or 0.0)
     return Choice(best.dtype, False, WORKLOAD, tuple(candidates), measured)
 
 
@@ -227,5 +238,7 @@ def _kept(path: Path, facts: Mapping[str, Any]) -> Choice | None:
 
 def _is_sane(candidate: Candidate) -> bool:
     numbers, words = (candidate.seconds, candidate.not_tried), (candidate.stopped, candidate.failed)
+    if candidate.alone:
+        return not any(value is not None for value in (*numbers, *words))
     (outcome,) = [value for value in (*numbers, *words) if value is not None]
     return isinstance(outcome, str) if outcome in words else isinstance(outcome, float) and 0 < outcome < math.inf

@@ -39,6 +39,10 @@ class QualityTask:
         )
 
 
+#: For whoever has little time: half of everything.
+BRIEF_TASK = QualityTask(prompts=16, windows=8)
+
+
 @dataclass(frozen=True)
 class Continuation:
     """What a side generated greedily for one prompt."""

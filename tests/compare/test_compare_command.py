@@ -16,6 +16,7 @@ from llmir.cli import app
 from llmir.cli import compare as command
 from llmir.compare.options import CompareOptions
 from llmir.compare.orchestration import ProgressEvent
+from llmir.compare.quality import BRIEF_TASK, QualityTask
 from llmir.compare.workloads import WORKLOADS
 from llmir.errors import LlmirError
 
@@ -55,6 +56,12 @@ def test_what_is_asked_for_holds_for_every_framework(asked: list[CompareOptions]
 def test_the_dtype_is_the_same_for_every_framework(asked: list[CompareOptions], model: Path):
     invoke("all", "--model", str(model), "--dtype", "float32")
     assert [options.dtype for options in asked] == ["float32", "float32"]
+
+
+def test_with_a_budget_fewer_answers_are_compared(asked: list[CompareOptions], model: Path):
+    invoke("vllm", "--model", str(model))
+    invoke("vllm", "--model", str(model), "--budget", "20")
+    assert [options.quality_task for options in asked] == [QualityTask(), BRIEF_TASK]
 
 
 def test_an_unknown_dtype_is_refused_with_those_there_are(asked: list[CompareOptions], model: Path):

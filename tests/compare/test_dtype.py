@@ -86,16 +86,28 @@ def test_a_candidate_that_does_not_get_ready_is_stopped_too(choose: Callable, mo
 
 
 def test_what_the_processor_multiplies_by_emulation_is_not_tried(choose: Callable, monkeypatch: pytest.MonkeyPatch):
-    products = {"bfloat16": 0.13, "float16": 0.06, "float32": 0.02}
+    products = {"bfloat16": 0.13, "float16": 0.04, "float32": 0.02}
     monkeypatch.setattr(module, "product_seconds", lambda interpreter, environment: products)
     choice, trials, said = choose()
-    assert [start["dtype"] for start in trials] == ["float32"]
+    assert [start["dtype"] for start in trials] == ["float32", "float16"]
     assert choice.candidates == (
         Candidate("float32", seconds=5.0),
-        Candidate("float16", not_tried=pytest.approx(3.0)),
+        Candidate("float16", seconds=5.0),
         Candidate("bfloat16", not_tried=pytest.approx(6.5)),
     )
-    assert "bfloat16 not tried (a matrix product takes 6.5 times as long)" in said
+    assert "bfloat16 not tried (products take 6.5 times as long)" in said
+
+
+def test_what_alone_comes_into_question_needs_no_trial(choose: Callable, monkeypatch: pytest.MonkeyPatch):
+    products = {"bfloat16": 0.13, "float16": 0.06, "float32": 0.02}
+    monkeypatch.setattr(module, "product_seconds", lambda interpreter, environment: products)
+    choice, trials, _ = choose()
+    assert (choice.dtype, trials) == ("float32", [])
+    assert choice.candidates[0] == Candidate("float32", alone=True)
+    assert "float32 not timed, nothing else comes into question, float16 not tried" in describe(
+        choice.to_json(), "vLLM"
+    )
+    assert choose()[0] == choice  # kept like any other
 
 
 def test_the_quickest_products_come_first(choose: Callable, monkeypatch: pytest.MonkeyPatch):
@@ -105,11 +117,11 @@ def test_the_quickest_products_come_first(choose: Callable, monkeypatch: pytest.
 
 
 def test_an_emulation_is_tried_if_nothing_else_is_served(choose: Callable, monkeypatch: pytest.MonkeyPatch):
-    products = {"bfloat16": 0.01, "float16": 0.5, "float32": 0.2}
+    products = {"bfloat16": 0.01, "float16": 0.5, "float32": 0.02}
     monkeypatch.setattr(module, "product_seconds", lambda interpreter, environment: products)
-    choice, trials, _ = choose(engine={"of_dtype": {"bfloat16": "refuse"}})
-    assert [start["dtype"] for start in trials] == ["bfloat16", "float32"]
-    assert choice.dtype == "float32"
+    choice, trials, _ = choose(engine={"of_dtype": {"bfloat16": "refuse", "float32": "refuse"}})
+    assert [start["dtype"] for start in trials] == ["bfloat16", "float32", "float16"]
+    assert choice.dtype == "float16"
 
 
 def test_a_dtype_that_the_framework_refuses_is_no_candidate(choose: Callable):
@@ -201,7 +213,7 @@ def test_the_report_says_which_and_on_what_figures(options: Callable, worker: Se
     text = console.export_text()
     assert (
         "vLLM: dtype float16, fastest of vLLM's own here: float32 5.0 s, float16 2.0 s, bfloat16 5.0 s"
-        " (16 requests, 128 tokens in, 16 out: an eighth of chat; measured "
+        "; 16 requests, 128 tokens in, 16 out: an eighth of chat; measured "
     ) in text
     recorded = json.loads(path.read_text())["environment"]["frameworks"]["vllm"]["dtype"]
     assert recorded["candidates"][1] == asdict(Candidate("float16", seconds=2.0))
