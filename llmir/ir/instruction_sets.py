@@ -19,6 +19,8 @@ class InstructionSet:
     """float32 lanes of a vector register."""
     registers: int
     """Vector registers."""
+    tuned_for: str
+    """The processor, by LLVM's name, whose latencies and ports instructions are ordered by; code runs on all others."""
     accumulators: int
     """Registers that may hold sums: the others hold operands and what the compiler needs for addresses and masks."""
     multiplies_pairs: bool = False
@@ -51,13 +53,23 @@ INSTRUCTION_SETS: dict[str, InstructionSet] = {
             _AVX512 | {"avx512_bf16"},
             lanes=16,
             registers=32,
+            tuned_for="znver4",
             accumulators=24,
             multiplies_pairs=True,
             scales=True,
             masks=True,
         ),
-        InstructionSet("avx512", _AVX512, lanes=16, registers=32, accumulators=24, scales=True, masks=True),
-        InstructionSet("avx2", _AVX2, lanes=8, registers=16, accumulators=12),
+        InstructionSet(
+            "avx512",
+            _AVX512,
+            lanes=16,
+            registers=32,
+            tuned_for="icelake-server",
+            accumulators=24,
+            scales=True,
+            masks=True,
+        ),
+        InstructionSet("avx2", _AVX2, lanes=8, registers=16, tuned_for="znver3", accumulators=12),
     )
 }
 

@@ -63,10 +63,6 @@ class CpuKernels(KernelModel[CpuVariant]):
         pairs = signature.element_type == "bf16" and INSTRUCTION_SETS[self.target.isa].multiplies_pairs
         return self.figures.bf16_rate if pairs else self.figures.f32_rate
 
-    def _registers(self, signature: AttentionSignature, variant: CpuVariant) -> int:
-        widest = max(variant.key_vectors, variant.value_vectors)
-        return tiles.registers(self.target.isa, signature.element_type, variant.row_tile, widest)
-
     def split_bandwidth(self) -> float:
         return self.figures.read_bandwidth
 
@@ -89,8 +85,8 @@ class CpuKernels(KernelModel[CpuVariant]):
     def numbers(self, signature: AttentionSignature, decode: CpuVariant, prefill: CpuVariant) -> dict[str, Any]:
         flops_per_key = 4 * signature.queries_per_kv * signature.head_size
         return {
-            "decode_registers": self._registers(signature, decode),
-            "prefill_registers": self._registers(signature, prefill),
+            "decode_registers": _registers(decode),
+            "prefill_registers": _registers(prefill),
             "registers": INSTRUCTION_SETS[self.target.isa].registers,
             "prefill_loads_per_product": tiles.loads_per_product(prefill.row_tile, prefill.key_vectors),
             "decode_read_ns_per_key": signature.key_bytes / self.figures.read_bandwidth * 1e9,
@@ -109,7 +105,7 @@ class CpuKernels(KernelModel[CpuVariant]):
                 others.append(
                     {
                         "prefill_tile": self.describe_tile(tile),
-                        "registers": self._registers(signature, tile),
+                        "registers": tiles.registers(rows, vectors),
                         "loads_per_product": tiles.loads_per_product(rows, vectors),
                     }
                 )
@@ -124,3 +120,7 @@ class CpuKernels(KernelModel[CpuVariant]):
             "threads": figures.threads,
             "threads_that_use_the_bandwidth": figures.read_bandwidth_all / one,
         }
+
+
+def _registers(variant: CpuVariant) -> int:
+    return tiles.registers(variant.row_tile, max(variant.key_vectors, variant.value_vectors))

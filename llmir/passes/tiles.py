@@ -39,7 +39,7 @@ GATHER_FLOPS = 4
 #: was 10 % faster at head size 128 than half lines (Zen 5, AVX512_BF16).
 DECODE_VALUE_VECTORS = 8
 #: With fewer registers than this, whole lines would leave too few rows, and every key and value would be widened again
-#: for each tile of them: 4 rows x 2 vectors took 0.79 to 0.94 of the time of 2 x 4 (Zen 3, 32/8 heads of 128).
+#: for each tile of them: 4 rows x 2 vectors took 0.83 to 0.87 of the time of 2 x 4 (Zen 3, 32/8 heads of 128).
 WHOLE_LINE_REGISTERS = 32
 
 
@@ -50,27 +50,19 @@ def layout(isa: str, element_type: str, block_size: int) -> CacheLayout:
     return packed_layout(element_type)
 
 
-def widens_pairs(isa: str, element_type: str) -> bool:
-    """Whether pairs are widened to float32 before they are multiplied."""
-    return packed_layout(element_type) == "pair" and not INSTRUCTION_SETS[isa].multiplies_pairs
-
-
-def registers(isa: str, element_type: str, rows: int, vectors: int) -> int:
+def registers(rows: int, vectors: int) -> int:
     """Registers a tile needs: its sums, one vector of operands a column, one broadcast.
 
-    Where pairs are widened, a column has the pairs and both halves, and the mask that parts them stays too: prefill of
-    6 rows x 2 vectors took 1.1 to 1.2 times as long as of 4 x 2 on Zen 3.
+    Where pairs are widened there are more operands, which are made one half after the other: prefill of 6 rows x 2
+    vectors took 0.94 to 0.98 of the time of 4 x 2 on Zen 3 all the same.
     """
-    if widens_pairs(isa, element_type):
-        return rows * vectors + 3 * vectors + 2
     return rows * vectors + vectors + 1
 
 
-def fits(isa: str, element_type: str, rows: int, vectors: int) -> bool:
+def fits(isa: str, rows: int, vectors: int) -> bool:
     """Whether a tile stays in registers."""
     instructions = INSTRUCTION_SETS[isa]
-    needed = registers(isa, element_type, rows, vectors)
-    return needed <= instructions.registers and rows * vectors <= instructions.accumulators
+    return registers(rows, vectors) <= instructions.registers and rows * vectors <= instructions.accumulators
 
 
 def loads_per_product(rows: int, vectors: int) -> float:
@@ -110,15 +102,18 @@ def key_vectors(signature: AttentionSignature, isa: Isa, rows: int, chunk: int) 
         for tile in range(group, MOST_VECTORS * lanes + 1, group)
         if chunk % tile == 0 and (page % tile == 0 or tile % page == 0)
     ]
-    return max(
-        tile // lanes for tile in tiles if tile == group or fits(isa, signature.element_type, rows, tile // lanes)
-    )
+    return max(tile // lanes for tile in tiles if tile == group or fits(isa, rows, tile // lanes))
 
 
 def value_vectors(signature: AttentionSignature, isa: Isa, rows: int, most: int) -> int:
-    """Vectors of output a row keeps: the head in equal parts, each at most ``most`` and fitting."""
-    fitting = max(v for v in range(1, most + 1) if v == 1 or fits(isa, signature.element_type, rows, v))
-    return balanced(signature.head_size // lanes_of(isa), fitting)
+    """Vectors of output a row keeps: the head in equal parts, each at most ``most`` and fitting.
+
+    Where equal parts would be less than half of what fits, the last one is smaller: 3 + 2 of 5, not five times 1.
+    """
+    head_vectors = signature.head_size // lanes_of(isa)
+    fitting = max(v for v in range(1, most + 1) if v == 1 or fits(isa, rows, v))
+    equal = max(v for v in range(1, fitting + 1) if head_vectors % v == 0)
+    return equal if 2 * equal >= min(fitting, head_vectors) else balanced(head_vectors, fitting)
 
 
 def prefill_tokens(queries_per_kv: int) -> int:
@@ -134,7 +129,7 @@ def decode_variant(signature: AttentionSignature, isa: Isa) -> CpuVariant:
         most_rows = min(MOST_ROWS, instructions.accumulators // most_values)
     else:
         most_values = MOST_VECTORS
-        most_rows = max(r for r in range(1, MOST_ROWS + 1) if r == 1 or fits(isa, signature.element_type, r, keys))
+        most_rows = max(r for r in range(1, MOST_ROWS + 1) if r == 1 or fits(isa, r, keys))
     rows = balanced(signature.queries_per_kv, most_rows)
     return CpuVariant(
         name="decode",
@@ -148,24 +143,14 @@ def decode_variant(signature: AttentionSignature, isa: Isa) -> CpuVariant:
 
 
 def prefill_variant(signature: AttentionSignature, isa: Isa) -> CpuVariant:
-    """Many tokens a request: a register tile of a matrix product, the one that loads least for each product."""
+    """Many tokens a request: a register tile of a matrix product."""
     keys = key_chunk(signature, isa, PREFILL_KEYS)
-
-    def loads(rows: int) -> float:
-        return loads_per_product(rows, key_vectors(signature, isa, rows, keys))
-
-    fitting = [
-        rows
-        for rows in range(MOST_ROWS, 0, -1)
-        if rows == 1 or fits(isa, signature.element_type, rows, key_vectors(signature, isa, rows, keys))
-    ]
-    rows = min(fitting, key=loads)
     return CpuVariant(
         name="prefill",
         max_tokens=prefill_tokens(signature.queries_per_kv),
-        row_tile=rows,
+        row_tile=MOST_ROWS,
         key_chunk=keys,
-        key_vectors=key_vectors(signature, isa, rows, keys),
-        value_vectors=value_vectors(signature, isa, rows, MOST_VECTORS),
+        key_vectors=key_vectors(signature, isa, MOST_ROWS, keys),
+        value_vectors=value_vectors(signature, isa, MOST_ROWS, MOST_VECTORS),
         prefetch=ROWS_AHEAD if signature.layout == "row" else PAGES_AHEAD,
     )

@@ -135,9 +135,7 @@ def test_every_selection_can_be_generated(signature, isa):
     spec = spec_of(signature, isa)
     lowering.check(spec)
     for variant in spec.variants:
-        assert tiles.fits(
-            isa, signature.element_type, variant.row_tile, max(variant.key_vectors, variant.value_vectors)
-        )
+        assert tiles.fits(isa, variant.row_tile, max(variant.key_vectors, variant.value_vectors))
 
 
 def laid_out(signature, isa):
@@ -180,10 +178,7 @@ def test_the_tiles_of_smollm2_and_llama():
     assert tiles.decode_variant(llama, "avx512_bf16") == CpuVariant("decode", 1, 2, 128, 2, 8, 1)
     assert tiles.decode_variant(smollm2, "avx2") == CpuVariant("decode", 1, 3, 128, 2, 2, 1)
     assert tiles.decode_variant(llama, "avx2") == CpuVariant("decode", 1, 4, 128, 2, 2, 1)
-    assert tiles.prefill_variant(llama, "avx2") == CpuVariant("prefill", 24, 4, 128, 2, 2, 1)
-    assert tiles.prefill_variant(replace(llama, element_type="f16"), "avx2") == CpuVariant(
-        "prefill", 24, 6, 128, 2, 2, 1
-    )
+    assert tiles.prefill_variant(llama, "avx2") == CpuVariant("prefill", 24, 6, 128, 2, 2, 1)
 
 
 def test_chunks_are_whole_blocks_or_divide_one():
