@@ -166,7 +166,9 @@ def speedup(row: Row) -> str:
 
 
 def _percent(share: float) -> str:
-    """Three decimals, or as many as show two digits: in float32 the sides differ by less than a thousandth of them."""
+    """Three decimals, or as many as show two digits, down to where float32 itself ends."""
+    if 0 < share < 1e-6:
+        return "below 0.0001%"
     return f"{share:.3%}" if share >= 1e-4 or share == 0 else f"{100 * share:.2g}%"
 
 

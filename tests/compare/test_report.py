@@ -72,7 +72,14 @@ def test_quality_start_up_and_settings_are_shown(comparison: Comparison, text: s
 
 @pytest.mark.parametrize(
     ("difference", "text"),
-    [(4e-6, " 0.0004%"), (1.23e-5, " 0.0012%"), (4.9e-4, " 0.049%"), (0.10517, " 10.517%"), (0.0, " 0.000%")],
+    [
+        (4e-6, " 0.0004%"),
+        (1.23e-5, " 0.0012%"),
+        (4.9e-4, " 0.049%"),
+        (0.10517, " 10.517%"),
+        (0.0, " 0.000%"),
+        (3e-8, "below 0.0001%"),
+    ],
 )
 def test_the_perplexitys_difference_has_digits_enough_for_float32(comparison: Comparison, difference: float, text: str):
     quality = replace(
