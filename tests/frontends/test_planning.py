@@ -56,3 +56,21 @@ def test_a_plan_file_must_be_for_the_gpu(tmp_path: Path) -> None:
         plan_for(FACTS, Options(plan=str(file)), lambda: PLAN, logger, HOPPER)
     replace(PLAN, target_fingerprint=HOPPER.fingerprint).write(file)
     assert plan_for(FACTS, Options(plan=str(file)), lambda: PLAN, logger, HOPPER).model == "tiny"
+
+
+def test_a_processor_without_kernels_is_refused_by_what_it_lacks() -> None:
+    old = replace(Target.named("cpu:avx2"), isa="none", features=("avx",))
+    with pytest.raises(LlmirError, match="lacks avx2, f16c, fma: serve without llmir here"):
+        target_of(Options(), old)
+
+
+def test_start_up_says_that_amx_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    best = Target.named("cpu:avx512_bf16")
+    file = tmp_path / "plan.json"
+    replace(PLAN, target_fingerprint=best.fingerprint).write(file)
+    caplog.set_level(logging.INFO)
+    plan_for(FACTS, Options(plan=str(file)), lambda: PLAN, logger, best)
+    assert "AMX" not in caplog.text
+    with_amx = replace(best, features=(*best.features, "amx_bf16", "amx_tile"))
+    plan_for(FACTS, Options(plan=str(file)), lambda: PLAN, logger, with_amx)
+    assert "AMX, which no kernel of llmir uses yet" in caplog.text
