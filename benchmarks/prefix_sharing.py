@@ -4,7 +4,7 @@
 fast there too. Both sides take turns; a ratio is the median of the turns' ratios, plain over shared. A single thread is
 timed by its own CPU time, several by the wall clock. What the host does before a step is timed apart.
 
-    python benchmarks/prefix_sharing.py --json results/prefix-sharing.json
+    python benchmarks/prefix_sharing.py --json prefix-sharing.json
 """
 
 from __future__ import annotations

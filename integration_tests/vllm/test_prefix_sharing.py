@@ -22,14 +22,15 @@ LAYERS, KV_HEADS, HEAD_SIZE = 30, 3, 64
 BYTES = {"bfloat16": 2, "float32": 4}
 #: Nats by which an answer of one token may differ.
 NOISE = {"bfloat16": 0.6, "float32": 2e-3}
-JOBS = ["prefixes", "extend", "groups", "crowd"]
+#: Answers are exact in float32. A processor without AVX512 multiplies bfloat16 by emulation: it is asked little.
+JOBS = {"float32": ["prefixes", "extend", "groups", "crowd"], "bfloat16": ["prefixes"]}
 
 ServedBy = Callable[[str, str], Served]
 
 
 @pytest.fixture(scope="module")
 def served(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> ServedBy:
-    """``served("bfloat16", "off")``: by a server of that dtype with that option; each is started once."""
+    """``served("float32", "off")``: by a server of that dtype with that option; each is started once."""
     known: dict[tuple[str, str], Served] = {}
     cache = tmp_path_factory.mktemp("cache")
 
@@ -60,7 +61,7 @@ def served(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> ServedBy:
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
             "VLLM_LOGGING_LEVEL": "INFO",
         }
-        return serve(command, environment, folder, smollm2, JOBS)
+        return serve(command, environment, folder, smollm2, JOBS[dtype])
 
     def served(dtype: str, sharing: str) -> Served:
         if (dtype, sharing) not in known:
@@ -70,15 +71,14 @@ def served(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> ServedBy:
     return served
 
 
-@pytest.mark.parametrize("dtype", BYTES)
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize(("dtype", "job"), [(dtype, job) for dtype in JOBS for job in JOBS[dtype]])
 def test_answers_are_those_without_sharing(served: ServedBy, dtype: str, job: str) -> None:
     gap = largest_gap(served(dtype, "on").answers[job], served(dtype, "off").answers[job])
     assert gap < NOISE[dtype]
 
 
 def test_the_log_says_whether_and_how_much_is_shared(served: ServedBy) -> None:
-    on, off = served("bfloat16", "on").log, served("bfloat16", "off").log
+    on, off = served("float32", "on").log, served("float32", "off").log
     assert f"prefix sharing is on: {LAYERS} of {LAYERS} layers" in on
     assert "prefixes were read once" in on
     assert "prefix sharing is off" in off
@@ -87,19 +87,19 @@ def test_the_log_says_whether_and_how_much_is_shared(served: ServedBy) -> None:
 
 @pytest.mark.parametrize("job", ["extend", "groups", "crowd"])
 def test_the_endpoint_counts_what_was_shared(served: ServedBy, job: str) -> None:
-    requests, kv_bytes = served("bfloat16", "on").shared[job]
+    requests, kv_bytes = served("float32", "on").shared[job]
     assert requests > 0
     assert kv_bytes > 0
 
 
 def test_without_sharing_the_endpoint_counts_nothing(served: ServedBy) -> None:
-    metrics = served("bfloat16", "off").metrics
+    metrics = served("float32", "off").metrics
     assert (metrics[REQUESTS], metrics[KV_BYTES]) == (0, 0)
     assert metrics["vllm:request_success_total"] > 0
 
 
 def test_several_groups_share_in_one_step(served: ServedBy) -> None:
-    on = served("bfloat16", "on")
+    on = served("float32", "on")
     requests, _ = on.shared["groups"]
     answered = on.answers["groups"]
     steps = len(answered[0]["logprobs"]["tokens"])
@@ -108,4 +108,4 @@ def test_several_groups_share_in_one_step(served: ServedBy) -> None:
 
 
 def test_preempted_requests_come_back_to_their_prefix(served: ServedBy) -> None:
-    assert served("bfloat16", "on").metrics["vllm:num_preemptions_total"] > 0
+    assert served("float32", "on").metrics["vllm:num_preemptions_total"] > 0

@@ -13,7 +13,7 @@ from llmir.compare.frameworks.base import Framework
 _LONGEST_REQUESTS_IN_CACHE = 32
 
 
-#: The best of what runs on two cores without AMX, by benchmarks/sglang_settings.py (results/sglang-settings.json):
+#: The best of what runs on two cores without AMX, by benchmarks/sglang_settings.py (results/zen5/sglang-settings.json):
 #: torch_native, pages of one token, all cores, and chunks of this size, which began answers soonest of the settings
 #: that were among the fastest. flex_attention decoded as fast and began later, other page sizes changed nothing. Decode
 #: does not depend on the size of a chunk, and the rows of that benchmark in which nothing else differs spread over 403
