@@ -167,14 +167,18 @@ def test_finds_no_bindings(monkeypatch):
 def test_finds_another_architecture(monkeypatch):
     here = Target.detect()
     monkeypatch.setattr(Target, "detect", lambda: replace(here, machine="riscv64", isa="none"))
+    monkeypatch.setattr(gpu_detection, "find", lambda: None)
     assert checks.instruction_set().failed
 
 
 def test_finds_a_processor_without_kernels(monkeypatch):
     here = Target.detect()
     monkeypatch.setattr(Target, "detect", lambda: replace(here, isa="none", features=("avx",), machine="x86_64"))
+    monkeypatch.setattr(gpu_detection, "find", lambda: None)
     finding = checks.instruction_set()
     assert finding.failed and "lacks avx2, f16c, fma" in finding.remedy
+    monkeypatch.setattr(gpu_detection, "find", lambda: Target.named("cuda:sm_90"))
+    assert not checks.instruction_set().failed, "its GPU serves"
     assert [f.found for f in checks.kernels()] == ["not run: this machine has no instruction set for it"]
 
 

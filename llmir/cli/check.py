@@ -17,12 +17,10 @@ from rich.markup import escape
 from llmir.cli import frameworks
 from llmir.cli.frameworks import Finding
 from llmir.errors import KernelError, LlmirError
-from llmir.ir.signature import ElementType
+from llmir.frontends.common.support import ELEMENT_TYPES
 
 #: Room for the kernels and plans of several models, some tens of kilobytes each.
 PROBE_BYTES = 1 << 20
-#: The cache dtypes that kernels are tried in, and what frameworks call them.
-KERNEL_TYPES: dict[ElementType, str] = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
 
 def check() -> None:
@@ -57,7 +55,7 @@ def instruction_set() -> Finding:
     target = Target.detect()
     found = f"{target.isa} on {target.model}, {target.cores} cores"
     if missing := target.missing():
-        return Finding("instruction set", found, missing)
+        return Finding("instruction set", found, missing, needed=not frameworks.has_gpu())
     return Finding("instruction set", found, target.unused(), needed=False)
 
 
@@ -104,9 +102,8 @@ def openmp() -> Finding:
     subject = "OpenMP runtime"
     if path := _openmp_library():
         return Finding(subject, path)
-    return Finding(
-        subject, "none with GOMP_parallel", "install torch as in requirements/*-cpu.txt, which brings libgomp"
-    )
+    remedy = "install torch as in requirements/*-cpu.txt, which brings libgomp"
+    return Finding(subject, "none with GOMP_parallel", remedy, needed=not frameworks.has_gpu())
 
 
 def _openmp_library() -> str | None:
@@ -133,7 +130,7 @@ def kernels() -> list[Finding]:
     if library is None or bindings().remedy:
         return [Finding("kernels", "not run: something above is missing")]
     findings = []
-    for element_type, dtype in KERNEL_TYPES.items():
+    for dtype, element_type in ELEMENT_TYPES.items():
         subject = f"kernel, {dtype}"
         try:
             error = kernel_test.in_own_process(element_type, library)

@@ -76,7 +76,7 @@ def _units(target: Target) -> str:
 
 
 def _not_compiled(target: Target) -> str:
-    return "; compiled when serving starts" if is_gpu(target.isa) else "; not compiled, this machine cannot"
+    return "; compiled when serving starts" if is_gpu(target.isa) else "; not compiled when the plan was made"
 
 
 def _layers(names: tuple[str, ...]) -> str:

@@ -126,10 +126,10 @@ def version(framework: Framework) -> Finding:
     (device,), (other,) = served, set(versions.ranges) - set(served)
     remedy = f"on a {other.upper()} llmir serves {versions.known(other)}: run make .venvs/{framework.name}"
     alone = f"{what}, served on a {device.upper()}"
-    return Finding(framework.title, alone, remedy, needed=_has_gpu() != (device == "gpu"))
+    return Finding(framework.title, alone, remedy, needed=has_gpu() != (device == "gpu"))
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
     """Whether there is a GPU that llmir has kernels for."""
     try:
         return gpu_detection.find() is not None

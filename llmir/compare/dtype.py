@@ -31,7 +31,8 @@ from llmir.target import Target
 #: What every candidate serves twice: the first run touches everything once, the second counts.
 WORKLOAD, _RUNS = "eighth", 2
 #: A dtype is no candidate where a matrix product alone takes this many times as long as in another one: the processor
-#: has no instructions for it, and nothing that a framework does beside could make up for that.
+#: has no instructions for it, or far better ones for the other, and nothing that a framework does beside could make up
+#: for that.
 _NO_INSTRUCTIONS = 3.0
 #: A candidate is stopped when it has served this many times as long as both runs of the best so far took, and a little
 #: for what a process does beside: on a machine that others use too it might still be as fast before.

@@ -21,6 +21,7 @@ _ISA_FLAGS = (
     "fma",
     "f16c",
     "avx512f",
+    "avx512dq",
     "avx512bw",
     "avx512vl",
     "avx512_vnni",

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from llmir.ir.base import LLMType
 from llmir.ir.bindings import ir
+from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.ir.signature import ELEMENT_BYTES
 
 _T = TypeVar("_T", bound=ir.Type)
@@ -25,7 +26,7 @@ CACHE_ELEMENT_NAMES = (*ELEMENT_BYTES, "f8E4M3FN", "f8E5M2", "i8")
 QUANTIZED_STORAGE_NAMES = ("i4", "i8", "f8E4M3FN", "f8E5M2")
 LAYOUTS = ("logical", "row", "lane", "pair")
 #: Keys that sit side by side in one vector of a packed layout (see AttentionSignature).
-_PACKED_KEYS = {"lane": 8, "pair": 8}
+_PACKED_KEYS = dict.fromkeys(("lane", "pair"), min(one.lanes for one in INSTRUCTION_SETS.values()))
 
 
 def element(name: str) -> ir.Type:

@@ -19,7 +19,7 @@ WITHOUT_KERNELS: Isa = "none"
 #: Flags of a processor with Intel's matrix unit, which no kernel uses.
 AMX_FEATURES = frozenset({"amx_tile", "amx_bf16"})
 
-#: CPU flags a code generator for the host may use; the others (virtualization, power, bug workarounds) change no code.
+#: CPU flags that tell one processor from another: instructions. The others are of virtualization, power, workarounds.
 _CODE_FEATURES = re.compile(
     r"(s?sse\d?(_[12])?|pni|ssse3|sse4a|avx.*|amx.*|fma4?|f16c|bmi[12]|abm|lzcnt|popcnt|movbe|adx|aes|vaes|"
     r"pclmulqdq|vpclmulqdq|gfni|sha_ni|cx16|rdrand|rdseed|rdpid|clflushopt|clwb|prfchw|3dnowprefetch|xop|tbm|"

@@ -26,7 +26,10 @@ class Target(Hardware):
 
     def __post_init__(self) -> None:
         if self.isa not in (*_PUBLISHED, cpu.WITHOUT_KERNELS):
-            raise TargetError(f"no instruction set {self.isa!r}; there are {', '.join(_PUBLISHED)}")
+            raise TargetError(
+                f"no instruction set {self.isa!r}, there are {', '.join(_PUBLISHED)}: a plan that names it was made by "
+                f"another version of llmir, compile it again"
+            )
         if self.cores < 1:
             raise TargetError(f"a target needs at least one core, not {self.cores}")
 
@@ -94,7 +97,8 @@ class Target(Hardware):
         what = f"lacks {', '.join(lacks)}" if lacks else "is another kind"
         return (
             f"llmir has kernels for {cpu.ARCHITECTURE} processors with {', '.join(sorted(least.features))}, and this "
-            f"one ({self.model}, {self.machine}) {what}: serve without llmir here"
+            f"one ({self.model}, {self.machine}) {what}: serve on a GPU or without llmir here; to compile for another "
+            f"machine, name its target, such as cpu:avx2"
         )
 
     @property
@@ -132,7 +136,8 @@ class Target(Hardware):
         """
         other = replace(self, isa=isa, measured=None)
         if not other.runs_on(self):
-            raise TargetError(f"this machine ({self.model}) has {self.isa} and cannot run {isa}")
+            choices = ", ".join(name.removeprefix(f"{self.machine}-") for name in self.runnable)
+            raise TargetError(f"this machine ({self.model}) has {self.isa} and cannot run {isa}: choose from {choices}")
         return other
 
     def with_measurements(self, measured: Measurements) -> Target:

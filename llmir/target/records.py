@@ -37,7 +37,8 @@ class Hardware:
     model: str
     """Processor model, for a reader."""
     features: tuple[str, ...]
-    """CPU features that a code generator may use, sorted; a GPU's are those of its architecture."""
+    """Instructions that the processor has, sorted: they decide its instruction set; a GPU's are those of its
+    architecture."""
     cores: int
     """Physical cores this process may run on; SMs or CUs of a GPU."""
     caches: tuple[Cache, ...]

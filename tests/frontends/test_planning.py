@@ -60,8 +60,9 @@ def test_a_plan_file_must_be_for_the_gpu(tmp_path: Path) -> None:
 
 def test_a_processor_without_kernels_is_refused_by_what_it_lacks() -> None:
     old = replace(Target.named("cpu:avx2"), isa="none", features=("avx",))
-    with pytest.raises(LlmirError, match="lacks avx2, f16c, fma: serve without llmir here"):
-        target_of(Options(), old)
+    for options in (Options(), Options(target="cpu:avx2"), Options(target="cpu"), Options(plan="plan.json")):
+        with pytest.raises(LlmirError, match="lacks avx2, f16c, fma: serve on a GPU or without llmir here"):
+            target_of(options, old)
 
 
 def test_start_up_says_that_amx_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

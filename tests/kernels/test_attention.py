@@ -196,6 +196,7 @@ def test_many_threads_share_few_items():
         ({"layout": "logical"}, "layout"),
         ({"scale": 0.0}, "scale"),
         ({"block_size": 80}, "must divide the block size 80, or be a multiple of it"),
+        ({"block_size": 4}, "blocks of 4 tokens hold no whole groups of .* keys"),
     ],
 )
 def test_what_cannot_be_generated_is_named(change, words):

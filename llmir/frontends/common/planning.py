@@ -45,9 +45,9 @@ def target_of(options: Options, host: Target) -> Target:
 
     Raises LlmirError where ``host`` cannot run the target's kernels.
     """
-    target = Target.named(options.target) if options.target and not options.plan else host
-    if not options.target and (missing := host.missing()):
+    if missing := host.missing():
         raise LlmirError(missing)
+    target = Target.named(options.target) if options.target and not options.plan else host
     if not target.runs_on(host):
         raise LlmirError(
             f"this machine cannot run kernels for target {options.target!r}, it has {host.isa}: leave out the target"

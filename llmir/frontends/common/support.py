@@ -12,10 +12,10 @@ from importlib import metadata
 from typing import Any
 
 from llmir.errors import LlmirError, UnsupportedLayerError
-from llmir.ir.signature import HEAD_SIZES
+from llmir.ir.signature import HEAD_SIZES, ElementType
 
 #: The model dtypes that llmir has kernels for, as torch calls them, and their names in the IR.
-ELEMENT_TYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
+ELEMENT_TYPES: dict[str, ElementType] = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 #: The remedy that every refusal ends with.
 WITHOUT = "leave out --attention-backend {name} to serve this with {framework}'s own kernels"
 

@@ -27,11 +27,11 @@ def import_model(model: str, target: Target | None = None, **server_args: Any) -
 
 def _import_model(model: str, target: Target, fields: dict[str, Any]) -> Any:
     check_folder(model)
-    VERSIONS.check("gpu" if is_gpu(target.isa) else "cpu")
     try:
         from llmir.frontends.sglang import importer, support
     except ImportError as error:
         raise LlmirError(f"SGLang cannot be imported ({error}): `llmir check` says what to install") from error
+    VERSIONS.check("gpu" if is_gpu(target.isa) else "cpu")
     from sglang.srt.arg_groups.model_override_base import model_config_of
 
     fields = {"device": "cuda" if is_gpu(target.isa) else "cpu", "skip_tokenizer_init": True, **fields}

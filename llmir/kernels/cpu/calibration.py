@@ -21,7 +21,7 @@ from llmir.ir.instruction_sets import INSTRUCTION_SETS, lanes_of
 from llmir.kernels.calibration_cache import measured
 from llmir.kernels.cpu.loader import load_object, process_symbol
 from llmir.kernels.cpu.object_cache import bindings_version
-from llmir.target import Measurements, Target
+from llmir.target import Measurements, Target, TargetError
 
 #: Contiguous pieces that are read in random order, in bytes: the range that the keys of a page take.
 PIECES = tuple(1024 << i for i in range(9))
@@ -65,6 +65,8 @@ def calibrate(target: Target, folder: Path | None = None) -> Target:
     ``folder``: where figures are kept; they are read from there if this machine has been measured before.
     Raises KernelError if the target is another machine, or if no OpenMP runtime is loaded (import torch first).
     """
+    if missing := target.missing():
+        raise TargetError(missing)
     host = Target.detect()
     if not (target.is_same_machine(host) and target.runs_on(host)):
         raise KernelError(

@@ -40,6 +40,11 @@ def check(spec: KernelSpec) -> None:
         raise KernelError(f"{s.element_type} on {spec.isa} reads pages in layout {known}, not {s.layout!r}")
     if s.scale <= 0:
         raise KernelError(f"the attention scale must be positive, not {s.scale}")
+    if s.layout != "row" and s.block_size % s.key_group(spec.isa):
+        raise KernelError(
+            f"blocks of {s.block_size} tokens hold no whole groups of {s.key_group(spec.isa)} keys on {spec.isa}: use "
+            f"layout 'row'"
+        )
     for v in spec.cpu_variants:
         tile, group = v.key_vectors * lanes, s.key_group(spec.isa)
         if s.layout != "row" and s.block_size % v.key_chunk and v.key_chunk % s.block_size:
@@ -123,7 +128,7 @@ def lower(module: ir.Module) -> None:
 
 
 def compile_object(spec: KernelSpec) -> bytes:
-    """The kernel as an x86-64 ELF object, compiled for this machine; raises KernelError where that fails."""
+    """The kernel as an x86-64 ELF object for exactly its instruction set; raises KernelError where that fails."""
     return object_code(kernel_module(spec), spec.symbol)
 
 

@@ -18,7 +18,7 @@ from llmir.ir.signature import ELEMENT_BYTES, KernelSpec, packed_layout
 from llmir.kernels.cpu import builder as b
 
 #: 2**f on [-1/2, 1/2], highest power first: Lawson fits to the relative error, at worst 1.0e-4, 2.8e-6 and
-#: 1.1e-7. Probabilities are rounded to 2e-3 (bf16) or 2.4e-4 (f16) afterwards, so a short polynomial is enough.
+#: 1.1e-7. Outputs are rounded to 2e-3 (bf16) or 2.4e-4 (f16) afterwards, so a short polynomial is enough.
 #: 2**0 is exactly 1: a chunk that does not raise the maximum must leave the sums before it as they are, or the
 #: oldest of many chunks loses weight.
 EXP2_COEFFICIENTS = {
@@ -172,7 +172,7 @@ class Products:
         b.store(values, scratch, alignment=self.scratch_bytes(self.lanes))
 
     def round(self, values: ir.Value) -> ir.Value:
-        """float32 to the cache's element type, to nearest even."""
+        """float32 to the cache's element type, to nearest even; bfloat16's instruction takes denormals for zero."""
         type_ = b.vector_of(self.lanes, b.floating(self.element_type))
         if self.element_type != "bf16":
             return b.from_float(values, type_)
