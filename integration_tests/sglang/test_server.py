@@ -65,9 +65,12 @@ def post(address: str, body: dict[str, Any]) -> dict[str, Any]:
 class TestServing:
     @pytest.fixture(scope="class")
     def server(self, smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-        """The address of a server that has never seen the model before."""
+        """The address of a server that has never seen the model before.
+
+        In float32: of what the model may say first, two are a tenth of a nat apart, which rounding to bfloat16 decides.
+        """
         folder = tmp_path_factory.mktemp("server")
-        command = command_of(smollm2, *LLMIR, "--max-total-tokens", "8192")
+        command = command_of(smollm2, *LLMIR, "--dtype", "float32", "--max-total-tokens", "8192")
         environment = {**os.environ, "LLMIR_CACHE": str(folder / "cache")}
         with serving(command, environment, folder / "server.log", START_SECONDS) as (address, session):
             yield address
