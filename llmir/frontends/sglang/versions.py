@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from llmir.frontends.common.versions import KnownVersions
 
+_READ = (0, 5, 23)
+
 VERSIONS = KnownVersions(
     title="SGLang",
     distributions=("sglang",),
     backend="llmir",
-    ranges={"cpu": ((0, 5, 23), (0, 5, 23)), "gpu": ((0, 5, 23), (0, 5, 23))},
+    ranges={"cpu": (_READ, _READ), "gpu": (_READ, _READ)},
 )
 
 

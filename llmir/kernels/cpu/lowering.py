@@ -133,7 +133,7 @@ def compile_object(spec: KernelSpec) -> bytes:
 
 
 def object_code(module: ir.Module, name: str) -> bytes:
-    """Lowers a level-two module in place and compiles it for this machine; ``name`` is for the error."""
+    """Lowers a level-two module in place and compiles it for its functions' own features; ``name`` is for the error."""
     lower(module)
     engine = execution_engine.ExecutionEngine(module, opt_level=3, enable_object_dump=True)
     with tempfile.TemporaryDirectory(prefix="llmir-") as folder:
