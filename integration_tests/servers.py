@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import subprocess
 import time
@@ -19,9 +20,7 @@ def serving(
 
     It has a session of its own, so that what it leaves behind can be told, and writes to ``log``.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     with log.open("w") as output:
         process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)],
@@ -45,6 +44,22 @@ def serving(
             process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def _free_port() -> int:
+    """A port that nothing listens on and that no outgoing connection is given.
+
+    The server binds it many seconds from now, once its model is loaded. Linux gives ports from 32768 up to whoever
+    connects meanwhile, the server's own ranks among them; SGLang draws from 22000 to 29999 for them.
+    """
+    for port in random.sample(range(10_000, 20_000), 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("none of 100 ports between 10000 and 19999 is free on 127.0.0.1")
 
 
 def _answers(address: str) -> bool:
