@@ -21,7 +21,7 @@ from llmir.workload import Workload
 def plan():
     """A plan for this machine with one kernel and one decision."""
     signature = AttentionSignature(9, 3, 64, "bf16", 128, 0.125, layout="pair")
-    decode = CpuVariant("decode", 1, 3, 64, 4, 4, 1)
+    decode = CpuVariant("decode", 1, 3, 64, 4, 4, 64)
     spec = KernelSpec(signature, "avx512_bf16", (decode,))
     layers = tuple(f"model.layers.{i}.self_attn.attn" for i in range(30))
     decision = Decision(

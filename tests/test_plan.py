@@ -14,7 +14,7 @@ from llmir.workload import NAMED
 SPEC = KernelSpec(
     AttentionSignature(9, 3, 64, "bf16", 128, 0.125, layout="pair"),
     "avx512_bf16",
-    (CpuVariant("decode", 1, 3, 64, 4, 4, 1), CpuVariant("prefill", 32, 6, 128, 4, 4, 0)),
+    (CpuVariant("decode", 1, 3, 64, 4, 4, 64), CpuVariant("prefill", 32, 6, 128, 4, 4, 0)),
 )
 SHARING = SharingCosts(48, 128, 20.0, ((256, 4.0), (1024, 8.5)), 2.5, 3, 0.7, 100.0, 0.9)
 PLAN = Plan(

@@ -139,8 +139,9 @@ class CpuVariant(KernelVariant):
     value_vectors: int
     """Vectors of output a query row keeps in registers."""
     prefetch: int
-    """How far ahead memory is asked for; 0: not at all. 1: while a page's keys or values are read, the same place of
-    those that come next, wherever their page lies. In layout "row": keys ahead whose rows are asked for."""
+    """Keys ahead that memory is asked for; 0: not at all. Keys and values are read in pieces of about as many keys, and
+    while one is read, the same place of the piece that comes next is asked for, wherever it lies. In layout "row": keys
+    ahead whose rows are asked for."""
 
 
 @dataclass(frozen=True)

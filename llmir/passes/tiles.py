@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from llmir.ir.instruction_sets import INSTRUCTION_SETS, lanes_of
+from llmir.ir.instruction_sets import INSTRUCTION_SETS, SUMS_IN_FLIGHT, lanes_of
 from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature, CacheLayout, CpuVariant, Isa, packed_layout
 
 #: Rows in registers: with 6 x 4 sums a product loads 10 operands for 24 results, and 204-219 of 236 GFLOP/s were
@@ -20,12 +20,11 @@ PREFILL_KEYS = 128
 SOFTMAX_KEYS = 8
 #: Query rows of a prefill item: each key and value read serves this many rows.
 PREFILL_ROWS = 96
-#: The next pages' keys or values are asked for while those of others are read. On Zen 5, against asking for the first
-#: 16 lines of the next chunk, decode from blocks of 128 took 0.87-0.95 times as long; decode from blocks of 16, 32 and
-#: 64 tokens takes 0.9-1.1, 0.9-1.0 and 0.9-1.0 times as long as from blocks of 128 on two threads, and on one 1.1-1.3,
-#: 0.9-1.2 and 0.9-1.0. Against not asking, prefill of a few tokens after 4096 others took 0.6-0.9 times as long, of
-#: whole prompts 0.95-1.02.
-PAGES_AHEAD = 1
+#: Bytes of keys, or of values, in a piece, where the output does not stay in registers whole: decode reads a piece,
+#: and asks for the next meanwhile. Zen 3 waits for few lines at a time and drops what is asked for beyond, and what was
+#: asked for long ago has left the first-level cache. Decode of 9/3 x 64 and 32/8 x 128 heads read 1.05 to 1.17 times
+#: as fast in such pieces as in whole chunks of 16 to 64 KB; with half and twice the bytes it was within 3 %.
+PIECE_BYTES = 8 << 10
 #: Gathered keys and values of one chunk of a "row" cache, in bytes: about a first-level cache, and a small part of any
 #: second-level one. Decode from blocks of one token (Zen 5, head size 128) took 1.56 times as long as from blocks of
 #: 128, with 64 KB 1.68 times; prefill takes 1.03 times as long with either.
@@ -108,12 +107,27 @@ def key_vectors(signature: AttentionSignature, isa: Isa, rows: int, chunk: int) 
 def value_vectors(signature: AttentionSignature, isa: Isa, rows: int, most: int) -> int:
     """Vectors of output a row keeps: the head in equal parts, each at most ``most`` and fitting.
 
-    Where equal parts would be less than half of what fits, the last one is smaller: 3 + 2 of 5, not five times 1.
+    Where equal parts would be less than half of what fits, or too few to keep the multipliers busy, the last one is
+    smaller: 3 + 2 of 5, not five times 1.
     """
     head_vectors = signature.head_size // lanes_of(isa)
     fitting = max(v for v in range(1, most + 1) if v == 1 or fits(isa, rows, v))
     equal = max(v for v in range(1, fitting + 1) if head_vectors % v == 0)
-    return equal if 2 * equal >= min(fitting, head_vectors) else balanced(head_vectors, fitting)
+    enough = min(fitting, math.ceil(SUMS_IN_FLIGHT / rows))
+    return equal if 2 * equal >= min(fitting, head_vectors) and equal >= enough else balanced(head_vectors, fitting)
+
+
+def keys_ahead(signature: AttentionSignature, chunk: int, one_pass: bool) -> int:
+    """Keys of a piece, which is how far ahead memory is asked for.
+
+    Where the output takes one pass over the values (``one_pass``), reading is forward whatever the pieces: they are
+    what of a chunk lies in one page. On Zen 5, against asking for the first 16 lines of the next chunk, decode from
+    blocks of 128 took 0.87-0.95 times as long so; from blocks of 16, 32 and 64 tokens it takes 0.9-1.1, 0.9-1.0 and
+    0.9-1.0 times as long as from blocks of 128 on two threads, and on one 1.1-1.3, 0.9-1.2 and 0.9-1.0.
+    """
+    if signature.layout == "row":
+        return ROWS_AHEAD
+    return chunk if one_pass else PIECE_BYTES // (signature.key_bytes // 2)
 
 
 def prefill_tokens(queries_per_kv: int) -> int:
@@ -131,19 +145,24 @@ def decode_variant(signature: AttentionSignature, isa: Isa) -> CpuVariant:
         most_values = MOST_VECTORS
         most_rows = max(r for r in range(1, MOST_ROWS + 1) if r == 1 or fits(isa, r, keys))
     rows = balanced(signature.queries_per_kv, most_rows)
+    chunk, values = key_chunk(signature, isa, DECODE_KEYS), value_vectors(signature, isa, rows, most_values)
     return CpuVariant(
         name="decode",
         max_tokens=1,
         row_tile=rows,
-        key_chunk=key_chunk(signature, isa, DECODE_KEYS),
+        key_chunk=chunk,
         key_vectors=keys,
-        value_vectors=value_vectors(signature, isa, rows, most_values),
-        prefetch=ROWS_AHEAD if signature.layout == "row" else PAGES_AHEAD,
+        value_vectors=values,
+        prefetch=keys_ahead(signature, chunk, one_pass=values * instructions.lanes >= signature.head_size),
     )
 
 
 def prefill_variant(signature: AttentionSignature, isa: Isa) -> CpuVariant:
-    """Many tokens a request: a register tile of a matrix product."""
+    """Many tokens a request: a register tile of a matrix product.
+
+    Its memory is asked for a whole piece ahead: against not asking, prefill of a few tokens after 4096 others took
+    0.6-0.9 times as long (Zen 5), of whole prompts 0.95-1.02.
+    """
     keys = key_chunk(signature, isa, PREFILL_KEYS)
     return CpuVariant(
         name="prefill",
@@ -152,5 +171,5 @@ def prefill_variant(signature: AttentionSignature, isa: Isa) -> CpuVariant:
         key_chunk=keys,
         key_vectors=key_vectors(signature, isa, MOST_ROWS, keys),
         value_vectors=value_vectors(signature, isa, MOST_ROWS, MOST_VECTORS),
-        prefetch=ROWS_AHEAD if signature.layout == "row" else PAGES_AHEAD,
+        prefetch=keys_ahead(signature, keys, one_pass=True),
     )

@@ -9,7 +9,7 @@ from llmir.ir.types import PagedKVCache, tensor
 
 INFO = ModelInfo("vllm 0.32.0", "tiny", allowed_block_sizes=(32, 64, 128))
 POLICY = StepPolicy(decode_tokens=1, split_keys=512, items_per_thread=2)
-VARIANT = CpuVariant("decode", 1, 3, 64, 4, 4, 1)
+VARIANT = CpuVariant("decode", 1, 3, 64, 4, 4, 64)
 LAYER = "model.layers.{}.self_attn.attn"
 
 

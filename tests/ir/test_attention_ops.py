@@ -142,7 +142,7 @@ def test_selection_s_chunks_of_rows_are_of_any_size():
 )
 def test_selection_is_verified(change, message):
     policy = StepPolicy(1, 512, 2)
-    values = {"isa": "avx2", "variants": [CpuVariant("decode", 1, 3, 64, 4, 4, 1)], "policy": policy, **change}
+    values = {"isa": "avx2", "variants": [CpuVariant("decode", 1, 3, 64, 4, 4, 64)], "policy": policy, **change}
     refused(attention_module(selection=Selection.build(**values)), message)
 
 

@@ -162,7 +162,7 @@ def test_weight_carries_name_and_type():
 
 
 def test_selection_carries_the_records():
-    variants = (CpuVariant("decode", 1, 3, 64, 4, 4, 1), CpuVariant("prefill", 32, 6, 128, 4, 4, 0))
+    variants = (CpuVariant("decode", 1, 3, 64, 4, 4, 64), CpuVariant("prefill", 32, 6, 128, 4, 4, 0))
     sharing = SharingCosts(48, 128, 20.0, ((256, 4.0), (1024, 8.5)), 2.5, 3, 0.7, 1e-9, 0.9)
     for policy in (StepPolicy(1, 512, 2), StepPolicy(1, 512, 2, sharing)):
         built = Selection.build(isa="avx512_bf16", variants=variants, policy=policy)

@@ -78,7 +78,7 @@ def spec_of(signature: AttentionSignature, isa: str, decode_tokens: int = 1, pre
         signature,
         isa,
         (
-            CpuVariant("decode", decode_tokens, 2, 32, 32 // lanes, 2, 1),
+            CpuVariant("decode", decode_tokens, 2, 32, 32 // lanes, 2, 16),
             CpuVariant("prefill", prefill_tokens, 3, 32, 2, 4, 0),
         ),
     )
@@ -100,7 +100,7 @@ def variants(draw, name: str, max_tokens: int, signature: AttentionSignature, is
         key_chunk=chunk,
         key_vectors=vectors,
         value_vectors=draw(st.integers(1, 8)),
-        prefetch=draw(st.sampled_from([0, 2, 16])),
+        prefetch=draw(st.sampled_from([0, 2, 16, 64])),
     )
 
 

@@ -129,6 +129,22 @@ def test_chunks_of_several_pages(isa, element_type, block_size, key_vectors):
     check(dataclasses.replace(spec_of(s, isa), variants=tuple(variants)), batch, SPLITS)
 
 
+@pytest.mark.parametrize(("isa", "element_type"), KINDS)
+@pytest.mark.parametrize("ahead", [16, 32, 64])
+@pytest.mark.parametrize("window", [0, 150])
+def test_a_page_read_in_pieces(isa, element_type, ahead, window):
+    """All rows in one tile and the head in several parts: each piece of values is finished before the next."""
+    s = signature(isa, element_type, head_size=80, window=window)
+    variants = [
+        dataclasses.replace(
+            v, row_tile=s.queries_per_kv, key_chunk=128, key_vectors=16 // lanes_of(isa), prefetch=ahead
+        )
+        for v in spec_of(s, isa).variants
+    ]
+    batch = Batch(cached=(700, 0, 63, 130, 16), new=(1, 70, 1, 33, 1), threads=2)
+    check(dataclasses.replace(spec_of(s, isa), variants=tuple(variants)), batch, SPLITS)
+
+
 @pytest.mark.parametrize("isa", RUNNABLE_ISAS)
 def test_the_layout_does_not_change_the_result(isa):
     packed, rows = signature(isa), dataclasses.replace(signature(isa), layout="row")

@@ -31,7 +31,7 @@ KEY = "5a" * 32
 OBJECT = bytes(range(256)) * 20
 
 SIGNATURE = AttentionSignature(9, 3, 64, "bf16", 128, 0.125, layout="pair")
-VARIANT = CpuVariant("decode", 1, 3, 64, 4, 4, 1)
+VARIANT = CpuVariant("decode", 1, 3, 64, 4, 4, 64)
 SPEC = KernelSpec(SIGNATURE, "avx512_bf16", (VARIANT,))
 
 

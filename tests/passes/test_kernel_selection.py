@@ -48,8 +48,8 @@ def test_the_pass_sets_layout_variants_and_conditions(parse):
     assert '"logical"' not in str(module)
     assert (
         'selection = #llm.selection<"avx512_bf16", [{key_chunk = 128 : i64, key_vectors = 2 : i64, '
-        'max_tokens = 1 : i64, name = "decode", prefetch = 1 : i64, row_tile = 3 : i64, value_vectors = 4 : i64}, '
-        '{key_chunk = 128 : i64, key_vectors = 4 : i64, max_tokens = 32 : i64, name = "prefill", prefetch = 1 : i64, '
+        'max_tokens = 1 : i64, name = "decode", prefetch = 128 : i64, row_tile = 3 : i64, value_vectors = 4 : i64}, '
+        '{key_chunk = 128 : i64, key_vectors = 4 : i64, max_tokens = 32 : i64, name = "prefill", prefetch = 128 : i64, '
         "row_tile = 6 : i64, value_vectors = 4 : i64}]"
     ) in ops(module)[0]
 
@@ -173,12 +173,12 @@ def test_splits_are_whole_chunks_whose_own_cost_is_small(signature, isa):
 def test_the_tiles_of_smollm2_and_llama():
     smollm2 = AttentionSignature(9, 3, 64, "bf16", 128, 0.125)
     llama = AttentionSignature(32, 8, 128, "bf16", 128, 0.125)
-    assert tiles.decode_variant(smollm2, "avx512_bf16") == CpuVariant("decode", 1, 3, 128, 2, 4, 1)
-    assert tiles.prefill_variant(smollm2, "avx512_bf16") == CpuVariant("prefill", 32, 6, 128, 4, 4, 1)
-    assert tiles.decode_variant(llama, "avx512_bf16") == CpuVariant("decode", 1, 2, 128, 2, 8, 1)
-    assert tiles.decode_variant(smollm2, "avx2") == CpuVariant("decode", 1, 3, 128, 2, 2, 1)
-    assert tiles.decode_variant(llama, "avx2") == CpuVariant("decode", 1, 4, 128, 2, 2, 1)
-    assert tiles.prefill_variant(llama, "avx2") == CpuVariant("prefill", 24, 6, 128, 2, 2, 1)
+    assert tiles.decode_variant(smollm2, "avx512_bf16") == CpuVariant("decode", 1, 3, 128, 2, 4, 128)
+    assert tiles.prefill_variant(smollm2, "avx512_bf16") == CpuVariant("prefill", 32, 6, 128, 4, 4, 128)
+    assert tiles.decode_variant(llama, "avx512_bf16") == CpuVariant("decode", 1, 2, 128, 2, 8, 128)
+    assert tiles.decode_variant(smollm2, "avx2") == CpuVariant("decode", 1, 3, 128, 2, 3, 64)
+    assert tiles.decode_variant(llama, "avx2") == CpuVariant("decode", 1, 4, 128, 2, 2, 32)
+    assert tiles.prefill_variant(llama, "avx2") == CpuVariant("prefill", 24, 6, 128, 2, 2, 128)
 
 
 def test_chunks_are_whole_blocks_or_divide_one():

@@ -15,7 +15,7 @@ from llmir.kernels.work_list import Item
 from llmir.runtime.schedule import Scheduler
 
 SIGNATURE = AttentionSignature(6, 2, 64, "bf16", 16, 0.125, layout="pair")
-VARIANTS = (CpuVariant("decode", 1, 3, 32, 2, 4, 1), CpuVariant("prefill", 8, 6, 32, 2, 4, 0))
+VARIANTS = (CpuVariant("decode", 1, 3, 32, 2, 4, 32), CpuVariant("prefill", 8, 6, 32, 2, 4, 0))
 #: Whatever two requests have in common is read once.
 COSTS = SharingCosts(
     most_rows=12,

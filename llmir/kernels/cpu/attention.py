@@ -12,12 +12,13 @@ from __future__ import annotations
 from llmir.ir.bindings import ir
 from llmir.ir.signature import CpuVariant, KernelSpec
 from llmir.kernels.cpu import builder as b
-from llmir.kernels.cpu.chunk import NOTHING_SEEN, ChunkEmitter, RowTile
+from llmir.kernels.cpu.chunk import NOTHING_SEEN, ChunkEmitter
 from llmir.kernels.cpu.endings import EndingEmitter
 from llmir.kernels.cpu.fields import first_head, item_field
 from llmir.kernels.cpu.geometry import Geometry
 from llmir.kernels.cpu.members import ItemTokens
 from llmir.kernels.cpu.place import PieceTable
+from llmir.kernels.cpu.rows import RowTile
 from llmir.kernels.cpu.staging import StagingEmitter
 from llmir.kernels.work_list import Item
 

@@ -195,8 +195,8 @@ def _compile(isa: str) -> bytes:
     """Object code of the measuring kernels; the generators and MLIR are imported only to measure."""
     from llmir.ir.bindings import ir
     from llmir.kernels.cpu import builder as b
-    from llmir.kernels.cpu.chunk import CACHE_LINE, NEAR_CACHE
     from llmir.kernels.cpu.lowering import object_code
+    from llmir.kernels.cpu.place import CACHE_LINE, NEAR_CACHE
     from llmir.kernels.cpu.products import Products
 
     def field(work: ir.Value, name: str, type_: ir.Type) -> ir.Value:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from llmir.ir.instruction_sets import SUMS_IN_FLIGHT
 from llmir.ir.signature import CpuVariant, KernelSpec
 from llmir.kernels.cpu import abi
 from llmir.kernels.cpu.products import Products
 
 LOG2_E = math.log2(math.e)
+STEPS_PER_ITERATION = 8  # reduction steps unrolled in a product's inner loop
 
 
 @dataclass(frozen=True)
@@ -90,24 +92,53 @@ class Geometry:
         return self.head_vectors * self.products.step_vector_bytes
 
     @property
-    def chunk_pages(self) -> int:
-        """Pages of a chunk; one where they are as large, or gathered from a "row" cache."""
-        s = self.spec.signature
-        return 1 if s.layout == "row" else max(1, self.variant.key_chunk // s.block_size)
+    def tile_keys(self) -> int:
+        """Keys whose scores a row keeps in registers."""
+        return self.variant.key_vectors * self.products.lanes
 
     @property
-    def page_keys(self) -> int:
-        """Keys of a chunk that lie in one page."""
-        return self.variant.key_chunk // self.chunk_pages
+    def piece_keys(self) -> int:
+        """Keys of a piece: what of a chunk lies in one page, or where memory is asked for, a part of it.
+
+        The most whole tiles that divide the page and are at most ``prefetch`` keys.
+        """
+        s, v = self.spec.signature, self.variant
+        page = v.key_chunk if s.layout == "row" else min(v.key_chunk, s.block_size)
+        if not self.reads_ahead or self.tile_keys >= page:
+            return page
+        tiles = range(self.tile_keys, max(v.prefetch, self.tile_keys) + 1, self.tile_keys)
+        return max(keys for keys in tiles if page % keys == 0)
 
     @property
-    def pages_together(self) -> int:
-        """Pages whose keys are multiplied at a time: those that a tile of ``key_vectors`` spans."""
-        return max(1, self.variant.key_vectors * self.products.lanes // self.page_keys)
+    def chunk_pieces(self) -> int:
+        """Pieces of a chunk's keys; its values are as many."""
+        return self.variant.key_chunk // self.piece_keys
+
+    @property
+    def pieces_together(self) -> int:
+        """Pieces whose keys are multiplied at a time: those that a tile of ``key_vectors`` spans."""
+        return max(1, self.tile_keys // self.piece_keys)
+
+    @property
+    def output_parts(self) -> list[range]:
+        """The vectors of a row's output, as many together as stay in registers."""
+        most, vectors = self.variant.value_vectors, self.head_vectors
+        return [range(first, min(first + most, vectors)) for first in range(0, vectors, most)]
+
+    def chains(self, vectors: int) -> int:
+        """Sums for each result of ``row_tile`` x ``vectors``, added in turn: as many as keep the multipliers busy."""
+        results = self.variant.row_tile * vectors
+        fitting = self.products.instructions.accumulators // results
+        return max(1, min(fitting, -(-SUMS_IN_FLIGHT // results)))
+
+    @property
+    def reads_once(self) -> bool:
+        """Whether one tile of rows is all that a chunk meets: memory is then what its order of reading is for."""
+        return self.padded_rows == self.variant.row_tile
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether reading a piece of memory asks for the next one; a "row" cache does so while it gathers."""
+        """Whether reading a piece asks for the next one; a "row" cache does so while it gathers."""
         return self.variant.prefetch > 0 and self.spec.signature.layout != "row"
 
     @property

@@ -198,3 +198,17 @@ class Products:
             # The op's operands are the intrinsic's in another order: what is scaled comes last of the three.
             return x86.avx512_mask_scalef(result, whole, result, every_lane, current_rounding)
         return b.add_to_exponent(result, whole, self.lanes)
+
+
+def in_chains(sums: Sequence[ir.Value], chains: int) -> list[list[ir.Value]]:
+    """The sums that a loop carries, chain by chain."""
+    count = len(sums) // chains
+    return [list(sums[i * count : (i + 1) * count]) for i in range(chains)]
+
+
+def joined(sums: Sequence[ir.Value], chains: int) -> list[ir.Value]:
+    """The results of which each chain holds a part."""
+    total, *others = in_chains(sums, chains)
+    for other in others:
+        total = [b.fadd(one, two) for one, two in zip(total, other, strict=True)]
+    return total

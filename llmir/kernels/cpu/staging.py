@@ -15,9 +15,9 @@ from collections.abc import Iterator
 
 from llmir.ir.bindings import ir
 from llmir.kernels.cpu import builder as b
-from llmir.kernels.cpu.chunk import CACHE_LINE, NEAR_CACHE
 from llmir.kernels.cpu.fields import item_field, key_address
 from llmir.kernels.cpu.geometry import Geometry
+from llmir.kernels.cpu.place import CACHE_LINE, NEAR_CACHE
 from llmir.kernels.work_list import Item
 
 _WORD_BYTES = 4
