@@ -25,7 +25,7 @@ from llmir.passes.model_cost import ModelCost
 from llmir.target import Target
 from llmir.workload import Workload
 
-#: Figures of a machine measured twice differ by so much and more, and the workload is a guess.
+#: Figures of a machine measured twice differ by so much at least, and the workload is a guess.
 FIGURES_ERROR = 0.05
 
 
@@ -126,12 +126,13 @@ def block_cost(
     )
 
 
-def cheapest(costs: Sequence[BlockCost]) -> BlockCost:
-    """The smallest block size whose time is the least, or cannot be told from it: it shares prefixes best."""
+def cheapest(costs: Sequence[BlockCost], error: float = FIGURES_ERROR) -> BlockCost:
+    """The smallest block size whose time is the least, or cannot be told from it: it shares prefixes best.
+
+    ``error``: part by which times must differ to be told apart.
+    """
     least = min(cost.seconds for cost in costs)
-    return min(
-        (cost for cost in costs if cost.seconds <= least * (1 + FIGURES_ERROR)), key=lambda cost: cost.block_size
-    )
+    return min((cost for cost in costs if cost.seconds <= least * (1 + error)), key=lambda cost: cost.block_size)
 
 
 class BlockSizing:
@@ -143,6 +144,7 @@ class BlockSizing:
         self.target = target
         self.workload = workload
         self.kernels: KernelModel[Any] = kernel_model(target)
+        self.error = max(FIGURES_ERROR, target.figures.error)
 
     def __call__(self, module: ir.Operation, _pass: Any = None) -> None:
         info = model_info(module)
@@ -159,7 +161,7 @@ class BlockSizing:
             raise LlmirError(f"no block size that {info.framework} allows ({allowed}) holds a token")
         model = ModelCost.of(module)
         costs = [block_cost(size, layers, model, self.workload, self.target) for size in candidates]
-        best = cheapest(costs)
+        best = cheapest(costs, self.error)
         chosen = next(cost for cost in costs if cost.block_size == current) if info.block_size_fixed else best
         retype_caches(module, lambda _layer, cache: cache.replace(block_size=chosen.block_size))
         reading = self.kernels.reading(self.kernels.laid_out(layers[0], chosen.block_size))
@@ -174,7 +176,7 @@ class BlockSizing:
         *,
         fixed: bool,
     ) -> Remark:
-        why = "set by the user" if fixed else f"smallest within {FIGURES_ERROR:.0%} of the least time"
+        why = "set by the user" if fixed else f"smallest within {self.error:.0%} of the least time"
         gathering = f"{chosen.gather_seconds * 1e6:.0f} gathering rows, " if chosen.gather_seconds else ""
         reason = (
             f"{why}: {chosen.seconds * 1e6:.0f} us per decode step of {self.workload.concurrency} requests, "

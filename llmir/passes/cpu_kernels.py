@@ -38,7 +38,7 @@ class CpuKernels(KernelModel[CpuVariant]):
         return tiles.prefill_variant(signature, self.target.isa)
 
     def piece_bytes(self, signature: AttentionSignature) -> int:
-        """The keys of a chunk that lie in one page, and then as many of its values.
+        """The keys that decode reads before it goes on elsewhere: those of a piece (see CpuVariant), or of a page.
 
         Of a "row" cache, the rows on their way: they lie in many places, but memory is asked for all of them at once,
         as it is for the lines of a contiguous piece.
@@ -46,7 +46,7 @@ class CpuKernels(KernelModel[CpuVariant]):
         if signature.layout == "row":
             keys = tiles.ROWS_AHEAD
         else:
-            keys = min(signature.block_size, tiles.key_chunk(signature, self.target.isa, tiles.DECODE_KEYS))
+            keys = min(signature.block_size, self.decode(signature).prefetch)
         return keys * signature.head_size * ELEMENT_BYTES[signature.element_type]
 
     def gather_seconds(self, signature: AttentionSignature) -> float:

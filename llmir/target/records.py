@@ -83,6 +83,8 @@ class Measurements:
     """Where the figures come from, for a reader."""
     latency_seconds: float = 0.0
     """One access to memory that waits for the one before; 0 on CPUs, where ``piece_bandwidth`` holds it."""
+    error: float = 0.0
+    """Part by which bandwidths may be too low: so far their two best measurements lay apart at most."""
 
     def __post_init__(self) -> None:
         figures = [self.read_bandwidth, self.read_bandwidth_all, self.bf16_rate, self.f32_rate]
@@ -91,7 +93,7 @@ class Measurements:
             if not sizes or sizes != sorted(set(sizes)) or min(sizes) <= 0:
                 raise TargetError(f"{name} needs ascending sizes in bytes, not {sizes}")
             figures += [rate for _, rate in getattr(self, name)]
-        if min(figures) <= 0 or self.fork_join_seconds < 0 or self.latency_seconds < 0:
+        if min(figures) <= 0 or min(self.fork_join_seconds, self.latency_seconds, self.error) < 0:
             raise TargetError(f"the figures of a target must be positive ({self.origin}); calibrate it again")
 
     def piece_rate(self, piece_bytes: int) -> float:

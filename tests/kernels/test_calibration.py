@@ -36,6 +36,26 @@ def test_every_figure_is_measured(small):
     assert "measured on this" in target.measured.origin
 
 
+def test_reading_is_repeated_until_the_two_best_agree():
+    rates = iter([[5.0, 7.0], [9.0, 9.9], [4.0, 10.0], [9.5, 3.0], [6.0, 6.0], [9.99, 5.0], [10.0, 5.0]])
+    rows: list[float] = []
+
+    def read(_threads: int) -> float:
+        if not rows:
+            rows.extend(next(rates))
+        return rows.pop(0)
+
+    best, error = calibration._best([read, read], 2)
+    assert best == [10.0, 10.0] and error == pytest.approx(0.01)
+    assert next(rates, None) is None
+
+
+def test_what_never_agrees_says_how_far_it_is_apart(monkeypatch):
+    numbers = iter(range(1, 1000))
+    best, error = calibration._best([lambda _: 2.0 ** next(numbers)], 2)
+    assert error == 0.5 and best == [2.0**calibration._MOST_REPEATS]
+
+
 def test_one_slow_start_of_threads_leaves_a_possible_time(small, monkeypatch):
     kernels = calibration._Kernels(Target.detect())
     times = iter([2e-6, 3e-6, 5e-3])

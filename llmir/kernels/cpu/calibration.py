@@ -40,7 +40,9 @@ _STREAM_PIECE = 1 << 20
 _TAKEN_BYTES = 256 << 10
 _VECTORS_PER_ITERATION, _SUMS = 16, 8
 _PRODUCT_ITERATIONS = 200_000
-_REPEATS, _FORK_JOIN_REPEATS = 5, 300
+_FORK_JOIN_REPEATS = 300
+#: A read is repeated until its two best agree to so much, so often at least, and at most.
+_AGREEMENT, _REPEATS, _MOST_REPEATS = 0.02, 5, 25
 #: Some operands of a product: one cache line of zeros, so that no value is slow to multiply.
 _OPERAND_BYTES = 64
 
@@ -78,9 +80,10 @@ def calibrate(target: Target, folder: Path | None = None) -> Target:
 
 def _measure(target: Target) -> Measurements:
     kernels = _Kernels(target)
-    stream, *pages = _best([kernels.stream, *(kernels.pages(piece) for piece in PIECES)], target.cores)
-    cached = _best([kernels.working_set(size) for size in WORKING_SETS], target.cores)
-    (one,) = _best([kernels.stream], 1)
+    (stream, *pages), error = _best([kernels.stream, *(kernels.pages(piece) for piece in PIECES)], target.cores)
+    cached, cached_error = _best([kernels.working_set(size) for size in WORKING_SETS], target.cores)
+    (one,), _ = _best([kernels.stream], 1)
+    error = max(error, cached_error)
     return Measurements(
         read_bandwidth=one,
         read_bandwidth_all=max(one, stream),  # below one thread's: other programs held the cores
@@ -90,14 +93,25 @@ def _measure(target: Target) -> Measurements:
         f32_rate=kernels.product_rate("f32"),
         fork_join_seconds=kernels.fork_join_seconds(),
         threads=target.cores,
-        origin=f"measured on this {target.model}",
+        origin=f"measured on this {target.model}" + (f", to {error:.0%}" if error > _AGREEMENT else ""),
+        error=error,
     )
 
 
-def _best(reads: Sequence[Callable[[int], float]], threads: int) -> list[float]:
-    """The most bytes a second of each read, in turns: what disturbs the machine for a while disturbs all of them."""
-    rounds = [[read(threads) for read in reads] for _ in range(_REPEATS)]
-    return [max(rates) for rates in zip(*rounds, strict=True)]
+def _best(reads: Sequence[Callable[[int], float]], threads: int) -> tuple[list[float], float]:
+    """The most bytes a second of each read, and how far below it the second best of one of them is at most.
+
+    In turns: what disturbs the machine for a while disturbs all of them.
+    """
+    rounds: list[list[float]] = []
+    while True:
+        rounds.append([read(threads) for read in reads])
+        if len(rounds) < _REPEATS:
+            continue
+        best = [sorted(rates, reverse=True)[:2] for rates in zip(*rounds, strict=True)]
+        error = max(1 - second / first for first, second in best)
+        if error <= _AGREEMENT or len(rounds) >= _MOST_REPEATS:
+            return [first for first, _ in best], error
 
 
 class _Kernels:
