@@ -15,6 +15,7 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.runtime_context import get_parallel
 
 from llmir.errors import UnsupportedLayerError
+from llmir.frontends.common.agreement import check_agreement
 from llmir.frontends.common.sharing_report import SharingReport
 from llmir.frontends.sglang import support
 from llmir.frontends.sglang.planning import plan_of
@@ -40,6 +41,9 @@ class PlannedBackend(AttentionBackend, Generic[RunnerT]):
         self._req_to_token = runner.req_to_token_pool.req_to_token
         self._page_size = pool.page_size
         plan = plan_of(runner.server_args)
+        world = get_parallel().world_group
+        if world.world_size > 1:
+            check_agreement(plan, world.all_gather_object, logger)
         self._shares_prefixes = any(kernel.policy.sharing is not None for kernel in plan.kernels)
         self._sinks = {layer for kernel in plan.kernels if kernel.spec.signature.sinks for layer in kernel.layers}
         self._planned = PlannedLayers(plan, load)
