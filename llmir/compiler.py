@@ -18,6 +18,7 @@ import platformdirs
 
 import llmir
 from llmir import plan as plans
+from llmir.cache import OBJECTS
 from llmir.errors import LlmirError
 from llmir.ir.signature import KernelSpec, is_gpu
 from llmir.kernels.cpu.object_cache import ObjectCache, object_key
@@ -36,7 +37,7 @@ def cache_folder() -> Path:
 
 def object_cache(folder: Path | None = None) -> ObjectCache:
     """The compiled kernels kept below ``folder`` (default: :func:`cache_folder`)."""
-    return ObjectCache((folder or cache_folder()) / "objects")
+    return ObjectCache((folder or cache_folder()) / OBJECTS)
 
 
 @dataclass(frozen=True)

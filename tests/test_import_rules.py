@@ -18,6 +18,7 @@ ROOT = Path(llmir.__file__).parent
 MAY_IMPORT = {
     "llmir": (),
     "llmir.errors": (),
+    "llmir.cache": ("llmir.errors",),
     "llmir.ir.instruction_sets": (),
     "llmir.ir.signature": ("llmir.ir.instruction_sets",),
     "llmir.ir.sharing_costs": ("llmir.ir.signature",),
@@ -26,11 +27,11 @@ MAY_IMPORT = {
     "llmir.workload": ("llmir.errors",),
     "llmir.plan": ("llmir.errors", "llmir.ir.signature"),
     "llmir.passes": ("llmir.errors", "llmir.ir", "llmir.target", "llmir.workload"),
-    "llmir.kernels.gpu.toolchain": ("llmir.errors", "llmir.ir.signature"),
-    "llmir.kernels": ("llmir.errors", "llmir.ir", "llmir.target", "llmir.kernels.gpu.toolchain"),
+    "llmir.kernels.gpu.toolchain": ("llmir.errors", "llmir.cache", "llmir.ir.signature"),
+    "llmir.kernels": ("llmir.errors", "llmir.cache", "llmir.ir", "llmir.target", "llmir.kernels.gpu.toolchain"),
     "llmir.runtime": ("llmir.errors", "llmir.ir.signature", "llmir.ir.sharing_costs", "llmir.plan", "llmir.kernels"),
     "llmir.compiler": (
-        *("llmir", "llmir.errors", "llmir.ir", "llmir.target", "llmir.workload", "llmir.plan"),
+        *("llmir", "llmir.errors", "llmir.cache", "llmir.ir", "llmir.target", "llmir.workload", "llmir.plan"),
         *("llmir.passes", "llmir.kernels"),
     ),
     "llmir.kernel_test": (
@@ -39,13 +40,13 @@ MAY_IMPORT = {
     ),
     "llmir.frontends": (
         *("llmir", "llmir.errors", "llmir.ir", "llmir.target", "llmir.workload", "llmir.plan"),
-        *("llmir.kernels", "llmir.runtime", "llmir.compiler"),
+        *("llmir.cache", "llmir.kernels", "llmir.runtime", "llmir.compiler"),
     ),
-    "llmir.compare": ("llmir", "llmir.errors", "llmir.plan", "llmir.target", "llmir.compiler"),
+    "llmir.compare": ("llmir", "llmir.errors", "llmir.cache", "llmir.plan", "llmir.target", "llmir.compiler"),
     "llmir.cli": (
         *("llmir", "llmir.errors", "llmir.ir", "llmir.target", "llmir.workload", "llmir.plan"),
         *("llmir.compiler", "llmir.compare", "llmir.frontends", "llmir.kernels.gpu.toolchain"),
-        "llmir.kernel_test",
+        *("llmir.cache", "llmir.kernel_test"),
     ),
 }
 
@@ -66,6 +67,7 @@ ONLY_IN = {
 #: What a serving process imports: none of it may load the compiler's bindings or a framework.
 SERVING = (
     "llmir",
+    "llmir.cache",
     "llmir.plan",
     "llmir.ir.signature",
     "llmir.ir.sharing_costs",

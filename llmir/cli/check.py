@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from llmir.cache import FOLDERS, KeptFolder, UntrustedError
 from llmir.cli import frameworks
 from llmir.cli.frameworks import Finding
 from llmir.errors import KernelError, LlmirError
@@ -86,15 +87,17 @@ def cache() -> Finding:
     """Whether compiled kernels and plans can be kept; without that they are made anew at each start."""
     from llmir.compiler import cache_folder
 
-    folder = cache_folder()
+    subject, folder = "cache folder", cache_folder()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(PROBE_BYTES))
+        for kept in (KeptFolder(folder / name) for name in FOLDERS):
+            with kept.opened(make=True), tempfile.TemporaryFile(dir=kept.path) as file:
+                file.write(bytes(PROBE_BYTES))
     except OSError as error:
         remedy = "set LLMIR_CACHE to a folder that can be written; until then every start compiles again"
-        return Finding("cache folder", f"{folder}: {error.strerror}", remedy, needed=False)
-    return Finding("cache folder", str(folder))
+        return Finding(subject, f"{folder}: {error.strerror}", remedy, needed=False)
+    except UntrustedError as error:
+        return Finding(subject, f"{folder}: not used, every start compiles again", str(error), needed=False)
+    return Finding(subject, str(folder))
 
 
 def openmp() -> Finding:

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llmir.cache import DTYPE_CHOICES, KeptFolder, UntrustedError
 from llmir.compare.environment import recorded
-from llmir.compare.files import write_json
 from llmir.compare.frameworks import Framework, framework_named
 from llmir.compare.interpreter import Interpreter, product_seconds, versions_with
 from llmir.compare.measuring import RequestRecord
@@ -25,7 +25,6 @@ from llmir.compare.options import DTYPES, CompareOptions
 from llmir.compare.process import Limits, SideFailedError, SideStoppedError, run_worker
 from llmir.compare.workloads import workload_named
 from llmir.compiler import cache_folder
-from llmir.errors import LlmirError
 from llmir.target import Target
 
 #: What every candidate serves twice: the first run touches everything once, the second counts.
@@ -117,18 +116,21 @@ def choose(
     trial = _trial(options, framework)
     facts = _facts(trial, framework, interpreter, environment)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-    path = cache_folder() / "dtypes" / f"{digest}.json"
-    choice = _kept(path, facts)
+    folder, name = KeptFolder(cache_folder() / DTYPE_CHOICES), f"{digest}.json"
+    choice = _kept(folder, name, facts)
     if choice is not None:
-        say(f"{describe(choice.to_json(), framework.title)}; kept in {path}")
+        say(f"{describe(choice.to_json(), framework.title)}; kept in {folder.path / name}")
         return choice
     products = product_seconds(interpreter, environment)
     candidates = _measure(trial, products, [interpreter.executable, *worker], environment, say)
     choice = _choice(candidates, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     say(describe(choice.to_json(), framework.title))
+    outcome = {"facts": facts, "measured": choice.measured, "candidates": list(map(asdict, candidates))}
     try:
-        write_json(path, {"facts": facts, "measured": choice.measured, "candidates": list(map(asdict, candidates))})
-    except LlmirError as error:
+        folder.write(name, json.dumps(outcome, indent=1).encode())
+    except OSError as error:
+        say(f"it will be measured again the next time: cannot write {folder.path}: {error.strerror}")
+    except UntrustedError as error:
         say(f"it will be measured again the next time: {error}")
     return choice
 
@@ -226,14 +228,14 @@ def _choice(candidates: Sequence[Candidate], measured: str) -> Choice:
     return Choice(best.dtype, False, WORKLOAD, tuple(candidates), measured)
 
 
-def _kept(path: Path, facts: Mapping[str, Any]) -> Choice | None:
-    """The choice by what was kept in ``path``; None if there is nothing, or nothing that can be trusted."""
+def _kept(folder: KeptFolder, name: str, facts: Mapping[str, Any]) -> Choice | None:
+    """The choice by what was kept under ``name``; None if there is nothing, or nothing that can be trusted."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(folder.read(name) or b"")
         candidates = [Candidate(**candidate) for candidate in data["candidates"]]
         known = data["facts"] == facts and sorted(c.dtype for c in candidates) == sorted(DTYPES)
         return _choice(candidates, str(data["measured"])) if known and all(map(_is_sane, candidates)) else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, UntrustedError, ValueError, TypeError, KeyError):
         return None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from llmir.cache import MEASUREMENTS
 from llmir.kernels.cpu.object_cache import ObjectCache
 from llmir.kernels.source_digest import closure_digest
 from llmir.target import Measurements, Target
@@ -16,7 +17,7 @@ from llmir.target import Measurements, Target
 def measured(
     target: Target, folder: Path | None, module: str, toolchain: str, measure: Callable[[], Measurements]
 ) -> Target:
-    """``target`` with its figures: those kept in ``folder``, or what ``measure`` finds, kept for the next time.
+    """``target`` with its figures: those kept below ``folder``, or what ``measure`` finds, kept for the next time.
 
     ``module``: the one that measures, whose sources, with all it imports, decide how. ``toolchain``: what else does,
     the versions of what compiles the measuring kernels. No folder: nothing is kept. What ``measure`` raises is passed
@@ -24,7 +25,7 @@ def measured(
     """
     if folder is None:
         return target.with_measurements(measure())
-    figures = ObjectCache(folder, suffix=".calibration.json").get_or_build(
+    figures = ObjectCache(folder / MEASUREMENTS, suffix=".calibration.json").get_or_build(
         calibration_key(target, module, toolchain), lambda: json.dumps(asdict(measure())).encode()
     )
     return Target.from_json({**target.to_json(), "measured": json.loads(figures)})

@@ -9,13 +9,13 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from filelock import FileLock
 from test_plan import PLAN
 
 from llmir.errors import LlmirError
 from llmir.frontends.common import plan_cache
 from llmir.frontends.common.options import Options
 from llmir.frontends.common.plan_cache import plan_key, source_digest
+from llmir.kernels import build_lock
 from llmir.plan import Plan
 from llmir.target import Target
 
@@ -65,7 +65,7 @@ def test_a_cache_folder_that_cannot_be_written_costs_a_warning(
 def test_a_full_disk_costs_a_warning(
     cache: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*args: Any) -> None:
+    def full(*args: Any, **folders: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
@@ -103,6 +103,20 @@ def failed_start() -> pytest.ExceptionInfo[LlmirError]:
 def test_a_second_start_is_told_the_same_error(cache: Path) -> None:
     first = failed_start()
     assert str(failed_start().value) == str(first.value)
+
+
+def test_a_start_that_waits_for_a_failing_one_makes_the_plan(cache: Path, plan: Plan) -> None:
+    found = []
+    waiting = Thread(target=lambda: found.append(plan_cache.get_or_make("key", lambda: plan, logger)))
+
+    def fail() -> Plan:
+        waiting.start()
+        raise LlmirError("no such layer")
+
+    with pytest.raises(LlmirError, match="no such layer") as first:
+        plan_cache.get_or_make("key", fail, logger)
+    waiting.join(30)
+    assert found == [plan], first
 
 
 def test_a_plan_made_after_a_failed_start_is_kept(cache: Path, plan: Plan) -> None:
@@ -148,11 +162,33 @@ def test_a_plan_that_asks_for_itself_is_an_error(cache: Path, plan: Plan) -> Non
 def test_a_plan_that_another_process_is_long_in_making_is_made_without_it(
     cache: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(plan_cache, "LOCK_TIMEOUT", 0.1)
-    (cache / "plans").mkdir(parents=True)
-    with FileLock(cache / "plans" / "key.lock"):
-        assert plan_cache.get_or_make("key", lambda: plan, logger) == plan
-    assert "without the cache" in caplog.text
+    monkeypatch.setattr(build_lock, "PATIENCE", 0.1)
+    found = []
+    other = Thread(target=lambda: found.append(plan_cache.get_or_make("key", lambda: plan, logger)))
+
+    def make() -> Plan:
+        other.start()
+        other.join()
+        return plan
+
+    assert plan_cache.get_or_make("key", make, logger) == plan
+    assert found == [plan]
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert f"waited 0 s for {cache / 'plans' / 'key.lock'}, which process {os.getpid()} on " in warning
+    assert "without the cache" in warning
+
+
+@pytest.mark.parametrize("spoil", ["folder", "plan"])
+def test_a_plan_that_another_user_may_have_written_is_made_again(
+    cache: Path, plan: Plan, spoil: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan_cache.get_or_make("key", lambda: replace(plan, model="another's"), logger)
+    spoilt = cache / "plans" if spoil == "folder" else cache / "plans" / "key.json"
+    spoilt.chmod(spoilt.stat().st_mode | 0o020)
+    assert plan_cache.get_or_make("key", lambda: plan, logger) == plan
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert f"{spoilt} can be written by others" in warning
+    assert "chmod -R go-w" in warning
 
 
 # ---- its keys

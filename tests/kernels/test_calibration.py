@@ -93,14 +93,14 @@ def test_figures_measured_with_another_compiler_are_not_kept(tmp_path, monkeypat
     calibrate(Target.detect(), tmp_path)
     monkeypatch.setattr(module, name, lambda *args: "another")
     calibrate(Target.detect(), tmp_path)
-    assert len(list(tmp_path.glob("*.calibration.json"))) == 2
+    assert len(list(tmp_path.glob("*/*.calibration.json"))) == 2
 
 
 def test_other_configuration_is_measured_anew(small, tmp_path):
     target = Target.detect()
     calibrate(target, tmp_path)
     calibrate(dataclasses.replace(target, cores=target.cores + 1), tmp_path)
-    assert len(list(tmp_path.glob("*.calibration.json"))) == 2
+    assert len(list(tmp_path.glob("*/*.calibration.json"))) == 2
 
 
 def test_another_machine_cannot_be_measured_from_here():

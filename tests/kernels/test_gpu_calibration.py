@@ -109,7 +109,7 @@ def test_a_gpu_is_measured_anew_with_other_software(own_gpu, tmp_path, monkeypat
     calibrate(GPU, tmp_path)
     versions[distribution] = "4"
     calibrate(GPU, tmp_path)
-    assert len(list(tmp_path.glob("*.calibration.json"))) == 2
+    assert len(list(tmp_path.glob("*/*.calibration.json"))) == 2
 
 
 def test_another_gpu_cannot_be_measured_from_here(own_gpu):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import importlib.metadata
 import importlib.util
 import logging
@@ -11,6 +12,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -90,9 +92,9 @@ def test_damaged_entry_is_noticed_and_rebuilt(cache, caplog, damage, words):
 
 def test_unfinished_write_of_a_killed_process_is_no_entry(cache):
     cache.folder.mkdir(parents=True)
-    (cache.folder / f"{KEY}.part").write_bytes(b"half")
+    (cache.folder / f".{KEY}.o.0123.part").write_bytes(b"half")
     assert cache.get_or_build(KEY, lambda: OBJECT) == OBJECT
-    assert sorted(p.name for p in cache.folder.iterdir()) == [f"{KEY}.lock", f"{KEY}.o"]
+    assert cache.get_or_build(KEY, no_build) == OBJECT
 
 
 def test_folder_that_cannot_be_made_costs_one_warning(tmp_path, caplog):
@@ -117,6 +119,7 @@ def test_read_only_folder_is_read_and_not_written():
         os.chmod(folder, 0o755)
         cache = ObjectCache(f"{folder}/cache")
         cache.get_or_build(KEY, lambda: OBJECT)
+        entry(cache).chmod(0o444)  # for this user alone, unless it is said otherwise
         cache.folder.chmod(0o555)
         fork = multiprocessing.get_context("fork")
         answers = fork.Queue()
@@ -234,10 +237,14 @@ def test_an_error_where_nothing_can_be_kept_is_told_without_the_lock_s(tmp_path)
 
 
 def test_a_lock_that_cannot_be_released_does_not_hide_the_build_s_error(cache, monkeypatch):
-    def release(lock, force=False):
-        raise OSError(errno.EIO, "input/output error")
+    flock = fcntl.flock
 
-    monkeypatch.setattr(build_lock.FileLock, "release", release)
+    def locks_only(file, operation):
+        if operation == fcntl.LOCK_UN:
+            raise OSError(errno.EIO, "input/output error")
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", locks_only)
     first_failure(cache)
 
 
@@ -254,6 +261,83 @@ def test_a_build_that_asks_for_its_own_key_is_an_error(tmp_path, folder):
     with pytest.raises(LlmirError, match="asks for its own result") as first:
         cache.get_or_build(KEY, lambda: ObjectCache(cache.folder).get_or_build(KEY, no_build))
     assert cache.get_or_build(KEY, lambda: OBJECT) == OBJECT, first
+
+
+def test_a_process_that_waits_for_a_failing_build_builds(cache):
+    fork = multiprocessing.get_context("fork")
+    builds, started = fork.Value("i", 0), fork.Event()
+    child = fork.Process(target=lambda: started.wait(30) and _build_and_count(cache.folder, builds))
+    child.start()
+
+    def build_later() -> bytes:
+        started.set()
+        time.sleep(0.2)  # long enough for it to arrive at the lock
+        return failing()
+
+    with pytest.raises(KernelError, match="no such instruction") as first:
+        cache.get_or_build(KEY, build_later)
+    child.join(30)
+    assert (child.exitcode, builds.value) == (0, 1), first
+
+
+def test_a_child_process_that_outlives_the_build_does_not_keep_the_lock(cache):
+    """It inherits the descriptor, and with it what holds the lock."""
+    fork = multiprocessing.get_context("fork")
+    child = fork.Process(target=time.sleep, args=(60,))
+    with pytest.raises(KernelError, match="no such instruction"):
+        cache.get_or_build(KEY, lambda: child.start() or failing())
+    try:
+        assert cache.get_or_build(KEY, lambda: OBJECT) == OBJECT
+        assert cache.get_or_build(KEY, no_build) == OBJECT
+    finally:
+        child.kill()
+
+
+def _hold(folder, started, ended):
+    def build() -> bytes:
+        started.set()
+        ended.wait(60)
+        return OBJECT
+
+    ObjectCache(folder).get_or_build(KEY, build)
+
+
+def test_patience_with_a_build_that_hangs_ends_and_says_who_holds_which_lock(cache, monkeypatch, caplog):
+    monkeypatch.setattr(build_lock, "PATIENCE", 0.2)
+    fork = multiprocessing.get_context("fork")
+    started, ended = fork.Event(), fork.Event()
+    child = fork.Process(target=_hold, args=(cache.folder, started, ended))
+    child.start()
+    started.wait(30)
+    first_failure(cache)
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert f"{cache.folder / KEY}.lock, which process {child.pid} on {socket.gethostname()} holds" in warning
+    ended.set()
+    child.join(30)
+    assert cache.get_or_build(KEY, no_build) == OBJECT
+
+
+# -- what another user may have written
+
+
+@pytest.mark.parametrize("spoilt", ["folder", "entry"])
+def test_what_others_may_have_written_is_built_again(cache, caplog, spoilt):
+    cache.get_or_build(KEY, lambda: b"planted")
+    path = cache.folder if spoilt == "folder" else entry(cache)
+    path.chmod(path.stat().st_mode | 0o002)
+    assert cache.get_or_build(KEY, lambda: OBJECT) == OBJECT
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert f"{path} can be written by others" in warning
+
+
+def test_a_planted_link_is_not_followed(cache, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"dear")
+    cache.folder.mkdir(parents=True, mode=0o700)
+    for name in (f"{KEY}.o", f"{KEY}.part", f"{KEY}.lock"):
+        (cache.folder / name).symlink_to(victim)
+    assert cache.get_or_build(KEY, lambda: OBJECT) == OBJECT
+    assert victim.read_bytes() == b"dear"
 
 
 # -- keys

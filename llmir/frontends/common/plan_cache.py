@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import llmir
+from llmir.cache import PLANS, KeptFolder, UntrustedError
 from llmir.errors import PlanError
 from llmir.frontends.common.options import Options
 from llmir.kernels.build_lock import build_lock
@@ -24,8 +25,6 @@ from llmir.target import Target
 VERSIONED = ("torch", "torch-mlir", "mlir")
 #: Packages of llmir that no plan depends on.
 NOT_COMPILING = ("cli", "compare")
-#: A second process that starts at the same time waits this long (seconds) for the first one's plan.
-LOCK_TIMEOUT = 600.0
 
 
 def plan_key(facts: Mapping[str, Any], options: Options, target: Target) -> str:
@@ -48,38 +47,47 @@ def plan_key(facts: Mapping[str, Any], options: Options, target: Target) -> str:
 def get_or_make(key: str, make: Callable[[], Plan], logger: logging.Logger) -> Plan:
     """The plan kept under ``key``; made, and kept, if there is none that can be read.
 
-    Two processes that ask at once make it once. A cache folder that cannot be written costs a warning. What ``make``
-    raises is passed on, nothing is kept, and the next one may make it; LlmirError is raised where ``make`` asks for the
-    plan that it is making.
+    Two processes that ask at once make it once. A cache folder that cannot be written, or that others can write, costs
+    a warning. What ``make`` raises is passed on, nothing is kept, and the next one may make it; LlmirError is raised
+    where ``make`` asks for the plan that it is making.
     """
     from llmir.compiler import cache_folder
 
-    path = cache_folder() / "plans" / f"{key}.json"
-    with contextlib.suppress(PlanError):
-        return _read(path, logger)  # the usual start takes no lock
+    folder, name = KeptFolder(cache_folder() / PLANS), f"{key}.json"
+    with contextlib.suppress(PlanError):  # the usual start takes no lock
+        if (plan := _read(folder, name, logger)) is not None:
+            return plan
     started = time.monotonic()
-    with build_lock(path.with_suffix(".lock"), LOCK_TIMEOUT) as why_not:
+    with build_lock(folder, key) as why_not:
         if why_not is not None:
-            logger.warning("llmir: cannot keep plans in %s (%s); compiling without the cache", path.parent, why_not)
+            logger.warning("llmir: cannot keep plans in %s (%s); compiling without the cache", folder.path, why_not)
             return make()
-        if path.exists():  # spoilt, or made by another process meanwhile
-            try:
-                return _read(path, logger)
-            except PlanError as error:
-                logger.warning("llmir: the kept plan is of no use (%s); compiling again", error)
+        try:  # spoilt, or made by another process meanwhile?
+            if (plan := _read(folder, name, logger)) is not None:
+                return plan
+        except PlanError as error:
+            logger.warning("llmir: the kept plan is of no use (%s); compiling again", error)
         plan = make()
         try:
-            plan.write(path)
-        except (OSError, PlanError) as error:
+            folder.write(name, plan.dumps().encode())
+        except (OSError, UntrustedError) as error:
             logger.warning("llmir: cannot keep the plan (%s); the next start compiles again", error)
         else:
-            logger.info("llmir: compiled in %.1f s; see why with: llmir explain %s", time.monotonic() - started, path)
+            seconds = time.monotonic() - started
+            logger.info("llmir: compiled in %.1f s; see why with: llmir explain %s", seconds, folder.path / name)
         return plan
 
 
-def _read(path: Path, logger: logging.Logger) -> Plan:
-    plan = Plan.read(path)
-    logger.info("llmir: plan %s (llmir explain prints it)", path)
+def _read(folder: KeptFolder, name: str, logger: logging.Logger) -> Plan | None:
+    """The plan kept in ``folder``, None where there is none; PlanError where it is of no use."""
+    path = folder.path / name
+    try:
+        kept = folder.read(name)
+        plan = None if kept is None else Plan.loads(kept.decode())
+    except (OSError, UnicodeDecodeError, UntrustedError, PlanError) as error:
+        raise PlanError(f"{path}: {error}") from error
+    if plan is not None:
+        logger.info("llmir: plan %s (llmir explain prints it)", path)
     return plan
 
 

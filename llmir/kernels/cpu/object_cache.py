@@ -1,9 +1,9 @@
 """Compiled kernel objects on disk, each under a key that names everything that decides its code.
 
-An entry is one file ``<key>.o``: a header (magic, key, length, checksum) and the object. It is written
-beside its place and renamed into it, so a reader never sees half of one; whatever else goes wrong with a
-file is noticed by the header and the entry is built again. A process that only loads kernels needs neither
-MLIR nor torch here.
+An entry is one file ``<key>.o``: a header (magic, key, length, checksum) and the object. What goes wrong with a file
+is noticed by the header, and the entry is built again; one that another user may have written is not read
+(:mod:`llmir.cache`), since anybody can make a header. A process that only loads kernels needs neither MLIR nor torch
+here.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
-import os
 import struct
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from llmir.cache import KeptFolder, UntrustedError, UntrustedFolderError
 from llmir.ir.signature import KernelSpec
 from llmir.kernels.build_lock import build_lock
 from llmir.kernels.source_digest import closure_digest
@@ -67,11 +67,13 @@ def _described(module: str, distribution: str) -> str:
 class ObjectCache:
     """The objects in one folder, which is made when the first one is stored; ``suffix`` ends their file names.
 
-    A folder that cannot be written to costs one warning: objects are then built and not kept.
+    A folder that cannot be written to, or that others can write to, costs one warning: objects are then built and not
+    kept.
     """
 
     def __init__(self, folder: Path | str, suffix: str = ".o"):
         self.folder = Path(folder)
+        self._entries = KeptFolder(self.folder)
         self.suffix = suffix
         self._warned = False
 
@@ -85,7 +87,7 @@ class ObjectCache:
         data = self._read(key)
         if data is not None:
             return data
-        with build_lock(self.folder / f"{key}.lock") as why_not:
+        with build_lock(self._entries, key) as why_not:
             if why_not is not None:
                 self._warn(why_not)
                 return build()
@@ -95,18 +97,22 @@ class ObjectCache:
                 self._store(key, data)
             return data
 
-    def _path(self, key: str) -> Path:
-        return self.folder / f"{key}{self.suffix}"
-
     def _read(self, key: str, level: int = logging.WARNING) -> bytes | None:
         """The stored object; None if there is none that can be trusted, and why in the log at ``level``."""
-        path = self._path(key)
+        name = f"{key}{self.suffix}"
+        path = self.folder / name
         try:
-            entry = path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+            entry = self._entries.read(name)
+        except UntrustedFolderError as error:
+            self._warn(error)
+            return None
+        except UntrustedError as error:
+            logger.log(level, "A cached object is made again: %s.", error)
             return None
         except OSError as error:
             logger.log(level, "The cached object %s cannot be read (%s) and is made again.", path, error.strerror)
+            return None
+        if entry is None:
             return None
         fault = _fault(key, entry)
         if fault is not None:
@@ -115,18 +121,19 @@ class ObjectCache:
         return entry[_HEADER.size :]
 
     def _store(self, key: str, data: bytes) -> None:
-        """Put an entry in its place as a whole; the caller holds the key's lock, so no one else writes here."""
-        unfinished = self.folder / f"{key}.part"
+        """Put an entry in its place as a whole."""
         try:
-            unfinished.write_bytes(_header(key, data) + data)
-            os.replace(unfinished, self._path(key))
-        except OSError as error:
+            self._entries.write(f"{key}{self.suffix}", _header(key, data) + data)
+        except (OSError, UntrustedError) as error:
             self._warn(error)
-            _remove(unfinished)
 
     def _warn(self, error: Exception) -> None:
-        if not self._warned:
-            self._warned = True
+        if self._warned:
+            return
+        self._warned = True
+        if isinstance(error, UntrustedError | TimeoutError):  # which say what to do
+            logger.warning("%s. Until then compiled kernels and measurements are made anew each time.", error)
+        else:
             logger.warning(
                 "Compiled kernels and measurements cannot be kept in %s (%s): they are made anew each time. "
                 "Free space there, or point LLMIR_CACHE at a folder that can be written to.",
@@ -154,10 +161,3 @@ def _fault(key: str, entry: bytes) -> str | None:
     if hashlib.sha256(data).digest() != checksum:
         return "is corrupt"
     return None
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        logger.debug("could not remove %s", path)

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmir.cache import TRITON, KeptFolder
 from llmir.errors import KernelError
 from llmir.ir.signature import GPUS
 
@@ -67,11 +68,23 @@ def gpu_target(architecture: str) -> GPUTarget:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """This process's environment for a process that compiles, with what Triton keeps in a folder below ``cache``."""
+    """This process's environment for a process that compiles, with what Triton keeps in a folder below ``cache``.
+
+    Triton loads libraries from there, so UntrustedError is raised where others can write there, and KernelError where
+    nobody can.
+    """
+    folder = KeptFolder(cache / TRITON)
+    try:
+        path = folder.made()
+    except OSError as error:
+        raise KernelError(
+            f"Triton cannot keep files in {folder.path} ({error.strerror}): set LLMIR_CACHE to a folder that can be "
+            f"written"
+        ) from error
     # The interpreter replaces the kernels' functions when they are imported, and those cannot be compiled.
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     # Without line information a binary says nothing about the folders of the machine that compiled it.
-    return {**kept, "TRITON_CACHE_DIR": str(cache / "triton"), "TRITON_DISABLE_LINE_INFO": "1"}
+    return {**kept, "TRITON_CACHE_DIR": str(path), "TRITON_DISABLE_LINE_INFO": "1"}
 
 
 def _numbers(release: str) -> tuple[int, ...]:
