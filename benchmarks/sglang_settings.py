@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmir.child import python
 from llmir.compare import CompareOptions
 from llmir.compare.environment import child_environment
 from llmir.compare.files import write_json
@@ -118,7 +119,7 @@ def run(setting: Setting, model: Path) -> Result:
     )
     environment = child_environment(FRAMEWORKS["sglang"], options.model, Path(sys.prefix)) | setting.environment
     environment = {name: value for name, value in environment.items() if value}
-    command = [sys.executable, "-m", "llmir.compare.worker"]
+    command = python("-m", "llmir.compare.worker")
     with tempfile.TemporaryDirectory(prefix="sglang-settings-") as folder:
         return run_worker(command, options, "baseline", False, environment, Path(folder, "run"), lambda line: None)
 

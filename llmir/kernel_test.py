@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from llmir import compiler, workload
+from llmir.child import python
 from llmir.errors import KernelError, LlmirError
 from llmir.ir.signature import ElementType
 from llmir.kernels import reference
@@ -116,10 +117,15 @@ def in_own_process(element_type: ElementType, openmp: str, command: Sequence[str
     ``openmp``: the library with the OpenMP runtime. ``command``: what to run instead of this module. Raises KernelError
     that says how the process ended, or by how much the kernel is wrong.
     """
-    command = command or [sys.executable, "-m", __name__]
+    command = command or python("-m", __name__)
     try:
         done = subprocess.run(
-            [*command, element_type, openmp], capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
+            [*command, element_type, openmp],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise KernelError(f"did not end within {_TIMEOUT_SECONDS:.0f} s") from None

@@ -19,16 +19,20 @@ MAY_IMPORT = {
     "llmir": (),
     "llmir.errors": (),
     "llmir.cache": ("llmir.errors",),
+    "llmir.child": (),
     "llmir.ir.instruction_sets": (),
     "llmir.ir.signature": ("llmir.ir.instruction_sets",),
     "llmir.ir.sharing_costs": ("llmir.ir.signature",),
     "llmir.ir": ("llmir.errors", "llmir.ir.signature", "llmir.ir.instruction_sets"),
-    "llmir.target": ("llmir.errors", "llmir.ir.signature", "llmir.ir.instruction_sets"),
+    "llmir.target": ("llmir.errors", "llmir.child", "llmir.ir.signature", "llmir.ir.instruction_sets"),
     "llmir.workload": ("llmir.errors",),
     "llmir.plan": ("llmir.errors", "llmir.ir.signature"),
     "llmir.passes": ("llmir.errors", "llmir.ir", "llmir.target", "llmir.workload"),
     "llmir.kernels.gpu.toolchain": ("llmir.errors", "llmir.cache", "llmir.ir.signature"),
-    "llmir.kernels": ("llmir.errors", "llmir.cache", "llmir.ir", "llmir.target", "llmir.kernels.gpu.toolchain"),
+    "llmir.kernels": (
+        *("llmir.errors", "llmir.cache", "llmir.child", "llmir.ir", "llmir.target"),
+        "llmir.kernels.gpu.toolchain",
+    ),
     "llmir.runtime": ("llmir.errors", "llmir.ir.signature", "llmir.ir.sharing_costs", "llmir.plan", "llmir.kernels"),
     "llmir.compiler": (
         *("llmir", "llmir.errors", "llmir.cache", "llmir.ir", "llmir.target", "llmir.workload", "llmir.plan"),
@@ -36,13 +40,15 @@ MAY_IMPORT = {
     ),
     "llmir.kernel_test": (
         *("llmir.errors", "llmir.ir", "llmir.target", "llmir.workload", "llmir.plan", "llmir.kernels"),
-        *("llmir.runtime", "llmir.compiler"),
+        *("llmir.child", "llmir.runtime", "llmir.compiler"),
     ),
     "llmir.frontends": (
         *("llmir", "llmir.errors", "llmir.ir", "llmir.target", "llmir.workload", "llmir.plan"),
-        *("llmir.cache", "llmir.kernels", "llmir.runtime", "llmir.compiler"),
+        *("llmir.cache", "llmir.child", "llmir.kernels", "llmir.runtime", "llmir.compiler"),
     ),
-    "llmir.compare": ("llmir", "llmir.errors", "llmir.cache", "llmir.plan", "llmir.target", "llmir.compiler"),
+    "llmir.compare": (
+        *("llmir", "llmir.errors", "llmir.cache", "llmir.child", "llmir.plan", "llmir.target", "llmir.compiler"),
+    ),
     "llmir.cli": (
         *("llmir", "llmir.errors", "llmir.ir", "llmir.target", "llmir.workload", "llmir.plan"),
         *("llmir.compiler", "llmir.compare", "llmir.frontends", "llmir.kernels.gpu.toolchain"),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from llmir import child
 from llmir.compare.frameworks import Framework
 from llmir.compare.machine import readable_path
 
@@ -23,7 +24,7 @@ def child_environment(framework: Framework, model: str, prefix: Path) -> dict[st
     What the caller has set himself stays. Added are the framework's own variables, and the recommended preload
     libraries that are installed: under ``prefix``, the environment that the process runs in, or system-wide.
     """
-    environment = dict(os.environ)
+    environment = child.environment(os.environ)
     additions = framework.environment(os.sched_getaffinity(0))
     if Path(model).is_dir():
         additions["HF_HUB_OFFLINE"] = "1"  # nothing to ask a network for

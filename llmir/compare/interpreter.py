@@ -11,6 +11,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
+from llmir.child import SAFE_PATH
 from llmir.errors import LlmirError
 
 _PRINT_VERSIONS = """
@@ -18,6 +19,8 @@ import json, sys
 from llmir.compare.machine import versions
 print(json.dumps(versions(sys.argv[1:])))
 """
+#: Seconds for a program that imports torch at most and multiplies a few matrices.
+_PATIENCE = 300.0
 #: Where `make .venvs/<framework>` puts an environment, below the working folder.
 _ENVIRONMENTS = Path(".venvs")
 
@@ -67,8 +70,21 @@ def product_seconds(interpreter: Interpreter, environment: Mapping[str, str]) ->
 
 def _run(interpreter: Interpreter, arguments: Sequence[str], environment: Mapping[str, str] | None) -> Any:
     """What a program of llmir prints, which is JSON; no environment: this process's."""
-    command = [interpreter.executable, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [interpreter.executable, SAFE_PATH, *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LlmirError(
+            f"{interpreter.executable} did not answer within {_PATIENCE:.0f} s: try again on an idle machine"
+        ) from error
     if done.returncode:
         cause = (done.stderr.strip() or "no reason given").splitlines()[-1]
         raise LlmirError(f"{interpreter.executable} cannot run llmir: {cause}; install llmir there")

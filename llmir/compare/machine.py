@@ -30,6 +30,9 @@ _ISA_FLAGS = (
     "amx_bf16",
 )
 
+#: A report does without the commit rather than wait longer.
+_GIT_SECONDS = 30.0
+
 
 def record() -> dict[str, Any]:
     """Date, machine, commit and load, as JSON values."""
@@ -91,13 +94,16 @@ def _commit() -> str | None:
     try:
         commit = _git(checkout, "rev-parse", "HEAD")
         changed = _git(checkout, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return None
     return f"{commit} with uncommitted changes" if changed else commit
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", timeout=_GIT_SECONDS, check=True
+    )
     return done.stdout.strip()
 
 

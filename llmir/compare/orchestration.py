@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from llmir.child import SAFE_PATH
 from llmir.compare.chart import check_format, draw_chart
 from llmir.compare.comparison import Comparison, compare_results, side_by_side
 from llmir.compare.dtype import Choice, choose
@@ -23,7 +24,7 @@ from llmir.compare.process import Limits, run_worker
 from llmir.compare.schedule import SIDES, Process, Schedule
 from llmir.compare.workloads import workload_named
 
-_WORKER = ("-m", "llmir.compare.worker")
+_WORKER = (SAFE_PATH, "-m", "llmir.compare.worker")
 #: A load average above this before the first process means that somebody else is using the machine.
 _IDLE_LOAD = 0.5
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from llmir.child import python
 from llmir.ir.signature import GPUS, Isa
 from llmir.target import gpu
 from llmir.target.records import Cache, Hardware, TargetError
@@ -22,6 +23,8 @@ from llmir.target.records import Cache, Hardware, TargetError
 CUDA_LIBRARY = "libcuda.so.1"
 #: What the amdgpu driver tells of processors, a folder each.
 AMD_NODES = "sys/class/kfd/kfd/topology/nodes"
+#: Seconds for the CUDA driver to start, which takes a few where several GPUs wake up.
+PATIENCE = 120.0
 #: Of the CUDA driver's CUdevice_attribute.
 _SM_COUNT, _L2_BYTES, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 16, 38, 75, 76
 _SHARED_BYTES_OF_SM, _SHARED_BYTES_OF_BLOCK = 81, 97
@@ -44,7 +47,13 @@ def find() -> Hardware | None:
         ctypes.CDLL(CUDA_LIBRARY)  # which starts nothing yet
     except OSError:
         return look()
-    done = subprocess.run([sys.executable, "-m", __name__], capture_output=True, text=True, check=False)
+    command = python("-m", __name__)
+    try:
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=PATIENCE, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise TargetError(
+            f"the CUDA driver says nothing of its GPU within {PATIENCE:.0f} s: does nvidia-smi show it?"
+        ) from error
     if done.returncode:
         raise TargetError(done.stderr.strip().rpartition("\n")[2] or "the CUDA driver cannot be asked for its GPU")
     return _read(done.stdout)

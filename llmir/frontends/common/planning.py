@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmir.child import environment, python
 from llmir.errors import LlmirError, PlanError
 from llmir.frontends.common import plan_cache
 from llmir.frontends.common.options import Options
@@ -26,6 +27,9 @@ from llmir.workload import Workload
 
 if TYPE_CHECKING:
     from llmir.ir.bindings import ir
+
+#: Seconds for making a plan, many times what the largest models take.
+PATIENCE = 1800.0
 
 
 class PlanningError(LlmirError):
@@ -124,13 +128,24 @@ def plan_in_child(module: str, payload: Any) -> Plan:
     """The plan that the module called ``module``, run as a program of its own, makes of ``payload``.
 
     The module hands :func:`serve_child` its function. Errors that it raises are raised here; PlanningError where the
-    program gives none.
+    program gives none in time.
     """
     import cloudpickle  # the frameworks': model configurations with code from a hub pickle by value
 
-    child = subprocess.run(
-        [sys.executable, "-m", module], input=cloudpickle.dumps(payload), stdout=subprocess.PIPE, check=False
-    )
+    try:
+        child = subprocess.run(
+            python("-m", module),
+            input=cloudpickle.dumps(payload),
+            stdout=subprocess.PIPE,
+            env=environment(os.environ),
+            timeout=PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise PlanningError(
+            f"the process that compiles the model had no plan after {PATIENCE:.0f} s and was ended; its own messages "
+            f"are above: start again when the machine has less to do, or serve without llmir"
+        ) from error
     try:
         outcome = pickle.loads(child.stdout)
     except (EOFError, pickle.UnpicklingError) as error:

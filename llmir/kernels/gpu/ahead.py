@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import pickle
 import subprocess
-import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmir.child import python
 from llmir.errors import KernelError
 from llmir.ir.signature import KernelSpec
 from llmir.kernels.gpu import toolchain
 from llmir.kernels.gpu.machine_code import MachineCode
 
 WORKER = "llmir.kernels.gpu.ahead_worker"
+#: Seconds for a program of a kernel, many times what the slowest takes.
+PATIENCE = 600.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def compile_ahead(
 def _work(todo: deque[Job], cache: Path, progress: Callable[[str], None]) -> dict[Job, Binary]:
     """What one child process makes of jobs that are still to do; where one fails, the others are given up."""
     made = {}
-    command, environment = [sys.executable, "-m", WORKER], toolchain.environment(cache)
+    command, environment = python("-m", WORKER), toolchain.environment(cache)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as worker:
         while todo:
             try:
@@ -127,15 +131,25 @@ def _work(todo: deque[Job], cache: Path, progress: Callable[[str], None]) -> dic
 def _answer(worker: subprocess.Popen[bytes], job: Job) -> Binary:
     """What ``worker`` makes of ``job``; raises the error it answers with."""
     assert worker.stdin is not None and worker.stdout is not None
+    deadline = time.monotonic() + PATIENCE
+    limit = threading.Timer(PATIENCE, worker.kill)
+    limit.start()
     try:
         pickle.dump(job, worker.stdin)
         worker.stdin.flush()
         answer: Any = pickle.load(worker.stdout)
     except (EOFError, OSError, pickle.UnpicklingError) as error:
+        end = (
+            f"with status {worker.wait()}"
+            if time.monotonic() < deadline
+            else f"after {PATIENCE:.0f} s without an answer"
+        )
         raise KernelError(
-            f"the compiler ended with status {worker.wait()} on {job.program} of {job.spec.symbol} for {job.spec.isa}; "
-            f"its own messages are above: try another release of Triton"
+            f"the compiler ended {end} on {job.program} of {job.spec.symbol} for {job.spec.isa}; its own messages are "
+            f"above: try another release of Triton"
         ) from error
+    finally:
+        limit.cancel()
     if isinstance(answer, KernelError):
         raise answer
     assert isinstance(answer, Binary)

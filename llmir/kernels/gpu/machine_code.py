@@ -24,6 +24,8 @@ _CUBIN_PARAMETER = re.compile(r"Ordinal : 0x([0-9a-f]+)\s+Offset\s+: 0x([0-9a-f]
 _CUBIN_USAGE = re.compile(r"(REG|STACK|SHARED|LOCAL):(\d+)")
 _AMD_NUMBER = re.compile(r"^ +(?:- )?\.(\w+): +(\d+)$", re.MULTILINE)
 _AMD_PARAMETER = re.compile(r"\.offset: +(\d+)\n +\.size: +(\d+)\n +\.value_kind: +(\w+)")
+#: Seconds for a tool to read one kernel.
+_PATIENCE = 120.0
 #: A hidden argument is one that the driver fills in.
 _AMD_HIDDEN = "hidden"
 
@@ -102,7 +104,12 @@ def of_amdgcn(assembly: str) -> MachineCode:
 
 def _output(*command: str) -> str:
     """Standard output of one of the tools."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=_PATIENCE, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise KernelError(f"{command[0]} did not end within {_PATIENCE:.0f} s: install Triton again") from error
     if done.returncode != 0:
         raise KernelError(
             f"{command[0]} ended with status {done.returncode} ({done.stderr.strip()}): install Triton again"
