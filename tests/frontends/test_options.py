@@ -25,6 +25,37 @@ def test_prefixes_are_shared_unless_that_is_off(said: str, shared: bool) -> None
     assert Options.read({}, {"LLMIR_PREFIX_SHARING": said}, WHERE).shares_prefixes is shared
 
 
+#: What Kubernetes sets for a service of two ports that is called llmir; the second port has no name in some.
+SERVICE = {
+    "LLMIR_SERVICE_HOST": "10.0.0.7",
+    "LLMIR_SERVICE_PORT": "8000",
+    "LLMIR_SERVICE_PORT_HTTP": "8000",
+    "LLMIR_SERVICE_PORT_HTTP_METRICS": "9000",
+    "LLMIR_PORT": "tcp://10.0.0.7:8000",
+    "LLMIR_PORT_8000_TCP": "tcp://10.0.0.7:8000",
+    "LLMIR_PORT_8000_TCP_PROTO": "tcp",
+    "LLMIR_PORT_8000_TCP_PORT": "8000",
+    "LLMIR_PORT_8000_TCP_ADDR": "10.0.0.7",
+    "LLMIR_PORT_53_UDP": "udp://[fd00::7]:53",
+    "LLMIR_PORT_53_UDP_ADDR": "fd00::7",
+}
+
+
+@pytest.mark.parametrize("service", ["LLMIR", "LLMIR_CHAT", "LLMIR_WORKLOAD", "LLMIR_7B_V2"])
+def test_where_a_service_is_is_no_option(service: str) -> None:
+    environment = {name.replace("LLMIR", service): value for name, value in SERVICE.items()}
+    assert Options.read({}, {**environment, "LLMIR_WORKLOAD": "chat"}, WHERE) == Options(workload="chat")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("LLMIR_PORT", "8000"), ("LLMIR_SERVICE", "10.0.0.7"), ("LLMIR_SERVICE_PORT", "x"), ("LLMIR_HOST", "10.0.0.7")],
+)
+def test_what_only_looks_like_a_service_is_refused(variable: str, value: str) -> None:
+    with pytest.raises(OptionError, match=f"no option '{variable}'"):
+        Options.read({}, {variable: value}, WHERE)
+
+
 @pytest.mark.parametrize(
     ("given", "environment", "hint"),
     [

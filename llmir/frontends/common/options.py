@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,6 +13,12 @@ from llmir.errors import LlmirError
 #: Environment variables that are llmir's but no options: where compiled things are kept.
 OTHER_VARIABLES = frozenset({"LLMIR_CACHE"})
 PREFIX = "LLMIR_"
+#: What Kubernetes sets in every container of a namespace for a service called llmir, or llmir- and more: names, and of
+#: those that an option might have, the values.
+_OF_A_SERVICE = re.compile(
+    r"LLMIR_(\w+_)?(SERVICE_HOST=|SERVICE_PORT(_\w+)?=\d+$|PORT(_\d+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://"
+    r"|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=)"
+)
 
 
 class OptionError(LlmirError):
@@ -49,7 +56,11 @@ class Options:
         names = [field.name for field in fields(cls)]
         values: dict[str, str] = {}
         for variable, value in environment.items():
-            if variable.startswith(PREFIX) and variable not in OTHER_VARIABLES:
+            if (
+                variable.startswith(PREFIX)
+                and variable not in OTHER_VARIABLES
+                and not _is_of_a_service(variable, value)
+            ):
                 name = variable.removeprefix(PREFIX).lower()
                 _check_name(name, names, variable, [PREFIX + known.upper() for known in names])
                 values[name] = value
@@ -64,6 +75,11 @@ class Options:
         if options.prefix_sharing not in ("", "on", "off"):
             raise OptionError(f"llmir's option 'prefix_sharing' is on or off, not {options.prefix_sharing!r}")
         return options
+
+
+def _is_of_a_service(variable: str, value: str) -> bool:
+    """Whether a variable tells where a Kubernetes service is."""
+    return _OF_A_SERVICE.match(f"{variable}={value}") is not None
 
 
 def _check_name(name: str, names: list[str], spelled: str, known: list[str]) -> None:
