@@ -31,8 +31,15 @@ if TYPE_CHECKING:
 
 
 def cache_folder() -> Path:
-    """Where llmir keeps what it has compiled: ``LLMIR_CACHE``, else the user's cache folder."""
-    return Path(os.environ.get("LLMIR_CACHE") or platformdirs.user_cache_dir("llmir", appauthor=False))
+    """Where llmir keeps what it has compiled, a whole path: ``LLMIR_CACHE``, else the user's cache folder.
+
+    A leading ``~`` is a home folder: what sets variables is often no shell. Raises LlmirError where there is none.
+    """
+    given = os.environ.get("LLMIR_CACHE") or platformdirs.user_cache_dir("llmir", appauthor=False)
+    try:
+        return Path(given).expanduser().absolute()
+    except RuntimeError as error:
+        raise LlmirError(f"there is no home folder for {given}: set LLMIR_CACHE to a whole path") from error
 
 
 def object_cache(folder: Path | None = None) -> ObjectCache:

@@ -134,7 +134,7 @@ class Plan:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            with os.fdopen(handle, "w") as file:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(self.dumps())
             os.replace(unfinished, path)
         except OSError as error:
@@ -148,7 +148,7 @@ class Plan:
     def read(cls, path: Path) -> Plan:
         """The plan in the file ``path``; raises PlanError where there is none."""
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not text"
             raise PlanError(f"the plan {str(path)!r} cannot be read ({why}); make one with `llmir compile`") from error

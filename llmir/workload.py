@@ -150,7 +150,7 @@ class Workload:
             return NAMED[name]
         path = Path(name)
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise WorkloadError(
                 f"no workload {name!r}: it is none of {', '.join(NAMED)}, and no readable file ({_why(error)})"

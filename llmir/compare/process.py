@@ -134,7 +134,8 @@ def _run(
             stdin=subprocess.PIPE,  # never written to; the worker sees it close when this process is gone
             stdout=subprocess.PIPE,
             stderr=log,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             start_new_session=True,  # a group of its own, so that it can be ended with its engine processes
         ) as process,
     ):

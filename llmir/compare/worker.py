@@ -130,7 +130,7 @@ def _end_with_parent() -> None:
 def main() -> None:
     """Entry point of the worker process; any error ends it with a traceback in its log."""
     # The framework and its processes log to standard output: keep that stream for announcements alone.
-    announcements = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    announcements = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     job = Job.from_json(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -37,6 +37,11 @@ class ModelInfo:
     allowed_block_sizes: tuple[int, ...] = ()
     """Block sizes the framework accepts, in tokens."""
 
+    def __post_init__(self) -> None:
+        # A path's bytes that Python cannot read in the locale's encoding are surrogates, which MLIR does not take.
+        readable = self.model.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        object.__setattr__(self, "model", readable)
+
 
 def new_module(info: ModelInfo) -> ir.Module:
     """An empty module (in the current context) with ``info`` as its attributes."""

@@ -92,7 +92,7 @@ def _cpu_list_length(text: str) -> int:
 def _read(path: Path) -> str:
     """Text of a kernel file, empty where the machine does not have it."""
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
 

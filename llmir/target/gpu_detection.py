@@ -123,7 +123,7 @@ def _amd(root: Path) -> Hardware | None:
     """The first GPU among the nodes of the amdgpu driver, with caches as published; None where there is none."""
     for node in sorted((root / AMD_NODES).glob("*"), key=lambda path: int(path.name)):
         try:
-            lines = (node / "properties").read_text().splitlines()
+            lines = (node / "properties").read_text(encoding="utf-8").splitlines()
         except OSError:
             continue  # a GPU that this process may not use
         facts = {name: int(value) for name, value in map(str.split, lines)}

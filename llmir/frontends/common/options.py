@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -29,7 +30,8 @@ class OptionError(LlmirError):
 class Options:
     """One field an option; every field is text, and empty means the default.
 
-    In the environment the option ``workload`` is called ``LLMIR_WORKLOAD``. The command line wins.
+    In the environment the option ``workload`` is called ``LLMIR_WORKLOAD``. The command line wins. A leading ``~`` is a
+    home folder, which no shell replaces in a configuration.
     """
 
     workload: str = ""
@@ -71,7 +73,7 @@ class Options:
             if not isinstance(value, str):
                 raise OptionError(f"llmir's option {name!r} takes text, not {value!r}")
             values[name] = value
-        options = cls(**values)
+        options = cls(**{name: os.path.expanduser(value) for name, value in values.items()})
         if options.prefix_sharing not in ("", "on", "off"):
             raise OptionError(f"llmir's option 'prefix_sharing' is on or off, not {options.prefix_sharing!r}")
         return options
