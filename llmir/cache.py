@@ -14,7 +14,9 @@ import errno
 import os
 import pwd
 import secrets
+import shutil
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +25,11 @@ from llmir.errors import LlmirError
 #: The folders of llmir's cache folder: kernels, plans, measurements of machines, which dtypes frameworks serve fastest,
 #: and what Triton keeps.
 OBJECTS, PLANS, MEASUREMENTS, DTYPE_CHOICES, TRITON = FOLDERS = ("objects", "plans", "measurements", "dtypes", "triton")
+#: Days after its last use that an entry is kept: models that are served now and then stay, a release's sources do not.
+KEPT_DAYS = 90.0
+#: Days that a lock, or a file that was never finished, is left alone: longer than any build.
+_LEFTOVER_DAYS = 1.0
+_DAY = 86400.0
 #: How the name of a file ends that is being written.
 UNFINISHED = ".part"
 _PRIVATE_FOLDER, _PRIVATE_FILE = 0o700, 0o600
@@ -52,6 +59,8 @@ class KeptFolder:
         """
         try:
             with self.opened() as folder, self._entry(folder, name, os.O_RDONLY) as file:
+                with contextlib.suppress(OSError):  # a folder that only root may write
+                    os.utime(file)  # when it was used last
                 return _contents(file)
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -74,6 +83,33 @@ class KeptFolder:
         """A descriptor of the file ``name``, made if missing; raises OSError or UntrustedError."""
         with self.opened(make=True) as folder, self._entry(folder, name, os.O_RDWR | os.O_CREAT) as file:
             return os.dup(file)
+
+    def size(self) -> tuple[int, int]:
+        """How many entries there are, and their bytes; raises OSError or UntrustedFolderError."""
+        try:
+            with self.opened() as folder:
+                sizes = [_bytes(folder, name) for name in os.listdir(folder) if not _is_leftover(name)]
+        except FileNotFoundError:
+            return 0, 0
+        return len(sizes), sum(sizes)
+
+    def prune(self, days: float = KEPT_DAYS) -> int:
+        """Remove what was not used for so many days, and what was left over; returns how many entries that were.
+
+        Raises OSError or UntrustedFolderError.
+        """
+        removed, now = 0, time.time()
+        try:
+            with self.opened() as folder:
+                for name in os.listdir(folder):
+                    age = (now - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime) / _DAY
+                    leftover = _is_leftover(name)
+                    if age >= (min(days, _LEFTOVER_DAYS) if leftover else days):
+                        _remove(folder, name)
+                        removed += not leftover
+        except FileNotFoundError:  # nothing was kept yet, or another process removes the same
+            pass
+        return removed
 
     def made(self) -> Path:
         """The folder's path, for a program that keeps files of its own there, which nobody else may enter from now on.
@@ -126,6 +162,27 @@ class KeptFolder:
             yield file
         finally:
             os.close(file)
+
+
+def _is_leftover(name: str) -> bool:
+    """Whether a file is none that is read: a lock, or one that a process was ended over."""
+    return name.startswith(".") or name.endswith((UNFINISHED, ".lock"))
+
+
+def _bytes(folder: int, name: str) -> int:
+    """Size of an entry, of a folder that another program made with all that is in it."""
+    status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode):
+        return status.st_size
+    walk = os.fwalk(name, dir_fd=folder)
+    return sum(os.stat(file, dir_fd=at, follow_symlinks=False).st_size for _, _, files, at in walk for file in files)
+
+
+def _remove(folder: int, name: str) -> None:
+    try:
+        os.unlink(name, dir_fd=folder)
+    except IsADirectoryError:
+        shutil.rmtree(name, dir_fd=folder)
 
 
 def _make(folder: Path) -> None:

@@ -76,7 +76,7 @@ def test_help_loads_neither_mlir_nor_torch_nor_a_framework():
 def test_help_names_every_command(run):
     code, out, _ = run("--help")
     assert code == 0
-    assert all(command in out for command in ("compile", "explain", "compare", "check"))
+    assert all(command in out for command in ("compile", "explain", "compare", "check", "cache"))
 
 
 def test_an_error_for_the_user_is_one_sentence_and_a_failure(run, monkeypatch):

@@ -1,4 +1,4 @@
-"""The ``llmir`` command: compile, explain, compare, check."""
+"""The ``llmir`` command: compile, explain, compare, check, cache."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from llmir.cli import check, compare, compile, explain
+from llmir.cli import cache, check, compare, compile, explain
 from llmir.errors import LlmirError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.command("compile")(compile.compile_model)
 app.command("explain")(explain.explain)
 app.command("compare")(compare.compare)
 app.command("check")(check.check)
+app.add_typer(cache.app, name="cache")
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import llmir
-from llmir.cache import PLANS, KeptFolder, UntrustedError
+from llmir.cache import FOLDERS, PLANS, KeptFolder, UntrustedError
 from llmir.errors import PlanError
 from llmir.frontends.common.options import Options
 from llmir.kernels.build_lock import build_lock
@@ -75,6 +75,7 @@ def get_or_make(key: str, make: Callable[[], Plan], logger: logging.Logger) -> P
         else:
             seconds = time.monotonic() - started
             logger.info("llmir: compiled in %.1f s; see why with: llmir explain %s", seconds, folder.path / name)
+            _prune(cache_folder())
         return plan
 
 
@@ -89,6 +90,13 @@ def _read(folder: KeptFolder, name: str, logger: logging.Logger) -> Plan | None:
     if plan is not None:
         logger.info("llmir: plan %s (llmir explain prints it)", path)
     return plan
+
+
+def _prune(cache: Path) -> None:
+    """Remove what was not used for long; a fault of the cache is told where something is read or kept."""
+    for name in FOLDERS:
+        with contextlib.suppress(OSError, UntrustedError):
+            KeptFolder(cache / name).prune()
 
 
 def _version(distribution: str) -> str | None:
