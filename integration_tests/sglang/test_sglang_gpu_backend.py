@@ -21,11 +21,11 @@ def served(monkeypatch: pytest.MonkeyPatch):
     return made, Requests(made._req_to_token)
 
 
-def call(made, batch, layer: int = 0, tokens: int | None = None, **more):
+def call(made, batch, layer: int = 0, tokens: int | None = None, dtype: torch.dtype = torch.bfloat16, **more):
     """One layer's call for a batch, with queries, keys and values that lie in one tensor, as a model's do."""
     attention = made._layers[layer]
     tokens = len(batch.out_cache_loc) if tokens is None else tokens
-    qkv = torch.randn(tokens, (HEADS + 2 * KV_HEADS) * HEAD_SIZE).bfloat16()
+    qkv = torch.randn(tokens, (HEADS + 2 * KV_HEADS) * HEAD_SIZE).to(dtype)
     q, k, v = qkv.split([HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE], dim=1)
     decodes = batch.forward_mode.is_decode()
     forward = made.forward_decode if decodes else made.forward_extend
@@ -125,6 +125,28 @@ def test_a_call_has_the_layers_tensors(served) -> None:
     assert given["append_tokens"] == 40
     assert output.shape == (40, HEADS * HEAD_SIZE)
     assert (output == 7).all()
+
+
+def test_what_a_model_computed_in_another_type_is_converted(served) -> None:
+    made, requests = served
+    requests.add("a", 60)
+    batch = requests.extend(a=40)
+    made.init_forward_metadata(batch)
+    output = call(made, batch, dtype=torch.float32)
+    [given] = made._runners[0].calls
+    assert {given[name].dtype for name in ("query", "key", "value", "output")} == {torch.bfloat16}
+    assert output.dtype == torch.float32
+    assert (output == 7).all()
+
+
+def test_sinks_that_are_not_one_a_head_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = backend(monkeypatch, plan(sinks=True))
+    requests = Requests(made._req_to_token)
+    requests.add("a", 60)
+    batch = requests.extend(a=40)
+    made.init_forward_metadata(batch)
+    with pytest.raises(UnsupportedLayerError, match=r"sinks of \[1\]"):
+        call(made, batch, sinks=torch.zeros(1))
 
 
 def test_what_is_in_the_cache_already_is_not_appended(served) -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from sglang.srt.models.llama import LlamaAttention
 from tiny_models import LAYERS, WriteModel
 
 from llmir.errors import LlmirError, UnsupportedLayerError
@@ -86,6 +87,25 @@ def test_importing_twice_gives_the_same_text(write_model: WriteModel) -> None:
 def test_cache_type_follows_the_models_dtype(write_model: WriteModel) -> None:
     module = load(write_model("llama"), dtype="float32")
     assert {cache.element_type for cache in caches_of(module).values()} == {"f32"}
+
+
+def test_attention_in_another_type_than_the_models_is_converted(
+    write_model: WriteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        LlamaAttention,
+        "forward",
+        lambda self, positions, hidden_states, forward_batch: self.o_proj(
+            self.attn(*(x.float() for x in self.forward_prepare_native(positions, hidden_states)), forward_batch).to(
+                hidden_states.dtype
+            )
+        )[0],
+    )
+    module = load(write_model("llama"))
+    assert {s.element_type for s in signatures(module)} == {"bf16"}
+    converted = [str(op.result.type) for op in ops_of(module, ops.Elementwise) if op.function.value == "convert"]
+    assert sum("xbf16" in kind for kind in converted) == 4 * LAYERS, "query, key, value, and what the model casts back"
+    assert sum("xf32" in kind for kind in converted) == 4 * LAYERS, "the model's own casts, and the result"
 
 
 def test_a_rank_has_its_share(write_model: WriteModel) -> None:

@@ -299,11 +299,16 @@ def test_cascade_attention_is_never_used() -> None:
 def call(layer: Attention, metadata: LlmirGpuMetadata | None, cache_dtype: torch.dtype, **changes: Any) -> Any:
     """One call of a layer as vLLM makes it: the tensors that it was given, and what came back."""
     tokens = 3
-    query, output = (torch.ones(tokens, HEADS, HEAD_SIZE, dtype=torch.bfloat16) for _ in range(2))
-    key, value = (torch.ones(tokens, KV_HEADS, HEAD_SIZE, dtype=torch.bfloat16) for _ in range(2))
-    cache = changes.pop("cache", torch.zeros(8, KV_HEADS, BLOCK, 2 * HEAD_SIZE, dtype=cache_dtype))
-    result = layer.impl.forward(layer, query, key, value, cache, metadata, output, **changes)
-    return (query, key, value, output, cache), result
+    given = {
+        **{name: torch.ones(tokens, HEADS, HEAD_SIZE, dtype=torch.bfloat16) for name in ("query", "output")},
+        **{name: torch.ones(tokens, KV_HEADS, HEAD_SIZE, dtype=torch.bfloat16) for name in ("key", "value")},
+        "kv_cache": torch.zeros(8, KV_HEADS, BLOCK, 2 * HEAD_SIZE, dtype=cache_dtype),
+        **changes,
+    }
+    if metadata is not None:
+        metadata.slot_mapping = torch.zeros(tokens, dtype=torch.int64)
+    result = layer.impl.forward(layer, attn_metadata=metadata, **given)
+    return tuple(given[name] for name in ("query", "key", "value", "output", "kv_cache")), result
 
 
 def test_a_call_is_one_call_of_the_runner() -> None:
@@ -361,11 +366,37 @@ def test_a_quantized_output_is_refused(scale: str) -> None:
         torch.zeros(8, KV_HEADS, 2 * BLOCK, 2 * HEAD_SIZE),
         torch.zeros(8, BLOCK, KV_HEADS, 2 * HEAD_SIZE).transpose(1, 2),
         torch.zeros(16, KV_HEADS, BLOCK, 2 * HEAD_SIZE)[::2],
+        torch.zeros(8, KV_HEADS, BLOCK, 2 * HEAD_SIZE, dtype=torch.float16),
     ],
-    ids=["other blocks", "heads within a token", "other layers between"],
+    ids=["other blocks", "heads within a token", "other layers between", "another element type"],
 )
 def test_a_cache_that_is_no_array_of_pages_is_refused(cache: torch.Tensor) -> None:
     layer = attention()
     metadata = build(gpu_plan(), layer).build(0, batch([1, 2], [20, 37]))
     with pytest.raises(UnsupportedLayerError, match="not an array of pages"):
-        call(layer, metadata, torch.bfloat16, cache=cache)
+        call(layer, metadata, torch.bfloat16, kv_cache=cache)
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value", "output"])
+def test_a_tensor_of_another_type_is_refused_by_name(name: str) -> None:
+    layer = attention()
+    metadata = build(gpu_plan(), layer).build(0, batch([1, 2], [20, 37]))
+    heads = HEADS if name in ("query", "output") else KV_HEADS
+    with pytest.raises(UnsupportedLayerError, match=f"{LAYERS[0]}.*its {name} is .* in float32"):
+        call(layer, metadata, torch.bfloat16, **{name: torch.ones(3, heads, HEAD_SIZE)})
+    assert not runner_of(layer).calls
+
+
+def test_sinks_that_are_not_one_a_head_are_refused() -> None:
+    layer = attention(sinks=torch.zeros(1, HEADS, dtype=torch.bfloat16))
+    with pytest.raises(UnsupportedLayerError, match="not one for each of its heads"):
+        build(gpu_plan(sinks=True), layer)
+
+
+def test_scales_for_each_head_are_refused() -> None:
+    layer = attention()
+    layer.impl = gpu_backend.LlmirGpuAttentionImpl(HEADS, HEAD_SIZE, SCALE, KV_HEADS, kv_cache_dtype="fp8")
+    metadata = build(gpu_plan(quantized=True), layer, kv_cache_spec=spec(dtype=torch.uint8)).build(0, batch([3], [20]))
+    layer._k_scale = torch.ones(KV_HEADS)
+    with pytest.raises(UnsupportedLayerError, match=r"a scale of its KV cache is .*, not one float32"):
+        call(layer, metadata, torch.uint8)

@@ -4,7 +4,9 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import torch
 from tiny_models import LAYERS, WriteModel
+from vllm.model_executor.models.llama import LlamaAttention
 
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.vllm.importer import import_module
@@ -65,6 +67,19 @@ def test_the_module_says_what_it_is_of(write_model: WriteModel) -> None:
     assert info.framework.startswith("vllm ")
     assert (info.model, info.block_size_fixed) == (folder, True)
     assert info.allowed_block_sizes == (32, 64, 96, 128, 256), "up to the longest sequence, and the user's own"
+
+
+def test_attention_in_another_type_than_the_models_is_refused(
+    write_model: WriteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(self: LlamaAttention, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        qkv, _ = self.qkv_proj(hidden_states)
+        q, k, v = qkv.split([self.q_size, self.kv_size, self.kv_size], dim=-1)
+        return self.o_proj(self.attn(q.float(), k.float(), v.float()).to(qkv.dtype))[0]
+
+    monkeypatch.setattr(LlamaAttention, "forward", forward)
+    with pytest.raises(UnsupportedLayerError, match="its query is in f32, and a kernel for its KV cache reads bf16"):
+        load(write_model("llama"))
 
 
 def test_importing_twice_gives_the_same_text(write_model: WriteModel) -> None:

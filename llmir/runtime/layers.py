@@ -120,10 +120,15 @@ def heads(tensor: Any, head_size: int) -> tuple[int, int]:
 
     Raises ValueError where the heads of a token are not side by side, as AttentionRunner.attend needs them.
     """
-    token, head, element = tensor.stride()
-    if element != 1 or (head != head_size and tensor.shape[1] > 1):
+    if not side_by_side(tensor, head_size):
         raise ValueError(f"llmir's kernels need the heads of a token side by side, not strides {tensor.stride()}")
-    return tensor.data_ptr(), token
+    return tensor.data_ptr(), tensor.stride()[0]
+
+
+def side_by_side(tensor: Any, head_size: int) -> bool:
+    """Whether the heads of a token of a tensor [tokens, heads, head_size] follow one another in memory."""
+    _, head, element = tensor.stride()
+    return element == 1 and (head == head_size or tensor.shape[1] <= 1)
 
 
 def _check(layer: str, planned: AttentionSignature, found: LayerFacts) -> None:

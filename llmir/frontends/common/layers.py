@@ -22,7 +22,7 @@ from llmir.ir import build
 from llmir.ir.attributes import Weight
 from llmir.ir.bindings import ir
 from llmir.ir.signature import QUANTIZED_TYPE
-from llmir.ir.types import PagedKVCache
+from llmir.ir.types import PagedKVCache, tensor
 from llmir.runtime.layers import LayerFacts
 
 Tensor = torch.Tensor
@@ -189,7 +189,8 @@ def attention(
 
     ``query``, ``key``, ``value``: [tokens, heads * head_size], or with heads a dimension of their own. ``layer`` is
     the name by which a backend will ask the plan for the kernel; ``max_length`` the longest sequence, in tokens;
-    ``sinks`` the layer's weight [heads], where ``facts`` say that it has sinks.
+    ``sinks`` the layer's weight [heads], where ``facts`` say that it has sinks. What is in another element type than
+    the layer's is converted, and the result back to the query's.
     """
     d = recorder.decoder
     cache_type = PagedKVCache.build(
@@ -200,8 +201,12 @@ def attention(
         max_length=max_length,
     )
 
-    def heads(tensor: Tensor, count: int) -> ir.Value:
-        return build.reshape(recorder.value(tensor), [None, count, facts.head_size])
+    def heads(given: Tensor, count: int) -> ir.Value:
+        shape = [None, count, facts.head_size]
+        x = build.reshape(recorder.value(given), shape)
+        if recorder.element(given) == facts.element_type:
+            return x
+        return build.elementwise("convert", x, result_type=tensor(shape, facts.element_type))
 
     keys, values = heads(key, facts.num_kv_heads), heads(value, facts.num_kv_heads)
     result = build.paged_attention(
@@ -218,7 +223,10 @@ def attention(
     )
     size = facts.num_heads * facts.head_size
     output = torch.empty(query.shape[0], size, dtype=query.dtype, device="meta")
-    return recorder.set(output, build.reshape(result, [None, size]))
+    result = build.reshape(result, [None, size])
+    if recorder.element(query) != facts.element_type:
+        result = build.elementwise("convert", result, result_type=recorder.type_of(output))
+    return recorder.set(output, result)
 
 
 def logits(

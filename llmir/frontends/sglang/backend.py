@@ -23,6 +23,9 @@ from llmir.runtime.layers import heads
 class LlmirAttentionBackend(PlannedBackend[AttentionRunner]):
     """All attention layers of one model runner on a CPU."""
 
+    #: New tokens of the batch announced last.
+    _tokens = 0
+
     def __init__(self, runner: Any):
         super().__init__(runner, functools.partial(AttentionRunner.load, object_cache=object_cache()))
 
@@ -38,6 +41,7 @@ class LlmirAttentionBackend(PlannedBackend[AttentionRunner]):
         # A page's slots follow one another, so its first one tells its number.
         first_slots = self._req_to_token.numpy()[batch.req_pool_indices.numpy(), : lengths.max() : self._page_size]
         block_table = np.ascontiguousarray(first_slots // self._page_size, np.int32)
+        self._tokens = int(query_start[-1])
         self._planned.begin_step(query_start, lengths, block_table, torch.get_num_threads())
         self._sharing.update()
 
@@ -53,25 +57,29 @@ class LlmirAttentionBackend(PlannedBackend[AttentionRunner]):
     ) -> torch.Tensor:
         """Append ``k`` and ``v`` [tokens, KV heads, head_dim] to the cache and attend: [tokens, heads * head_dim].
 
-        ``q`` [tokens, heads * head_dim]. With ``save_kv_cache`` False the cache has them already.
+        ``q`` [tokens, heads * head_dim]. With ``save_kv_cache`` False the cache has them already. What a model computed
+        in another element type is converted to its own, as SGLang's kernels do, and the result to that of ``q``.
         """
         if k is None or call:  # checked once for all layers when the model was imported; so as a rule there is nothing
             support.check_call(f"layer {layer.layer_id}", k, call)
-        size = layer.qk_head_dim
-        output = q.new_empty((q.shape[0], layer.tp_q_head_num * size))
-        query = q.view(-1, layer.tp_q_head_num, size)
+        size, tensors = layer.qk_head_dim, self._tensors[layer.layer_id]
+        query, key, value = tensors.converted(q), tensors.converted(k), tensors.converted(v)
+        output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        tensors.check(query, output, self._tokens)
         slots = forward_batch.out_cache_loc
+        if save_kv_cache:
+            tensors.check_new(key, value, slots, len(slots))
         pool = self.token_to_kv_pool
         self._runners[layer.layer_id].attend(
             heads(query, size),
-            heads(k.view(-1, layer.tp_k_head_num, size), size),
-            heads(v.view(-1, layer.tp_k_head_num, size), size),
-            heads(output.view(-1, layer.tp_q_head_num, size), size),
+            heads(key, size),
+            heads(value, size),
+            heads(output, size),
             pool.pages[layer.layer_id - pool.start_layer].data_ptr(),
             slots.data_ptr(),
             len(slots) if save_kv_cache else 0,
         )
-        return output
+        return output.view(q.shape[0], -1).to(q.dtype)
 
     # A decode is a batch of one new token each; the work list knows.
     forward_decode = forward_extend

@@ -17,6 +17,7 @@ from sglang.srt.runtime_context import get_parallel
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.agreement import check_agreement
 from llmir.frontends.common.sharing_report import SharingReport
+from llmir.frontends.common.tensors import LayerTensors
 from llmir.frontends.sglang import support
 from llmir.frontends.sglang.planning import plan_of
 from llmir.frontends.sglang.pool import LlmirKVPool
@@ -48,6 +49,7 @@ class PlannedBackend(AttentionBackend, Generic[RunnerT]):
         self._sinks = {layer for kernel in plan.kernels if kernel.spec.signature.sinks for layer in kernel.layers}
         self._planned = PlannedLayers(plan, load)
         self._runners: dict[int, RunnerT] = {}
+        self._tensors: dict[int, LayerTensors] = {}
         for path, layer in runner.model.named_modules():
             if isinstance(layer, RadixAttention):
                 self._bind(path, layer, runner.model_config.dtype if pool.is_fp8 else pool.dtype)
@@ -64,7 +66,9 @@ class PlannedBackend(AttentionBackend, Generic[RunnerT]):
         # Whether a layer has sinks is seen when it is called; a call unlike the plan is refused then.
         sinks = path in self._sinks
         facts = support.layer_facts(layer, dtype, self._page_size, quantized=quantized, sinks=sinks)
-        self._runners[layer.layer_id] = self._planned.bind(path, facts)
+        runner = self._runners[layer.layer_id] = self._planned.bind(path, facts)
+        device = self.token_to_kv_pool.pages[0].device
+        self._tensors[layer.layer_id] = LayerTensors(path, runner.spec.signature, device)
 
     def _may_prepare(self, batch: Any) -> bool:
         """Whether a batch has anything to attend to; raises UnsupportedLayerError for one that llmir cannot serve."""

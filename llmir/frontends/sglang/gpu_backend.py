@@ -156,10 +156,11 @@ class LlmirGpuBackend(PlannedBackend[GpuAttentionRunner]):
         """Append ``k`` and ``v`` [tokens, KV heads, head_dim] to the cache and attend: [tokens, heads * head_dim].
 
         ``q`` [tokens, heads * head_dim], ``sinks`` [heads]. With ``save_kv_cache`` False the cache has them already.
+        Element types as on a CPU.
         """
         if k is None or call:  # checked once for all layers when the model was imported; so as a rule there is nothing
             support.check_call(f"layer {layer.layer_id}", k, call)
-        runner, tokens, size = self._runners[layer.layer_id], q.shape[0], layer.qk_head_dim
+        runner, tokens, tensors = self._runners[layer.layer_id], q.shape[0], self._tensors[layer.layer_id]
         if tokens != self._tokens:
             raise UnsupportedLayerError(
                 f"layer {layer.layer_id}", f"it is called for {tokens} tokens, and {self._tokens} were announced"
@@ -167,21 +168,27 @@ class LlmirGpuBackend(PlannedBackend[GpuAttentionRunner]):
         if (sinks is not None) != runner.spec.signature.sinks:
             how = "without" if sinks is None else "with"
             raise UnsupportedLayerError(f"layer {layer.layer_id}", f"it is called {how} sinks, unlike its plan")
-        output = _output(q, forward_batch, layer.tp_q_head_num * size)
+        if sinks is not None and sinks.shape != (layer.tp_q_head_num,):
+            raise UnsupportedLayerError(f"layer {layer.layer_id}", f"it is called with sinks of {list(sinks.shape)}")
+        query, key, value = tensors.converted(q), tensors.converted(k), tensors.converted(v)
+        output = _output(query, forward_batch)
+        tensors.check(query, output, tokens)
+        if save_kv_cache:
+            tensors.check_new(key, value, forward_batch.out_cache_loc, tokens)
         pool = self.token_to_kv_pool
         runner.attend(
-            q.view(-1, layer.tp_q_head_num, size),
-            k.view(-1, layer.tp_k_head_num, size),
-            v.view(-1, layer.tp_k_head_num, size),
-            output.view(-1, layer.tp_q_head_num, size),
+            query,
+            key,
+            value,
+            output,
             pool.pages[layer.layer_id - pool.start_layer].view(pool.dtype),
             self._block_table,
             forward_batch.out_cache_loc[:tokens],
             tokens if save_kv_cache else 0,
-            sinks=None if sinks is None else sinks.to(q.dtype),
+            sinks=None if sinks is None else sinks.to(query.dtype).contiguous(),
             **self._scales.get(layer.layer_id, {}),
         )
-        return output
+        return output.view(tokens, -1).to(q.dtype)
 
     # A decode is a batch of one new token each; the work list knows.
     forward_decode = forward_extend
@@ -205,16 +212,16 @@ def _lengths(batch: Any) -> np.ndarray:
     return lengths
 
 
-def _output(q: torch.Tensor, batch: Any, width: int) -> torch.Tensor:
-    """Where a call's result goes, [tokens, width]: into what SGLang has allocated for it, if it has."""
-    given = getattr(batch, "_attn_output", None)
-    if given is not None and given.shape == (q.shape[0], width) and given.dtype == q.dtype:
-        return given
-    return q.new_empty((q.shape[0], width))
+def _output(query: torch.Tensor, batch: Any) -> torch.Tensor:
+    """Where a call's result goes, shaped as ``query``: into what SGLang has allocated for it, if it has."""
+    given, (tokens, heads, size) = getattr(batch, "_attn_output", None), query.shape
+    if given is not None and given.shape == (tokens, heads * size) and given.dtype == query.dtype:
+        return given.view(tokens, heads, size)
+    return torch.empty(query.shape, dtype=query.dtype, device=query.device)
 
 
 def _scale(given: Any, device: torch.device) -> torch.Tensor:
     """A scale as a kernel takes it, float32 [1]; SGLang has a tensor that it may write again, a number, or none (1)."""
     if isinstance(given, torch.Tensor):
-        return given.detach().view(1)
+        return given.detach().view(1).float()
     return torch.full((1,), 1.0 if given is None else float(given), dtype=torch.float32, device=device)

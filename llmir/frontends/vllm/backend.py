@@ -22,13 +22,13 @@ from vllm.v1.attention.backend import (
 from vllm.v1.kv_cache_interface import AttentionSpec
 
 from llmir.compiler import object_cache
+from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.sharing_report import SharingReport
 from llmir.frontends.vllm.description import (
     PlannedBackend,
     PlannedImpl,
     bind_layers,
     check_batch,
-    check_cache,
     plan_of,
 )
 from llmir.frontends.vllm.support import BLOCK_SIZES
@@ -113,23 +113,30 @@ class LlmirAttentionImpl(PlannedImpl):
 
         ``query`` and ``output`` [tokens, heads, head_size], ``key`` and ``value`` [tokens, KV heads, head_size],
         ``kv_cache`` [blocks, KV heads, block_size, 2 * head_size], in the cache's dtype. Without metadata (vLLM's
-        warm-up) nothing is done.
+        warm-up) nothing is done. Raises UnsupportedLayerError for tensors that the kernel would read as what they are
+        not, and where the output is to be quantized.
         """
+        if output_scale is not None or output_block_scale is not None:
+            raise UnsupportedLayerError(self._layer, "its output is to be quantized")
         if attn_metadata is None:
             return output
         runner = self._runner
         assert runner is not None
         if kv_cache is not self._cache:
-            check_cache(kv_cache, runner.spec.signature)
+            self.take_cache(kv_cache)
             self._cache = kv_cache
+        tokens, slots = attn_metadata.num_actual_tokens, attn_metadata.slot_mapping
         appends = self.kv_sharing_target_layer_name is None
+        self._tensors.check(query, output, tokens)
+        if appends:
+            self._tensors.check_new(key, value, slots, tokens)
         runner.attend(
             heads(query, self.head_size),
             heads(key, self.head_size) if appends else (0, 0),
             heads(value, self.head_size) if appends else (0, 0),
             heads(output, self.head_size),
             kv_cache.data_ptr(),
-            attn_metadata.slot_mapping.data_ptr(),
-            attn_metadata.num_actual_tokens if appends else 0,
+            slots.data_ptr(),
+            tokens if appends else 0,
         )
         return output

@@ -24,11 +24,15 @@ from vllm.v1.kv_cache_interface import AttentionSpec
 
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.support import ELEMENT_TYPES, dtype_name
+from llmir.frontends.common.tensors import DTYPES, LayerTensors
 from llmir.frontends.vllm.planning import PLAN_KEY
 from llmir.frontends.vllm.plugin import BACKEND_NAME, is_llmir
 from llmir.ir.signature import HEAD_SIZES, AttentionSignature
 from llmir.plan import Plan
 from llmir.runtime.layers import LayerFacts, PlannedLayers
+
+#: As which vLLM allocates a cache of eight-bit floats.
+QUANTIZED_DTYPES = (torch.uint8, torch.float8_e4m3fn)
 
 
 def plan_of(vllm_config: VllmConfig) -> Plan:
@@ -129,6 +133,9 @@ class PlannedImpl(AttentionImpl[Any]):
     #: vLLM's names of the cache dtypes that keep 8-bit floats, which the device's kernels know.
     quantized_dtypes: tuple[str, ...] = ()
     _runner: Any = None
+    _layer: str
+    #: What the layer's kernel takes its tensors to be, once its cache is known.
+    _tensors: LayerTensors
 
     def __init__(
         self,
@@ -168,7 +175,14 @@ class PlannedImpl(AttentionImpl[Any]):
 
     def bind(self, layer: str, kv_cache_spec: AttentionSpec, model_dtype: Any, planned: PlannedLayers[Any]) -> None:
         """Take the layer's kernel from the plan; UnsupportedLayerError where that is not the layer's."""
+        self._layer = layer
         self._runner = planned.bind(layer, self.facts(layer, kv_cache_spec, model_dtype))
+
+    def take_cache(self, kv_cache: torch.Tensor) -> None:
+        """Check a cache that the layer is called with for the first time; what it is called with goes by it."""
+        signature = self._runner.spec.signature
+        check_cache(self._layer, kv_cache, signature)
+        self._tensors = LayerTensors(self._layer, signature, kv_cache.device)
 
     def facts(self, layer: str, kv_cache_spec: AttentionSpec, model_dtype: Any) -> LayerFacts:
         """The layer as vLLM will run it; raises UnsupportedLayerError where that is more than kernels can do."""
@@ -190,12 +204,14 @@ class PlannedImpl(AttentionImpl[Any]):
         )
 
 
-def check_cache(kv_cache: torch.Tensor, signature: AttentionSignature) -> None:
-    """Raise UnsupportedLayerError unless a cache is one contiguous array of pages.
+def check_cache(layer: str, kv_cache: torch.Tensor, signature: AttentionSignature) -> None:
+    """Raise UnsupportedLayerError unless a cache is one contiguous array of pages of the kernel's type.
 
     The kernels address pages by their number alone.
     """
     expected = (signature.num_kv_heads, signature.block_size, 2 * signature.head_size)
-    if tuple(kv_cache.shape[1:]) != expected or not kv_cache.is_contiguous():
-        found = f"{tuple(kv_cache.shape)} with strides {kv_cache.stride()}"
-        raise UnsupportedLayerError("all", f"vLLM's KV cache is {found}, not an array of pages of {expected}")
+    dtypes = QUANTIZED_DTYPES if signature.quantized else (DTYPES[signature.element_type],)
+    if tuple(kv_cache.shape[1:]) != expected or not kv_cache.is_contiguous() or kv_cache.dtype not in dtypes:
+        found = f"{tuple(kv_cache.shape)} with strides {kv_cache.stride()} in {dtype_name(kv_cache.dtype)}"
+        wanted = f"{expected} in {' or '.join(map(dtype_name, dtypes))}"
+        raise UnsupportedLayerError(layer, f"vLLM's KV cache is {found}, not an array of pages of {wanted}")

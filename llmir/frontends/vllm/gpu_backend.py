@@ -35,7 +35,6 @@ from llmir.frontends.vllm.description import (
     PlannedImpl,
     bind_layers,
     check_batch,
-    check_cache,
     plan_of,
 )
 from llmir.frontends.vllm.support import BLOCK_SIZES, QUANTIZED_CACHE_DTYPES
@@ -208,7 +207,16 @@ class LlmirGpuAttentionImpl(PlannedImpl):
             raise UnsupportedLayerError(layer, f"it shares the KV cache of layer {self.kv_sharing_target_layer_name!r}")
         if self.sinks is not None and self.sinks.dtype != model_dtype:
             raise UnsupportedLayerError(layer, f"its sinks are of {self.sinks.dtype}, and the model of {model_dtype}")
+        if self.sinks is not None and (self.sinks.shape != (self.num_heads,) or not self.sinks.is_contiguous()):
+            raise UnsupportedLayerError(layer, f"its sinks are {list(self.sinks.shape)}, not one for each of its heads")
         super().bind(layer, kv_cache_spec, model_dtype, planned)
+
+    def _check_scales(self, layer: Any) -> None:
+        """Raise UnsupportedLayerError unless the scales of a quantized cache are what its kernel reads."""
+        for scale in (layer._k_scale, layer._v_scale):
+            if scale.dtype is not torch.float32 or scale.numel() != 1:
+                found = f"{list(scale.shape)} in {scale.dtype}"
+                raise UnsupportedLayerError(self._layer, f"a scale of its KV cache is {found}, not one float32")
 
     def forward(
         self,
@@ -236,8 +244,13 @@ class LlmirGpuAttentionImpl(PlannedImpl):
         runner = self._runner
         assert runner is not None
         if self._cache is None or self._cache() is not kv_cache:
-            check_cache(kv_cache, runner.spec.signature)
+            self.take_cache(kv_cache)
+            if runner.spec.signature.quantized:
+                self._check_scales(layer)
             self._cache = weakref.ref(kv_cache)
+        tokens, slots = attn_metadata.num_actual_tokens, attn_metadata.slot_mapping
+        self._tensors.check(query, output, tokens)
+        self._tensors.check_new(key, value, slots, tokens)
         runner.attend(
             query,
             key,
@@ -245,8 +258,8 @@ class LlmirGpuAttentionImpl(PlannedImpl):
             output,
             kv_cache.view(torch.float8_e4m3fn) if runner.spec.signature.quantized else kv_cache,
             attn_metadata.block_table,
-            attn_metadata.slot_mapping,
-            attn_metadata.num_actual_tokens,
+            slots,
+            tokens,
             key_scale=layer._k_scale,
             value_scale=layer._v_scale,
             sinks=self.sinks,

@@ -158,6 +158,11 @@ def _attention(
         quantized=quantized,
         sinks=layer.has_sink,
     )
+    for name, tensor in {"query": query, "key": key, "value": value}.items():
+        if tensor is None or recorder.element(tensor) != facts.element_type:
+            found = "missing" if tensor is None else f"in {recorder.element(tensor)}"
+            reason = f"its {name} is {found}, and a kernel for its KV cache reads {facts.element_type}"
+            raise UnsupportedLayerError(layer.layer_name, reason)
     sinks = None
     if layer.has_sink:
         ranks = get_tp_group()

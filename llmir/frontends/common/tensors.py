@@ -1,0 +1,74 @@
+"""What an attention layer is handed while it serves, held against what its kernel reads it as.
+
+A kernel gets addresses and reads what lies there as what it was compiled for. Frameworks pass on whatever a model's
+code computed, in any element type, so each call's tensors are compared: by attributes alone, some hundreds of
+nanoseconds each.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+
+from llmir.errors import UnsupportedLayerError
+from llmir.frontends.common.support import ELEMENT_TYPES, dtype_name
+from llmir.ir.signature import AttentionSignature
+from llmir.runtime.layers import side_by_side
+
+#: torch's dtypes by their names in the IR.
+DTYPES: dict[str, torch.dtype] = {element: getattr(torch, name) for name, element in ELEMENT_TYPES.items()}
+
+
+class LayerTensors:
+    """What the kernel of one attention layer takes its tensors to be."""
+
+    def __init__(self, layer: str, signature: AttentionSignature, device: torch.device):
+        """``device``: where the layer's cache is."""
+        self.dtype = DTYPES[signature.element_type]
+        self._layer = layer
+        self._device = device
+        self._size = signature.head_size
+        self._query = (signature.num_heads, signature.head_size)
+        self._key = (signature.num_kv_heads, signature.head_size)
+
+    def converted(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A query, key or value [tokens, heads * head_size] as [tokens, heads, head_size], of the kernel's type.
+
+        The tensor itself where it is so already, as a rule.
+        """
+        rows = tensor.reshape(tensor.shape[0], -1, self._size)
+        if rows.dtype is not self.dtype:
+            rows = rows.to(self.dtype)
+        return rows if side_by_side(rows, self._size) else rows.contiguous()
+
+    def check(self, query: torch.Tensor, output: torch.Tensor, tokens: int) -> None:
+        """Raise UnsupportedLayerError unless both are ``tokens`` rows or more of what the kernel takes."""
+        self._check("query", query, self._query, tokens)
+        self._check("output", output, self._query, tokens)
+
+    def check_new(self, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor, tokens: int) -> None:
+        """The same for keys and values that are appended to the cache, with their ``slots`` int64 [tokens]."""
+        self._check("key", key, self._key, tokens)
+        self._check("value", value, self._key, tokens)
+        if slots.dtype is not torch.int64 or slots.shape[0] < tokens or slots.device != self._device:
+            self._refuse("slots", slots, f"{tokens} numbers of int64")
+
+    def _check(self, name: str, tensor: torch.Tensor, heads: tuple[int, int], tokens: int) -> None:
+        if (
+            tensor is None
+            or tensor.dtype is not self.dtype
+            or tensor.device != self._device
+            or tensor.ndim != 3
+            or tensor.shape[0] < tokens
+            or tensor.shape[1:] != heads
+        ):
+            self._refuse(name, tensor, f"{tokens} tokens of {list(heads)} in {dtype_name(self.dtype)}")
+
+    def _refuse(self, name: str, tensor: torch.Tensor | None, expected: str) -> NoReturn:
+        if tensor is None:
+            raise UnsupportedLayerError(self._layer, f"it is called without a {name}")
+        found = f"{list(tensor.shape)} in {dtype_name(tensor.dtype)} on {tensor.device}"
+        raise UnsupportedLayerError(
+            self._layer, f"its {name} is {found}, and its kernel reads {expected} on {self._device}"
+        )
