@@ -14,12 +14,12 @@ import torch
 from gpu_plans import BLOCK, HEAD_SIZE, HEADS, KV_HEADS, LAYERS, SCALE, gpu_plan
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers.attention import Attention
-from vllm.v1.attention.backend import AttentionCGSupport, CommonAttentionMetadata, MultipleOf
+from vllm.v1.attention.backend import AttentionCGSupport, CommonAttentionMetadata
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common import sharing_report
-from llmir.frontends.vllm import block_tables, description, gpu_backend, plugin
+from llmir.frontends.vllm import block_tables, gpu_backend, plugin
 from llmir.frontends.vllm.gpu_backend import LlmirGpuAttentionBackend, LlmirGpuMetadata, LlmirGpuMetadataBuilder
 from llmir.frontends.vllm.planning import PLAN_KEY
 from llmir.kernels.work_list import ITEM_FIELDS
@@ -117,23 +117,6 @@ def know(asked: Any, rows: np.ndarray | None) -> None:
 
 
 # ---- setting up
-
-
-def test_the_block_size_is_the_plans_also_where_vllm_asks_without_a_configuration(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Fresh(LlmirGpuAttentionBackend):
-        """One that was never asked."""
-
-    plan = gpu_plan()
-    config = VllmConfig(additional_config={PLAN_KEY: plan.to_json()})
-    monkeypatch.setattr(description, "get_current_vllm_config_or_none", lambda: None)
-    (least,) = Fresh.get_supported_kernel_block_sizes()
-    assert isinstance(least, MultipleOf) and least.base == 16
-    monkeypatch.setattr(description, "get_current_vllm_config_or_none", lambda: config)
-    assert Fresh.get_supported_kernel_block_sizes() == [plan.block_size]
-    monkeypatch.setattr(description, "get_current_vllm_config_or_none", lambda: None)
-    assert Fresh.get_supported_kernel_block_sizes() == [plan.block_size]
 
 
 def test_layers_of_a_kernel_share_a_runner() -> None:

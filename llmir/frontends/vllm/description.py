@@ -6,11 +6,13 @@ this works the same in every process vLLM starts.
 
 from __future__ import annotations
 
+import functools
 import logging
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from vllm.config import VllmConfig, get_current_vllm_config_or_none
+from vllm.config import VllmConfig, get_current_vllm_config_or_none, set_current_vllm_config
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1 import kv_cache_interface
 from vllm.v1.attention.backend import (
@@ -57,8 +59,6 @@ class PlannedBackend(AttentionBackend):
     forward_includes_kv_cache_update: bool = True
     #: Tokens that the blocks of any plan for the device are a multiple of.
     block_size_step: int
-    #: Those of the plan that was asked about last.
-    _block_size: ClassVar[int | None] = None
 
     @staticmethod
     def get_name() -> str:
@@ -69,15 +69,16 @@ class PlannedBackend(AttentionBackend):
 
     @classmethod
     def get_supported_kernel_block_sizes(cls, kv_cache_spec: Any = None) -> list[int | MultipleOf]:  # type: ignore[override]
-        """The block size the kernels were compiled for.
+        """The block size that the kernels of the engine that asks were compiled for.
 
-        vLLM asks for layers with a window without a configuration, after it has asked with one; before 0.32 it takes
-        the least of what it is told.
+        Where vLLM asks without a configuration, about a layer's cache, that cache has the engine's block size.
         """
         config = get_current_vllm_config_or_none()
         if config is not None:
-            cls._block_size = plan_of(config).block_size
-        return [cls._block_size or MultipleOf(cls.block_size_step)]
+            return [plan_of(config).block_size]
+        if kv_cache_spec is not None:
+            return [kv_cache_spec.block_size]
+        return [MultipleOf(cls.block_size_step)]
 
     @classmethod
     def get_supported_head_sizes(cls) -> list[int]:
@@ -100,6 +101,23 @@ class PlannedBackend(AttentionBackend):
     def supports_sliding_window(cls) -> bool:
         """Windows are compiled into the kernels."""
         return True
+
+
+def _with_its_configuration(get_kv_cache_spec: Callable[..., Any]) -> Callable[..., Any]:
+    """A layer's method that asks its backend for block sizes, with the configuration that it got current.
+
+    vLLM before 0.32 asks without saying for which cache.
+    """
+
+    @functools.wraps(get_kv_cache_spec)
+    def wrapped(self: Attention, vllm_config: VllmConfig) -> Any:
+        with set_current_vllm_config(vllm_config):
+            return get_kv_cache_spec(self, vllm_config)
+
+    return wrapped
+
+
+Attention.get_kv_cache_spec = _with_its_configuration(Attention.get_kv_cache_spec)  # type: ignore[method-assign]
 
 
 def bind_layers(planned: PlannedLayers[Any], builder: Any, logger: logging.Logger) -> None:
