@@ -81,6 +81,9 @@ def _make_plan(payload: tuple[dict[str, Any], Options, Target]) -> Plan:
     """Import the model and compile it, in the child process."""
     fields, options, target = payload
     with reading.as_on_a_cpu():
+        from sglang.srt.plugins import load_plugins
+
+        load_plugins()  # what they register or replace, a scheduler has too
         from llmir.frontends.sglang.importer import configure, import_module
 
         module = import_module(configure(**fields))

@@ -72,12 +72,25 @@ def _plan_for(vllm_config: VllmConfig, options: Options, host: Target, target: T
 
 def _make_plan(payload: tuple[VllmConfig, Options, Target]) -> Plan:
     """Import the model and compile it, in the child process."""
+    vllm_config, options, target = payload
+    _set_up_as_a_worker(vllm_config)
     from llmir.frontends.vllm.importer import import_module
 
-    vllm_config, options, target = payload
     # Not asked for llmir, or building the configuration would ask for a plan.
     vllm_config.attention_config.backend = None
     return planning.compile_module(import_module(vllm_config, isa=target.isa), options, logger, target)
+
+
+def _set_up_as_a_worker(vllm_config: VllmConfig) -> None:
+    """Know the model classes that one of vLLM's workers knows: those of plugins, and of a user's own worker class."""
+    from vllm.plugins import load_general_plugins
+    from vllm.utils.import_utils import resolve_obj_by_qualname
+
+    load_general_plugins()
+    parallel = vllm_config.parallel_config
+    for name in (parallel.worker_cls, parallel.worker_extension_cls):
+        if "." in name and not name.startswith("vllm."):
+            resolve_obj_by_qualname(name)
 
 
 if __name__ == "__main__":
