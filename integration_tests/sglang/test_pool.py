@@ -145,6 +145,20 @@ def test_a_pool_of_another_shape_than_the_plans_is_refused(make_pools, changes) 
         make_pools(16, "pair", "avx512_bf16", "bf16", **changes)
 
 
+@pytest.mark.parametrize("name", ["k_buffer", "v_buffer", "k_data_ptrs", "v_data_ptrs", "data_ptrs", "data_strides"])
+def test_nobody_reads_the_pages_as_rows_of_tokens(make_pools, name: str) -> None:
+    ours, _ = make_pools(16, "pair", "avx512_bf16", "bf16")
+    with pytest.raises(UnsupportedFeatureError, match=f"has no {name}: its rows are pages"):
+        getattr(ours, name)
+
+
+def test_the_bytes_of_a_pool_are_counted(make_pools) -> None:
+    ours, theirs = make_pools(16, "pair", "avx512_bf16", "bf16")
+    assert ours.get_kv_size_bytes() == theirs.get_kv_size_bytes()
+    ours._clear_buffers()
+    assert not hasattr(ours, "pages")
+
+
 @pytest.mark.parametrize("method", ["get_contiguous_buf_infos", "get_device_pool_infos"])
 def test_nobody_reads_the_pages_as_sglangs(make_pools, method: str) -> None:
     ours, _ = make_pools(16, "pair", "avx512_bf16", "bf16")

@@ -23,8 +23,35 @@ from llmir.ir.signature import is_gpu
 from llmir.runtime.pages import key_and_value_rows
 
 
+class _Unreadable:
+    """A buffer, or an address of one, that SGLang's pool has and llmir's has not: whoever reads it is refused.
+
+    SGLang's own code sets it and deletes it.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, pool: Any, owner: type | None = None) -> NoReturn:
+        raise UnsupportedFeatureError(
+            f"llmir's KV pool has no {self._name}: its rows are pages and not tokens, and whoever reads it knows "
+            f"SGLang's layout; leave out what copies the KV cache, or --attention-backend llmir"
+        )
+
+    def __set__(self, pool: Any, value: Any) -> None: ...
+
+    def __delete__(self, pool: Any) -> None: ...
+
+
 class LlmirKVPool(MHATokenToKVPool):
     """One tensor of pages a layer; keys and values of a page lie together."""
+
+    k_buffer = _Unreadable()
+    v_buffer = _Unreadable()
+    k_data_ptrs = _Unreadable()
+    v_data_ptrs = _Unreadable()
+    data_ptrs = _Unreadable()
+    data_strides = _Unreadable()
 
     def __init__(self, *args: Any, **kwargs: Any):
         if kwargs.get("post_capture_active"):
@@ -55,9 +82,6 @@ class LlmirKVPool(MHATokenToKVPool):
             self.pages = [torch.zeros(shape, dtype=self.store_dtype, device=self.device) for _ in range(self.layer_num)]
         rows = [key_and_value_rows(pages, signature, isa) for pages in self.pages]
         self._keys, self._values = [keys for keys, _ in rows], [values for _, values in rows]
-        # What SGLang counts bytes of. Nothing reads keys or values through these.
-        self.k_buffer = [pages[:, :, 0] for pages in self.pages]
-        self.v_buffer = [pages[:, :, 1] for pages in self.pages]
 
     @property
     def is_fp8(self) -> bool:
@@ -69,6 +93,13 @@ class LlmirKVPool(MHATokenToKVPool):
 
     def _build_kv_buffer_descs(self) -> list[Any]:
         return []  # they describe buffers for transfer to another engine, which is refused
+
+    def _init_data_ptrs_and_strides(self) -> None: ...
+
+    def get_kv_size_bytes(self) -> tuple[int, int]:
+        """Bytes of keys, and of values."""
+        half = sum(pages.nbytes for pages in self.pages) // 2
+        return half, half
 
     def _clear_buffers(self) -> None:
         super()._clear_buffers()

@@ -16,6 +16,7 @@ from llmir.frontends.common.support import (
     refuse,
     refuse_layer,
 )
+from llmir.frontends.sglang import stores
 from llmir.frontends.sglang.versions import framework
 from llmir.ir.signature import Isa, is_gpu
 from llmir.runtime.layers import LayerFacts
@@ -75,15 +76,7 @@ def check_arguments(args: Any, model: Any, isa: Isa) -> None:
         "windowed layers in a KV pool of their own; give --disable-hybrid-swa-memory": (
             model.is_hybrid_swa and not args.disable_hybrid_swa_memory
         ),
-        "a copy of the KV cache in host memory (hierarchical cache), which knows SGLang's cache layout": (
-            args.enable_hierarchical_cache or args.enable_lmcache or args.enable_hisparse
-        ),
-        "prefill and decode in different engines, which know SGLang's cache layout": args.disaggregation_mode != "null",
-        "a KV cache layout of its own (--enable-page-major-kv-layout, --enable-unified-memory or "
-        "--enable-kv-cache-sharding)": (
-            args.enable_page_major_kv_layout or args.enable_unified_memory or args.enable_kv_cache_sharding
-        ),
-        "a watch over the KV cache (--kv-canary), which knows SGLang's cache layout": args.kv_canary != "none",
+        **stores.checks(args),
         "two batches at once (--enable-two-batch-overlap or --enable-pdmux)": (
             args.enable_two_batch_overlap or args.enable_pdmux
         ),

@@ -16,6 +16,7 @@ from llmir.frontends.common.support import (
     refuse,
     refuse_layer,
 )
+from llmir.frontends.vllm import stores
 from llmir.frontends.vllm.versions import framework
 from llmir.ir.signature import HEAD_SIZES, is_gpu
 
@@ -76,9 +77,7 @@ def _config_checks(vllm_config: VllmConfig, isa: str) -> dict[str, bool]:
         "speculative decoding with a drafter that has attention layers of its own": (
             speculative is not None and speculative.method not in ("ngram", "suffix")
         ),
-        "KV cache transfer to another engine, which does not know llmir's cache layout": (
-            vllm_config.kv_transfer_config is not None
-        ),
+        **stores.checks(vllm_config),
         "context parallelism": (
             parallel.prefill_context_parallel_size > 1 or parallel.decode_context_parallel_size > 1
         ),
