@@ -125,6 +125,10 @@ def test_what_a_gpu_serves_is_not_refused(write_model: WriteModel, h100: list[Ta
     [
         ({"page_size": 1}, "page size 1 has no kernel on a GPU; give a --page-size of 16, 32, 64, 128"),
         ({"page_size": 24}, "page size 24 has no kernel on a GPU"),
+        (
+            {"chunked_prefill_size": 100},
+            "give a --chunked-prefill-size that is a multiple of 16",
+        ),
         ({"page_size": 256}, "page size 256 has no kernel on a GPU"),
         ({"dtype": "float32"}, "bfloat16 and float16 on a GPU"),
         ({"kv_cache_dtype": "fp8_e5m2"}, "KV cache dtype is 'fp8_e5m2', .* fp8_e4m3 on sm_90 and sm_100"),

@@ -4,6 +4,7 @@ import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from llmir import compiler
 from llmir.errors import LlmirError, PlanError, UnsupportedLayerError
 from llmir.frontends.common import planning as common
 from llmir.frontends.common.options import Options
+from llmir.frontends.sglang import support
 from llmir.frontends.sglang.importer import configure, import_module
 from llmir.frontends.sglang.planning import plan_of
 from llmir.plan import Plan
@@ -104,6 +106,21 @@ def test_the_users_page_size_wins(write_model: WriteModel, made: list[Options], 
 
 def test_the_plan_sets_the_page_size(write_model: WriteModel, made: list[Options]) -> None:
     assert resolving_view(resolve(write_model("llama"))).page_size == 64
+
+
+@pytest.mark.parametrize(
+    ("chunk", "sizes"),
+    [(100, [20, 25, 50, 100]), (96, [16, 32]), (24, [24]), (8, [8]), (1021, [1]), (-1, [16, 32, 64, 128, 256, 512])],
+)
+def test_pages_divide_the_prefill_chunk(chunk: int, sizes: list[int]) -> None:
+    args = SimpleNamespace(page_size=None, chunked_prefill_size=chunk, device="cpu")
+    assert support.allowed_page_sizes(args, SimpleNamespace(context_len=4096)) == sizes
+
+
+def test_a_prefill_chunk_that_16_does_not_divide_is_served(write_model: WriteModel, cache: Path) -> None:
+    server_args = resolve(write_model("llama"), chunked_prefill_size=100)
+    assert 100 % resolving_view(server_args).page_size == 0
+    assert plan_of(server_args).block_size == resolving_view(server_args).page_size
 
 
 def test_no_step_is_captured_in_a_graph(write_model: WriteModel, made: list[Options]) -> None:
@@ -198,6 +215,10 @@ class TestPlanFiles:
         ("llama", {"speculative_algorithm": "NGRAM"}, r"speculative decoding \(NGRAM\)"),
         ("llama", {"kv_cache_dtype": "fp8_e4m3"}, "KV cache dtype is 'fp8_e4m3'"),
         ("llama", {"enable_hierarchical_cache": True}, "hierarchical cache"),
+        ("llama", {"enable_flexkv": True}, "--enable-flexkv keeps a copy .* knows SGLang's cache layout"),
+        ("llama", {"radix_cache_backend": "flexkv"}, "--radix-cache-backend gives the KV cache"),
+        ("llama", {"enable_unified_cache_external_linker": True}, "--enable-unified-cache-external-linker links"),
+        ("llama", {"page_size": 64, "chunked_prefill_size": 100}, "chunk of 100 .* whole number of pages of 64"),
         ("llama", {"disaggregation_mode": "prefill"}, "prefill and decode in different engines"),
         ("llama", {"disaggregation_mode": "decode"}, "prefill and decode in different engines"),
         ("llama", {"decode_attention_backend": "torch_native"}, r"different backends \(llmir, torch_native\)"),
@@ -215,4 +236,4 @@ def test_what_cannot_be_served_is_refused_with_the_arguments(
     monkeypatch.setattr(common, "plan_in_child", no_child)
     with pytest.raises(LlmirError, match=reason) as refusal:
         resolve(write_model(family), **fields)
-    assert "--attention-backend llmir" in str(refusal.value) or "--page-size" in str(refusal.value)
+    assert any(flag in str(refusal.value) for flag in ("--attention-backend llmir", "--page-size", "--chunked-prefill"))

@@ -98,6 +98,18 @@ def _check_page_size(args: Any) -> None:
         {f"page size {size} has no kernel on a GPU": on_gpu(args) and size not in (None, *GPU_PAGE_SIZES)},
         f"give a --page-size of {sizes}, or leave it out and llmir chooses",
     )
+    chunk = args.chunked_prefill_size or -1
+    refuse(
+        {
+            f"a prefill chunk of {chunk} tokens (--chunked-prefill-size) is no whole number of pages, and a GPU's "
+            f"kernels take pages of {sizes} tokens": (
+                on_gpu(args) and size is None and chunk > 0 and chunk % GPU_PAGE_SIZES[0] != 0
+            ),
+            f"a prefill chunk of {chunk} tokens (--chunked-prefill-size) is no whole number of pages of {size} tokens "
+            f"(--page-size)": size is not None and chunk > 0 and chunk % size != 0,
+        },
+        f"give a --chunked-prefill-size that is a multiple of {size or GPU_PAGE_SIZES[0]}",
+    )
 
 
 def _cache_checks(args: Any, dtype: str, isa: Isa) -> dict[str, bool]:
@@ -185,11 +197,17 @@ def layer_facts(layer: Any, dtype: Any, page_size: int, *, quantized: bool = Fal
 
 
 def allowed_page_sizes(args: Any, model: Any) -> list[int]:
-    """Page sizes in tokens that SGLang would accept: its prefill chunks are whole pages."""
+    """Page sizes in tokens that SGLang would accept: its prefill chunks are whole pages.
+
+    On a CPU, where kernels take pages of any size, a chunk that none of the usual sizes divides has pages that do.
+    """
     if args.page_size is not None:
         return [args.page_size]
     chunk = args.chunked_prefill_size or -1
     sizes = GPU_PAGE_SIZES if on_gpu(args) else PAGE_SIZES
+    if chunk > 0 and chunk % sizes[0] != 0 and not on_gpu(args):
+        divisors = [size for size in range(1, min(chunk, sizes[-1]) + 1) if chunk % size == 0]
+        return [size for size in divisors if sizes[0] <= size <= model.context_len] or divisors[-1:]
     fitting = [size for size in sizes if size <= model.context_len and (chunk < 0 or chunk % size == 0)]
     return fitting or [sizes[0]]
 
