@@ -1,5 +1,6 @@
 """A forward pass of torch's own layers, and the layers that all frameworks have, as llm IR."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -75,7 +76,8 @@ def test_torchs_own_layers_are_known() -> None:
 
 
 def test_a_layer_without_a_handler_is_refused_by_path() -> None:
-    with pytest.raises(UnsupportedLayerError, match="Layer is not one that llmir knows") as refusal:
+    named = rf"its class {re.escape(Layer.__module__)}\.Layer is not one that llmir knows"
+    with pytest.raises(UnsupportedLayerError, match=named) as refusal:
         recorded(lambda: nn.Sequential(nn.Identity(), Layer()))
     assert refusal.value.layer == "between.1"
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.recording import Handler, Recorder
+from llmir.frontends.common.support import class_name
 from llmir.ir import build
 from llmir.ir.attributes import Weight
 from llmir.ir.bindings import ir
@@ -78,7 +79,7 @@ def row_linear(
 def require_plain_weights(recorder: Recorder, layer: Any, plain: type) -> None:
     """Raise UnsupportedLayerError unless the layer's ``quant_method`` is of the framework's class for plain weights."""
     if not isinstance(layer.quant_method, plain):
-        method = type(layer.quant_method).__name__
+        method = class_name(layer.quant_method)
         raise UnsupportedLayerError(recorder.path, f"its weights are quantized ({method}), and llmir reads plain ones")
 
 

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.arithmetic import ARITHMETIC, SHAPE_ONLY
+from llmir.frontends.common.support import class_name
 from llmir.ir import text
 from llmir.ir.attributes import Weight
 from llmir.ir.bindings import ir
@@ -199,7 +200,7 @@ def _entered(recorder: Recorder, path: str, original: Callable[..., Any]) -> Cal
 
 def _refused(path: str, module: torch.nn.Module) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        raise UnsupportedLayerError(path, f"its class {type(module).__name__} is not one that llmir knows")
+        raise UnsupportedLayerError(path, f"its class {class_name(module)} is not one that llmir knows")
 
     return forward
 

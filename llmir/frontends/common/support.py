@@ -67,6 +67,11 @@ def installed_version(*distributions: str) -> str:
     return "unknown"
 
 
+def class_name(instance: Any) -> str:
+    """The class of something of a framework's, with its module: names alone come more than once."""
+    return f"{type(instance).__module__}.{type(instance).__qualname__}"
+
+
 def dtype_name(dtype: Any) -> str:
     """``bfloat16`` for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")

@@ -17,6 +17,7 @@ from sglang.srt.runtime_context import get_parallel
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.agreement import check_agreement
 from llmir.frontends.common.sharing_report import SharingReport
+from llmir.frontends.common.support import class_name
 from llmir.frontends.common.tensors import LayerTensors
 from llmir.frontends.sglang import support
 from llmir.frontends.sglang.planning import plan_of
@@ -35,7 +36,7 @@ class PlannedBackend(AttentionBackend, Generic[RunnerT]):
         super().__init__()
         pool = runner.token_to_kv_pool
         if not isinstance(pool, LlmirKVPool):
-            raise UnsupportedLayerError("all", f"SGLang made a {type(pool).__name__}, not llmir's KV pool")
+            raise UnsupportedLayerError("all", f"SGLang made a {class_name(pool)}, not llmir's KV pool")
         # By these names SGLang looks for the pools of the backend that is running.
         self.token_to_kv_pool: LlmirKVPool = pool
         self.req_to_token_pool = runner.req_to_token_pool
