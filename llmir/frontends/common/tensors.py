@@ -1,8 +1,8 @@
 """What an attention layer is handed while it serves, held against what its kernel reads it as.
 
 A kernel gets addresses and reads what lies there as what it was compiled for. Frameworks pass on whatever a model's
-code computed, in any element type, so each call's tensors are compared: by attributes alone, some hundreds of
-nanoseconds each.
+code computed, in any element type, so each call's tensors are compared: by attributes alone, about a
+microsecond each.
 """
 
 from __future__ import annotations
@@ -55,13 +55,16 @@ class LayerTensors:
             self._refuse("slots", slots, f"{tokens} numbers of int64")
 
     def _check(self, name: str, tensor: torch.Tensor, heads: tuple[int, int], tokens: int) -> None:
+        if tensor is None:
+            self._refuse(name, tensor, "one")
+        shape = tensor.shape
         if (
-            tensor is None
-            or tensor.dtype is not self.dtype
+            tensor.dtype is not self.dtype
             or tensor.device != self._device
-            or tensor.ndim != 3
-            or tensor.shape[0] < tokens
-            or tensor.shape[1:] != heads
+            or len(shape) != 3
+            or shape[0] < tokens
+            or shape[1] != heads[0]
+            or shape[2] != heads[1]
         ):
             self._refuse(name, tensor, f"{tokens} tokens of {list(heads)} in {dtype_name(self.dtype)}")
 
