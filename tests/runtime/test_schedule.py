@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llmir.ir.signature import AttentionSignature, CpuVariant, KernelSpec, SharingCosts, StepPolicy
 from llmir.kernels.work_list import Item
-from llmir.runtime.schedule import Scheduler
+from llmir.runtime.schedule import Schedule, Scheduler
 
 SIGNATURE = AttentionSignature(6, 2, 64, "bf16", 16, 0.125, layout="pair")
 VARIANTS = (CpuVariant("decode", 1, 3, 32, 2, 4, 32), CpuVariant("prefill", 8, 6, 32, 2, 4, 0))
@@ -54,6 +54,13 @@ class Step:
         return scheduler.schedule(self.query_start, self.lengths, self.table, threads)
 
 
+def keys_of(item, i: int, window: int) -> range:
+    """The keys of an item that its token ``i`` sees: gathered tokens see all of them, but for one window for all."""
+    limit = item[Item.POSITION] + 1 + (i if item[Item.MEMBERS] < 0 else 0)
+    begin = max(item[Item.KEY_BEGIN], limit - window) if window else item[Item.KEY_BEGIN]
+    return range(begin, min(item[Item.KEY_END], limit))
+
+
 def tokens_of(item, merges) -> list[int]:
     members = item[Item.MEMBERS]
     if members < 0:
@@ -67,17 +74,16 @@ requests = st.tuples(
 steps = st.builds(Step, st.lists(requests, min_size=1, max_size=9).filter(lambda r: any(new for _, new, *_ in r)))
 
 
-@settings(deadline=None)
-@given(step=steps, window=st.sampled_from([0, 0, 20, 100]), threads=st.sampled_from([1, 2, 5, (2, 1), (9, 4)]))
-def test_every_key_a_token_sees_is_read_for_it_once(step, window, threads):
+def check_keys(step: Step, window: int, threads: int | tuple[int, int] = 1) -> Schedule:
+    """Every token reads each key that it sees once, and no other; gives the work list."""
     found = step.schedule(scheduler(window), threads)
     owner = np.repeat(np.arange(len(step.new)), step.new)
     read: dict[int, Counter] = {token: Counter() for token in range(len(owner))}
     for item in found.items:
-        keys = range(item[Item.KEY_BEGIN], item[Item.KEY_END])
-        for token in tokens_of(item, found.merges):
+        for i, token in enumerate(tokens_of(item, found.merges)):
             request, other = owner[token], item[Item.REQUEST]
-            blocks = [key // 16 for key in keys]
+            keys = keys_of(item, i, window)
+            blocks = [key // 16 for key in range(item[Item.KEY_BEGIN], item[Item.KEY_END])]
             assert (step.table[request, blocks] == step.table[other, blocks]).all()
             read[token].update(keys)
             if request != other or item[Item.MEMBERS] >= 0:
@@ -86,8 +92,20 @@ def test_every_key_a_token_sees_is_read_for_it_once(step, window, threads):
         request = owner[token]
         position = step.cached[request] + token - step.query_start[request]
         first = max(0, position - window + 1) if window else 0
-        assert all(counts[key] == 1 for key in range(first, position + 1))
-        assert not counts or max(counts.values()) == 1
+        assert counts == Counter(range(first, position + 1))
+    return found
+
+
+@settings(deadline=None)
+@given(step=steps, window=st.sampled_from([0, 0, 20, 100]), threads=st.sampled_from([1, 2, 5, (2, 1), (9, 4)]))
+def test_every_key_a_token_sees_is_read_for_it_once(step, window, threads):
+    check_keys(step, window, threads)
+
+
+@pytest.mark.parametrize("window", range(80, 97))
+def test_a_part_begins_where_the_last_of_a_requests_tokens_sees_it(window):
+    found = check_keys(Step([(200, 4, 0, 0), (197, 1, 0, 12), (193, 2, 0, 12)]), window)
+    assert found.shared_requests == 3
 
 
 @settings(deadline=None)
