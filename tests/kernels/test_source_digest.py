@@ -67,7 +67,6 @@ def test_a_column_more_is_seen(package, writer):
 
 @pytest.mark.parametrize("writer", [GENERATOR, CPU_CALIBRATION])
 def test_every_module_that_is_really_imported_is_in_the_closure(writer):
-    pytest.importorskip("llmir.ir.bindings")
     compiles = "from llmir.target import Target; writer._compile(Target.detect().isa)"
     code = f"""
 import sys, {writer} as writer

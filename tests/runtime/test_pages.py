@@ -7,10 +7,6 @@ from functools import cache
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("llmir.ir.bindings", reason="kernels are compiled here")
-
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
