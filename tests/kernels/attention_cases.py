@@ -32,6 +32,8 @@ from llmir.target import Target
 
 #: The instruction sets whose kernels this machine can run.
 RUNNABLE_ISAS = [isa for isa in INSTRUCTION_SETS if Target.named(f"cpu:{isa}").runs_on(Target.detect())]
+#: Like avx512, made of what avx2 has: two narrow vectors for each of its own. See :func:`emulate_wide`.
+WIDE = "wide"
 #: Largest error of one output row, relative to the row. bf16 and f16 round the output and the probabilities to
 #: 8 and 11 bits; float32 is as good as its exponential.
 ROW_ERROR = {"bf16": 8e-3, "f16": 1e-3, "f32": 1e-5}
@@ -55,6 +57,12 @@ class Batch:
     prefixes: tuple[tuple[int, int], ...] = ()
     """Of each request, an earlier one and how many of its tokens it begins with; as many whole blocks as both have in
     the cache are the same blocks. Empty: nobody shares."""
+
+
+def emulate_wide(monkeypatch) -> None:
+    """Lets a test compile for :data:`WIDE`."""
+    made = replace(INSTRUCTION_SETS["avx512"], name=WIDE, features=INSTRUCTION_SETS["avx2"].features, scales=False)
+    monkeypatch.setitem(INSTRUCTION_SETS, WIDE, made)
 
 
 _OBJECTS = tempfile.TemporaryDirectory(prefix="llmir-tests-")
@@ -270,32 +278,56 @@ class Inputs:
                 logical[blocks, :, positions % s.block_size] = values
 
 
+def expected(inputs: Inputs) -> np.ndarray:
+    """What the reference says of a step: float64 [tokens, heads, head_size]."""
+    query, table = inputs.query[: inputs.tokens], inputs.block_table
+    with np.errstate(invalid="ignore"):
+        return reference.attention(
+            query, *inputs.expected_caches, table, inputs.seq_lens, inputs.query_start, inputs.signature
+        )
+
+
 def address(array: np.ndarray) -> tuple[int, int]:
     """Address and elements from one token to the next."""
     return array.ctypes.data, array.strides[0] // array.itemsize
+
+
+def begin_step(runner: AttentionRunner, *step, threads: int) -> None:
+    """Begins a step that finds NaN in all states, and room for each that it leaves."""
+    merges = runner.begin_step(*step, threads).merges
+    buffers, arguments = runner._buffers, runner._arguments
+    room = {"states": merges.state_rows * runner._state_bytes}
+    room["merge_counters"] = merges.count * 4 * runner.spec.signature.num_kv_heads
+    for name, needed in room.items():
+        if needed:
+            begin = getattr(arguments, name) - buffers[name].ctypes.data
+            assert 0 <= begin <= len(buffers[name]) - needed, f"{needed} bytes of {name}"
+    if "states" in buffers:
+        buffers["states"].fill(0xFF)
 
 
 def attend(spec: KernelSpec, inputs: Inputs, policy: StepPolicy) -> np.ndarray:
     """What a step of new tokens that are in the cache gives: float32 [tokens, heads, head_size]."""
     pages = aligned(reference.pack_pages(*inputs.expected_caches, spec.signature, spec.isa))
     runner, output = AttentionRunner(loaded(spec), policy), inputs.output[: inputs.tokens].copy()
-    runner.begin_step(inputs.query_start, inputs.seq_lens, inputs.block_table, inputs.batch.threads)
+    begin_step(runner, inputs.query_start, inputs.seq_lens, inputs.block_table, threads=inputs.batch.threads)
     runner.attend(address(inputs.query), (0, 0), (0, 0), address(output), pages.ctypes.data, 0, 0)
     return reference.decode(output[:, : spec.signature.num_heads])
 
 
-def check(spec: KernelSpec, batch: Batch, policy: StepPolicy) -> float:
+def check(spec: KernelSpec, batch: Batch, policy: StepPolicy, runner: AttentionRunner | None = None) -> float:
     """Run ``batch`` twice; outputs, the cache, and all that must stay untouched are as the reference says.
 
+    ``runner`` is one that may have run other steps, of the same kernel by the same policy; without it, a new one.
     Returns the relative error over all outputs.
     """
     s, inputs = spec.signature, Inputs(spec.signature, batch)
     before = inputs.caches if batch.appends else inputs.expected_caches
     pages = aligned(reference.pack_pages(*before, s, spec.isa))
-    runner = AttentionRunner(loaded(spec), policy)
+    runner = runner or AttentionRunner(loaded(spec), policy)
     outputs = [inputs.output.copy(), inputs.output.copy()]
     table = inputs.block_table
-    runner.begin_step(inputs.query_start, inputs.seq_lens, table, batch.threads)
+    begin_step(runner, inputs.query_start, inputs.seq_lens, table, threads=batch.threads)
     for output in outputs:
         runner.attend(
             address(inputs.query),
@@ -312,9 +344,7 @@ def check(spec: KernelSpec, batch: Batch, policy: StepPolicy) -> float:
     written = outputs[0][: inputs.tokens, : s.num_heads]
     untouched = [outputs[0][:, s.num_heads :], outputs[0][inputs.tokens :]]
     assert all(np.isnan(reference.decode(part)).all() for part in untouched), "untouched output"
-    exact = reference.attention(
-        inputs.query[: inputs.tokens], *inputs.expected_caches, table, inputs.seq_lens, inputs.query_start, s
-    )
+    exact = expected(inputs)
     assert row_error(written, exact) < ROW_ERROR[s.element_type] + SCORE_ERROR * batch.sharpness
     return reference.relative_error(written, exact)
 

@@ -6,10 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch", reason="torch brings the OpenMP runtime")
-pytest.importorskip("llmir.ir.bindings", reason="kernels are compiled here")
-
+import torch  # noqa: F401 - brings the OpenMP runtime
 from attention_cases import (
     RUNNABLE_ISAS,
     SHARED,
@@ -19,6 +16,7 @@ from attention_cases import (
     batches,
     check,
     layout_of,
+    loaded,
     policies,
     spec_of,
     specs,
@@ -30,6 +28,7 @@ from llmir.errors import KernelError
 from llmir.ir.instruction_sets import lanes_of
 from llmir.ir.signature import HEAD_SIZES, AttentionSignature, StepPolicy
 from llmir.kernels.cpu.lowering import compile_object
+from llmir.runtime.attention import AttentionRunner
 
 NO_SPLITS = StepPolicy(decode_tokens=1, split_keys=1 << 20, items_per_thread=1)
 SPLITS = StepPolicy(decode_tokens=1, split_keys=32, items_per_thread=100)
@@ -48,8 +47,9 @@ def signature(
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(spec=specs(), steps=st.lists(batches(), min_size=2, max_size=4), policy=policies)
 def test_any_kernel_computes_any_step(spec, steps, policy):
+    runner = AttentionRunner(loaded(spec), policy)
     for batch in steps:
-        check(spec, batch, policy)
+        check(spec, batch, policy, runner)
 
 
 @pytest.mark.parametrize(("isa", "element_type"), KINDS)

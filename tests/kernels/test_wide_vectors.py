@@ -5,16 +5,12 @@ Not covered are the instructions that only AVX512 has: powers of two by one inst
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch  # noqa: F401 - brings the OpenMP runtime
-from attention_cases import SHARED, Batch, check, layout_of, spec_of
+from attention_cases import SHARED, WIDE, Batch, check, emulate_wide, layout_of, spec_of
 
-from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.ir.signature import HEAD_SIZES, AttentionSignature, StepPolicy
 
-WIDE = "wide"
 POLICY = StepPolicy(decode_tokens=1, split_keys=32, items_per_thread=100, sharing=SHARED)
 BATCH = Batch(
     cached=(100, 0, 63, 7, 300, 310),
@@ -26,10 +22,7 @@ BATCH = Batch(
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
-    """An instruction set like avx512, made of what avx2 has."""
-    least = INSTRUCTION_SETS["avx2"]
-    made = replace(INSTRUCTION_SETS["avx512"], name=WIDE, features=least.features, scales=False)
-    monkeypatch.setitem(INSTRUCTION_SETS, WIDE, made)
+    emulate_wide(monkeypatch)
 
 
 @pytest.mark.parametrize("element_type", ["bf16", "f16", "f32"])
