@@ -67,7 +67,8 @@ class AttentionEmitter:
             target = b.offset(self.queries, b.mul(row, self.geometry.query_bytes))
             for v in range(self.geometry.head_vectors):
                 scratch = p.scratch_bytes(v * p.lanes)
-                p.copy_query(b.offset(address, v * p.lanes * p.element_bytes), b.offset(target, scratch))
+                vector = b.offset(address, v * p.lanes * p.element_bytes)
+                p.copy_query(vector, b.offset(target, scratch), self.geometry.exponent_scale)
             b.store(b.narrow(self.tokens.limit(token)), b.offset(self.limits, b.mul(row, 4)))
 
         b.loop(0, b.mul(self.tiles, self.variant.row_tile), 1, copy_row)

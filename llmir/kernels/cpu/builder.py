@@ -20,7 +20,6 @@ POINTER_BYTES = 8
 _DYNAMIC_INDEX = -(2**31)  # llvm.getelementptr's mark for "this index is an operand"
 #: LLVM's name of the processors that have nothing beyond what every x86-64 processor has.
 _BASELINE = "x86-64"
-_FAST = arith.FastMathFlags.nnan | arith.FastMathFlags.ninf | arith.FastMathFlags.nsz
 
 
 # -- types ------------------------------------------------------------------------------------------
@@ -277,8 +276,8 @@ def fdiv(a: Value, b: Value) -> Value:
 
 
 def fmax(a: Value, b: Value) -> Value:
-    """The larger; neither is NaN."""
-    return arith.maxnumf(a, b, fastmath=_FAST)
+    """The larger, and ``b`` where either is NaN: just what x86's instruction does, unlike those of IEEE 754."""
+    return arith.select(arith.cmpf(arith.CmpFPredicate.OGT, a, b), a, b)
 
 
 def negate(a: Value) -> Value:
@@ -301,9 +300,15 @@ def round_even(a: Value) -> Value:
     return math.roundeven(a)
 
 
-def widest(x: Value) -> Value:
-    """The largest lane, a scalar; no lane is NaN."""
-    return vector.reduction(x.type.element_type, vector.CombiningKind.MAXNUMF, x, fastmath=_FAST)
+def widest(x: Value, lanes: int) -> Value:
+    """The largest lane, in every lane; where a lane is NaN, any of them."""
+    distance = lanes // 2
+    while distance:
+        # vector.shuffle of one vector twice becomes one of it and ub.poison, of which the bindings make no LLVM IR.
+        others = ir.DenseI32ArrayAttr.get([lane ^ distance for lane in range(lanes)])
+        x = fmax(x, llvm.shufflevector(x.type, x, x, others))
+        distance //= 2
+    return x
 
 
 def total(x: Value) -> Value:
@@ -339,7 +344,10 @@ def round_to_bf16(x: Value, lanes: int) -> Value:
 
 
 def add_to_exponent(x: Value, power: Value, lanes: int) -> Value:
-    """``x * 2**power`` for whole float32 powers that keep the result normal."""
+    """``x * 2**power`` for whole float32 powers that keep the result normal; 1 * 2**-127 is 0, and NaN stays NaN.
+
+    x86 converts NaN to the least integer, of which the shift leaves nothing.
+    """
     i32 = vector_of(lanes, integer(32))
     mantissa_bits = constant(23, i32)
     shifted = arith.shli(arith.fptosi(i32, power), mantissa_bits)

@@ -1,12 +1,16 @@
 """Emits what one chunk of keys does to one tile of query rows: the inner loop of attention.
 
-    scores        S = Q K^T                        in registers, then scratch
+    scores        S = Q K^T                        in registers, then scratch; exponents of two
     soft cap      S = cap tanh(S / cap)            only with a soft cap
     mask          S = -inf past the row's limit    only where the chunk crosses one
     softmax       m, l, P                          online, in base 2 (Milakov and Gimelshein 2018)
     output        O = alpha O + P V                outputs.py
 
 A row's state (m, l, O) is float32 in memory; queries and probabilities are stored as the products want them.
+
+Scores are scaled before their maximum is taken off: the difference is then exact where it matters. Scaling with it, in
+one multiply-add, leaves what rounding the scaled maximum lost, which from scores of 2**30 on is more than a float32 can
+be an exponent of.
 """
 
 from __future__ import annotations
@@ -21,10 +25,10 @@ from llmir.kernels.cpu.place import ChunkPlace, ask_ahead
 from llmir.kernels.cpu.products import in_chains, joined
 from llmir.kernels.cpu.rows import RowTile
 
-#: The running maximum before any key, and the score of a masked key: lower still, so that a row that has
-#: seen only masked keys has weights of exactly zero and not 2**0.
-NOTHING_SEEN = -1.0e30
-MASKED = -2.0e30
+#: The running maximum before any key: the least finite float32, so that the weight of a score of -inf is 0 whatever
+#: else a row has seen, and a row that has seen no other has weights that sum to 0, and outputs of 0 / 0.
+NOTHING_SEEN = -(2.0 - 2.0**-23) * 2.0**127
+MASKED = -math.inf
 
 
 class ChunkEmitter:
@@ -90,7 +94,8 @@ class ChunkEmitter:
             target = b.offset(self.scores, b.mul(number, 4 * tile_keys))
             for i, value in enumerate(sums):
                 r, k = divmod(i, v.key_vectors)
-                b.store(value, b.offset(target, r * self.geometry.score_bytes + k * self.geometry.vector_bytes))
+                place_of_sum = b.offset(target, r * self.geometry.score_bytes + k * self.geometry.vector_bytes)
+                b.store(p.scaled(value, self.geometry.exponent_scale), place_of_sum)
 
         b.loop(0, b.ceil_div(valid, tile_keys), 1, key_tile)
 
@@ -121,17 +126,15 @@ class ChunkEmitter:
             b.store(change(b.load(place, p.f32_vector()), k * p.lanes), place)
 
     def _soft_cap(self) -> None:
-        """S = cap tanh(scale S / cap), with tanh |x| = (1 - e) / (1 + e) of e = 2**(-2 |x| log2 e), in (0, 1]."""
+        """S = cap tanh(S / cap), with tanh |x| = (1 - e) / (1 + e) of e = 2**(-2 |x| log2 e), in (0, 1]."""
         type_ = self.products.f32_vector()
-        cap = self.signature.soft_cap
-        inward = b.constant(2.0 * LOG2_E * self.signature.scale / cap, type_)
+        cap = b.constant(self.signature.soft_cap * LOG2_E, type_)
         one = b.constant(1.0, type_)
 
-        def cap_scores(scores: ir.Value, _first: int) -> ir.Value:
-            exponent = b.fmul(scores, inward)
+        def cap_scores(exponent: ir.Value, _first: int) -> ir.Value:
             e = self.products.exp2(b.negate(b.magnitude(exponent)))
             tanh = b.fdiv(b.fsub(one, e), b.fadd(one, e))
-            return b.fmul(b.constant(cap, type_), b.with_sign_of(tanh, exponent))
+            return b.fmul(cap, b.with_sign_of(tanh, exponent))
 
         b.loop(0, self.variant.row_tile, 1, lambda row: self._each_score(row, cap_scores))
 
@@ -163,7 +166,6 @@ class ChunkEmitter:
         """m' = max(m, S); alpha = 2**(m - m'); P = 2**(S - m'); l' = alpha l + sum P."""
         p = self.products
         type_ = p.f32_vector()
-        scale = b.constant(self.geometry.exponent_scale, type_)
         vectors = self.variant.key_chunk // p.lanes
 
         def row(number: ir.Value) -> None:
@@ -175,12 +177,11 @@ class ChunkEmitter:
             for value in scores[1:]:
                 largest = b.fmax(largest, value)
             before = b.load(state, type_)
-            now = b.fmax(before, b.splat(b.widest(largest), p.lanes))
-            alpha = p.exp2(b.fmul(b.fsub(before, now), scale))
-            shift = b.negate(b.fmul(now, scale))
+            now = b.fmax(before, b.widest(largest, p.lanes))
+            alpha = p.exp2(b.fsub(before, now))
             total = b.fmul(b.load(b.offset(state, self.geometry.vector_bytes), type_), alpha)
             for k, value in enumerate(scores):
-                probability = p.exp2(b.fma(value, scale, shift))
+                probability = p.exp2(b.fsub(value, now))
                 total = b.fadd(total, probability)
                 place = p.scratch_bytes(k * p.lanes)
                 p.store_scratch(probability, b.offset(out, place))

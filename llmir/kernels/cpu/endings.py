@@ -81,7 +81,6 @@ class EndingEmitter:
         """output = sum_i w_i O_i / sum_i w_i l_i with w_i = 2**(m_i - max m): a token's parts, by log-sum-exp."""
         p = self.products
         type_ = p.f32_vector()
-        scale = b.constant(self.geometry.exponent_scale, type_)
         sources = argument(self.arguments, "merge_sources")
         token = number(argument(self.arguments, "merge_tokens"), merge)
 
@@ -96,7 +95,7 @@ class EndingEmitter:
 
             def accumulate(source: ir.Value, *sums: ir.Value) -> list[ir.Value]:
                 at = state(source)
-                weight = p.exp2(b.fmul(b.fsub(b.load(at, type_), largest), scale))
+                weight = p.exp2(b.fsub(b.load(at, type_), largest))
                 parts = [b.load(b.offset(at, (1 + i) * self.geometry.vector_bytes), type_) for i in range(len(sums))]
                 return [b.fma(part, weight, sum_) for part, sum_ in zip(parts, sums, strict=True)]
 

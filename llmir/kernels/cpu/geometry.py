@@ -149,6 +149,6 @@ class Geometry:
 
     @property
     def exponent_scale(self) -> float:
-        """Turns a score into an exponent of two."""
+        """Turns a product of query and key into an exponent of two: the softmax's, or of a soft cap the one in tanh."""
         s = self.spec.signature
-        return LOG2_E if s.soft_cap else s.scale * LOG2_E
+        return s.scale * LOG2_E * (2.0 / s.soft_cap if s.soft_cap else 1.0)

@@ -26,8 +26,8 @@ EXP2_COEFFICIENTS = {
     "f16": (0.00958285294, 0.0559064262, 0.240240991, 0.693124175, 1.0),
     "f32": (0.00132647273, 0.00967151299, 0.0555073358, 0.240222424, 0.693147004, 1.0),
 }
-#: Below this power of two a float32 is zero anyway; keeps the exponent arithmetic in range.
-_LEAST_EXPONENT = -126.0
+#: Keeps the exponent arithmetic in range. Of this one it makes exactly zero, whatever is below: a masked key's weight.
+_LEAST_EXPONENT = -127.0
 _F32_BYTES = 4
 
 #: One step of one operand in registers: a vector for each product that it takes part in.
@@ -164,12 +164,17 @@ class Products:
         """A vector of float32 as reduction operands: rounded to bfloat16 for dot products of pairs, else as it is."""
         b.store(self.round(values) if self.dots_pairs else values, address, alignment=self.scratch_bytes(self.lanes))
 
-    def copy_query(self, source: ir.Value, scratch: ir.Value) -> None:
-        """One vector of query elements into scratch."""
+    def copy_query(self, source: ir.Value, scratch: ir.Value, scale: float) -> None:
+        """One vector of query elements into scratch, times ``scale`` where that loses nothing: see :meth:`scaled`."""
         type_ = b.vector_of(self.lanes, b.floating(self.element_type))
-        raw = b.load(source, type_, alignment=self.element_bytes)
-        values = raw if self.dots_pairs else b.to_float(raw, self.lanes)
+        values = b.load(source, type_, alignment=self.element_bytes)
+        if not self.dots_pairs:
+            values = b.fmul(b.to_float(values, self.lanes), b.constant(scale, self.f32_vector()))
         b.store(values, scratch, alignment=self.scratch_bytes(self.lanes))
+
+    def scaled(self, score: ir.Value, scale: float) -> ir.Value:
+        """A product of a key and a query that :meth:`copy_query` copied, times ``scale``."""
+        return b.fmul(score, b.constant(scale, self.f32_vector())) if self.dots_pairs else score
 
     def round(self, values: ir.Value) -> ir.Value:
         """float32 to the cache's element type, to nearest even; bfloat16's instruction takes denormals for zero."""
@@ -183,10 +188,14 @@ class Products:
     # -- exponential
 
     def exp2(self, x: ir.Value) -> ir.Value:
-        """``2**x`` for x <= 0 or moderately above."""
+        """``2**x`` for x <= 0 or moderately above; NaN stays NaN, and -inf gives 0.
+
+        The instruction that scales gives 0 for NaN (here -inf less -inf) times 2**-inf, as Intel's manual lists under
+        the special cases of VSCALEFPS.
+        """
         type_ = self.f32_vector()
         if not self.instructions.scales:
-            x = b.fmax(x, b.constant(_LEAST_EXPONENT, type_))
+            x = b.fmax(b.constant(_LEAST_EXPONENT, type_), x)
         whole = b.round_even(x)
         fraction = b.fsub(x, whole)
         first, *rest = EXP2_COEFFICIENTS[self.element_type]
