@@ -109,9 +109,7 @@ def attend(
                 next_page = _page(table, first + KEYS, end, KEYS, BLOCK)
                 k, v = _keys(pages, page, first, end, KEYS, KV_HEADS, HEAD, BLOCK, PADDED_HEAD, MASKED)
                 scores = _scores(q, k, first, end, limit, score_scale, WINDOW, SOFT_CAP, MASKED, EMULATED)
-                maximum, total, summed = _add(
-                    scores, v, maximum, total, summed, exponent_scale, q.dtype, MASKED, EMULATED
-                )
+                maximum, total, summed = _add(scores, v, maximum, total, summed, exponent_scale, q.dtype, EMULATED)
                 page = next_page
 
         maximum *= exponent_scale
@@ -231,14 +229,12 @@ def _add(
     summed,
     exponent_scale,
     element: tl.constexpr,
-    MASKED: tl.constexpr,
     EMULATED: tl.constexpr,
 ):
     """Online softmax in base 2 (Dao, FlashAttention-2, 2023): a tile's weights, and its values weighted, are added."""
     new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-    base = new_maximum
-    if MASKED:
-        base = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)  # a row that has seen no key yet
+    # A row that has seen no key yet, or none with a score above -inf.
+    base = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
     # The scale comes last: it is one multiply-add with what is subtracted.
     before = tl.exp2((maximum - base) * exponent_scale)
     weights = tl.exp2(scores * exponent_scale - (base * exponent_scale)[:, None])

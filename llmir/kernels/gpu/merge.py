@@ -14,6 +14,8 @@ _TOKENS = tl.constexpr(int(Header.MERGE_TOKENS))
 _BEGIN = tl.constexpr(int(Header.MERGE_BEGIN))
 _SOURCES = tl.constexpr(int(Header.MERGE_SOURCES))
 LOG2_E = tl.constexpr(1.4426950408889634)
+#: Above -inf, from which a part's maximum of -inf can be taken: its weight is then 0, and not NaN.
+_LEAST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
@@ -50,7 +52,7 @@ def merge(
             maximum = tl.load(sinks + head).to(tl.float32) * LOG2_E
             total = tl.full([], 1.0, tl.float32)
         else:
-            maximum = tl.full([], float("-inf"), tl.float32)
+            maximum = tl.full([], _LEAST, tl.float32)
             total = tl.full([], 0.0, tl.float32)
         summed = tl.zeros([PADDED_HEAD], tl.float32)
         for first in tl.range(begin, end, PARTS, num_stages=1):
