@@ -5,6 +5,8 @@ A plan is read where neither MLIR nor torch is loaded, so it holds plain records
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import tempfile
@@ -16,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from llmir.errors import PlanError
+from llmir.ir.ranges import step_problems
 from llmir.ir.signature import KernelSpec, StepPolicy
 
 #: Raised when a field changes its meaning; a plan of another format is refused.
-FORMAT = 2
+FORMAT = 3
+#: Beside the fields of a written plan: a hash of them all.
+DIGEST = "digest"
 
 
 @dataclass(frozen=True)
@@ -101,17 +106,61 @@ class Plan:
         return replace(self, decisions=(), target={**self.target, "measured": None})
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON values."""
-        return asdict(self)
+        """A dictionary of JSON values, with a digest by which :meth:`from_json` knows that nobody changed them."""
+        fields_alone = asdict(self)
+        return {**fields_alone, DIGEST: digest_of(fields_alone)}
 
     @classmethod
     def from_json(cls, data: Any) -> Plan:
-        """The inverse of :meth:`to_json`; raises PlanError on anything else."""
+        """The inverse of :meth:`to_json`; raises PlanError on anything else, and on a plan that no kernel can follow.
+
+        Every way into serving passes through here: a plan file, a kept plan, one that travels with a configuration.
+        """
         if not isinstance(data, dict) or "format" not in data:
             raise PlanError("this is no plan of llmir: it has no format number; make one with `llmir compile`")
         if data["format"] != FORMAT:
             raise PlanError(f"the plan has format {data['format']!r} and this llmir reads {FORMAT}: compile it again")
-        return _read(cls, data, "plan")
+        fields_alone = {name: value for name, value in data.items() if name != DIGEST}
+        if data.get(DIGEST) != digest_of(fields_alone):
+            raise PlanError("the plan is not as llmir wrote it, its digest is of another content: compile it again")
+        plan: Plan = _read(cls, fields_alone, "plan")
+        if problems := plan.problems():
+            raise PlanError(f"the plan cannot be served: {'; '.join(problems)}; compile it again")
+        return plan
+
+    def problems(self) -> list[str]:
+        """What no kernel can follow, each as a clause with the field, its value and what is allowed."""
+        problems = []
+        for number, kernel in enumerate(self.kernels):
+            problems += step_problems(kernel.spec, kernel.policy, f"plan.kernels[{number}]")
+            problems += self._disagreements(kernel, f"plan.kernels[{number}]")
+        if not self.kernels:
+            problems.append("plan.kernels are none, and must be one at least")
+        # Kernels are kept by their symbols while serving, and layers look for theirs by name.
+        for what, names in (
+            ("kernels' symbols", [kernel.symbol for kernel in self.kernels]),
+            ("kernels' layers", [layer for kernel in self.kernels for layer in kernel.layers]),
+        ):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                problems.append(f"plan's {what} have {', '.join(twice)} more than once, and must be unique")
+        if not 0 <= self.rank < self.world_size:
+            problems.append(f"plan.rank is {self.rank}, and must be from 0 to below world_size, {self.world_size}")
+        return problems
+
+    def _disagreements(self, kernel: PlannedKernel, where: str) -> list[str]:
+        """Where a kernel is not for the cache and the machine that the plan says."""
+        s, spec = kernel.spec.signature, f"{where}.spec"
+        pairs = (
+            ("block_size", self.block_size, f"{spec}.signature.block_size", s.block_size),
+            ("layout", self.layout, f"{spec}.signature.layout", s.layout),
+            ("element_type", self.element_type, f"{spec}.signature's cache type", s.cache_type),
+            ("target_fingerprint", self.target_fingerprint.rpartition("-")[2], f"{spec}.isa", kernel.spec.isa),
+        )
+        return [
+            f"plan.{name} is {of_plan!r}, and must be as {path}, {of_kernel!r}"
+            for name, of_plan, path, of_kernel in pairs
+            if of_plan != of_kernel
+        ]
 
     def dumps(self) -> str:
         """The plan as JSON text."""
@@ -122,7 +171,7 @@ class Plan:
         """The inverse of :meth:`dumps`; raises PlanError on other text."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError(
                 f"this is no plan of llmir, not even JSON ({error}); make one with `llmir compile`"
             ) from error
@@ -156,6 +205,11 @@ class Plan:
             return cls.loads(text)
         except PlanError as error:
             raise PlanError(f"{str(path)!r}: {error}") from error
+
+
+def digest_of(fields_alone: dict[str, Any]) -> str:
+    """A hash of a plan's fields as JSON values, however they are spelled: sha256, hexadecimal."""
+    return hashlib.sha256(json.dumps(fields_alone, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
@@ -203,8 +257,14 @@ def _read_record(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict) or set(value) != names:
         odd = sorted(names.symmetric_difference(value)) if isinstance(value, dict) else [type(value).__name__]
         raise PlanError(f"the plan cannot be read: {where} has missing or unknown fields {odd}; compile it again")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in sorted(names)})
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """The types of a record's fields: each start reads some hundred records, and looking them up costs the most."""
+    return typing.get_type_hints(kind)
 
 
 def _name(kind: Any) -> str:

@@ -21,8 +21,9 @@ from llmir.workload import Workload
 def plan():
     """A plan for this machine with one kernel and one decision."""
     signature = AttentionSignature(9, 3, 64, "bf16", 128, 0.125, layout="pair")
-    decode = CpuVariant("decode", 1, 3, 64, 4, 4, 64)
-    spec = KernelSpec(signature, "avx512_bf16", (decode,))
+    here = Target.detect()
+    variants = CpuVariant("decode", 1, 3, 64, 4, 4, 64), CpuVariant("prefill", 32, 6, 128, 4, 4, 0)
+    spec = KernelSpec(signature, here.isa, variants)
     layers = tuple(f"model.layers.{i}.self_attn.attn" for i in range(30))
     decision = Decision(
         "block_sizing",
@@ -32,7 +33,6 @@ def plan():
         {"read_bandwidth": 28.5e9},
         ({"block_size": 64, "seconds": 0.00123456}, {"block_size": 128, "seconds": 0.001}),
     )
-    here = Target.detect()
     return Plan(
         format=FORMAT,
         framework="vllm",
@@ -119,10 +119,10 @@ class TestExplain:
         assert "models/tiny[1]" in run("explain", plan_file)[1]
 
     def test_says_that_a_plan_is_for_another_machine(self, run, plan, plan_file):
-        plan_file.write_text(replace(plan, target_fingerprint="x86_64-none").dumps())
+        plan_file.write_text(replace(plan, target_fingerprint=f"riscv64-{plan.kernels[0].spec.isa}").dumps())
         code, out, _ = run("explain", plan_file)
         assert code == 0
-        assert "for x86_64-none" in out
+        assert "for riscv64" in out
 
     @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 1}', "\0"])
     def test_refuses_what_is_no_plan(self, run, tmp_path, content):

@@ -7,7 +7,7 @@ import pytest
 
 from llmir.errors import PlanError
 from llmir.ir.signature import AttentionSignature, CpuVariant, KernelSpec, SharingCosts, StepPolicy
-from llmir.plan import FORMAT, Decision, Plan, PlannedKernel
+from llmir.plan import DIGEST, FORMAT, Decision, Plan, PlannedKernel, digest_of
 from llmir.target import Target
 from llmir.workload import NAMED
 
@@ -38,15 +38,28 @@ PLAN = Plan(
 )
 
 
+def made_for(target: Target) -> Plan:
+    """The plan for another CPU, its kernel too."""
+    (kernel,) = PLAN.kernels
+    kernels = (replace(kernel, spec=replace(kernel.spec, isa=target.isa)),)
+    return replace(PLAN, kernels=kernels, target=target.to_json(), target_fingerprint=target.fingerprint)
+
+
 def edited(path: str, value: object) -> dict:
-    """The plan's JSON with the value at a dotted path replaced."""
+    """The plan's JSON with the value at a dotted path replaced, and the digest of that."""
     data = json.loads(PLAN.dumps())
     *parents, last = path.split(".")
     place = data
     for name in parents:
         place = place[int(name) if name.isdigit() else name]
     place[last] = value
-    return data
+    return with_digest(data)
+
+
+def with_digest(data: dict) -> dict:
+    """A plan's JSON as if llmir had written it."""
+    fields_alone = {name: value for name, value in data.items() if name != DIGEST}
+    return {**fields_alone, DIGEST: digest_of(fields_alone)}
 
 
 def test_json_round_trip():
@@ -98,15 +111,15 @@ def test_a_missing_field_is_a_plan_error_that_names_it(name):
     data = json.loads(PLAN.dumps())
     del data[name]
     with pytest.raises(PlanError, match=name):
-        Plan.from_json(data)
+        Plan.from_json(with_digest(data))
 
 
 def test_another_format_is_refused():
-    with pytest.raises(PlanError, match=r"format 99 and this llmir reads 2: compile it again"):
+    with pytest.raises(PlanError, match=r"format 99 and this llmir reads 3: compile it again"):
         Plan.from_json(edited("format", 99))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '"plan"', "\0"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '"plan"', "\0", "[" * 100_000])
 def test_other_text_is_a_plan_error(text):
     with pytest.raises(PlanError, match=r"this is no plan of llmir"):
         Plan.loads(text)
@@ -178,3 +191,33 @@ def test_what_serving_sees_is_the_same_after_another_calibration():
 def test_a_serving_process_imports_it_without_mlir_and_torch(module):
     check = f"import sys, {module}; assert not {{'torch', 'torch_mlir', 'mlir', 'numpy'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+@pytest.mark.parametrize("change", [{"digest": None}, {"digest": "0" * 64}, {"block_size": 64}, {"model": "tiny2"}])
+def test_a_plan_that_somebody_changed_is_refused(change):
+    with pytest.raises(PlanError, match="not as llmir wrote it, its digest is of another content: compile it again"):
+        Plan.from_json({**PLAN.to_json(), **change})
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("block_size", 64, r"plan.block_size is 64, and must be as plan.kernels\[0\].spec.signature.block_size, 128"),
+        ("layout", "row", "plan.layout is 'row', and must be as"),
+        ("element_type", "f16", "plan.element_type is 'f16', and must be as"),
+        ("target_fingerprint", "x86_64-avx2", "plan.target_fingerprint is 'avx2', and must be as"),
+        ("kernels", [], "plan.kernels are none"),
+        ("kernels.0.layers", ["a", "a"], "layers have a more than once"),
+        ("rank", 1, "plan.rank is 1, and must be from 0 to below world_size, 1"),
+        (
+            "kernels.0.spec.variants.1.name",
+            "decode",
+            r"variants are \['decode', 'decode'\], and must be one decode and",
+        ),
+        ("kernels.0.policy.items_per_thread", 0, r"kernels\[0\].policy.items_per_thread is 0, and must be"),
+        ("kernels.0.spec.signature.sinks", True, r"signature.sinks is true, and must be false on a CPU"),
+    ],
+)
+def test_a_plan_that_contradicts_itself_is_refused_by_name(path, value, words):
+    with pytest.raises(PlanError, match=words):
+        Plan.from_json(edited(path, value))

@@ -27,6 +27,7 @@ from llmir.ir.base import (
 from llmir.ir.bindings import ext, ir
 from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.ir.ops import check_weight
+from llmir.ir.ranges import policy_problems, spec_problems, tile_problems
 from llmir.ir.signature import (
     ELEMENT_BYTES,
     GPUS,
@@ -84,26 +85,18 @@ def check_attention(op: Any) -> None:
 
 
 def check_selection(selection: Selection, block_size: int, layout: str) -> None:
-    """Verify that a selection reads as records, and its chunks are whole blocks or divide one, but in layout "row"."""
+    """Verify that a selection reads as records whose numbers are in range, for blocks of that size in ``layout``."""
     try:
-        variants, _ = selection.variants, selection.policy
-    except TypeError as error:
+        variants, policy = selection.variants, selection.policy
+    except (TypeError, ValueError) as error:
         raise InvalidIRError(f"selection cannot be read: {error}") from error
     known_isas = (*INSTRUCTION_SETS, *GPUS)
     require(selection.isa in known_isas, f"unknown instruction set {selection.isa!r}; known: {', '.join(known_isas)}")
     require(len(variants) > 0, "a selection needs at least one variant")
+    problems = policy_problems(policy)
     for variant in variants:
-        tiles = {name: size for name, size in vars(variant).items() if name != "name"}
-        require(
-            all(isinstance(size, int) and size >= 0 for size in tiles.values()),
-            f"tile sizes of variant {variant.name!r} must be integers, not {tiles}",
-        )
-        chunk = variant.key_chunk
-        require(
-            chunk > 0 and (layout == "row" or block_size % chunk == 0 or chunk % block_size == 0),
-            f"key_chunk {chunk} of variant {variant.name!r} neither divides the block size {block_size} nor is a "
-            f"multiple of it",
-        )
+        problems += tile_problems(variant, selection.isa, block_size, layout, f"variant {variant.name!r}")
+    require(not problems, "; ".join(problems))
 
 
 class AppendKV(LLMOp, name="append_kv"):
@@ -282,17 +275,9 @@ def read_signature(attribute: ir.DictAttr) -> AttentionSignature:
         signature = AttentionSignature(**to_python(attribute))
     except TypeError as error:
         raise InvalidIRError(f"signature cannot be read: {error}") from error
-    for name in ("num_heads", "num_kv_heads", "head_size", "block_size"):
-        size = getattr(signature, name)
-        require(isinstance(size, int) and size > 0, f"{name} must be a positive integer, but is {size!r}")
-    require(signature.element_type in ELEMENT_BYTES, f"a cache of {signature.element_type!r} has no kernel")
     require(
         signature.layout in types.LAYOUTS and signature.layout != "logical",
         f"a kernel needs a decided cache layout, but this one has {signature.layout!r}",
-    )
-    require(
-        signature.num_heads % signature.num_kv_heads == 0,
-        f"{signature.num_heads} query heads do not share {signature.num_kv_heads} KV heads evenly",
     )
     return signature
 
@@ -301,7 +286,10 @@ def kernel_spec(op: Any) -> KernelSpec:
     """The KernelSpec of a llm.kernel op; InvalidIRError where its attributes do not hold one."""
     signature, selection = read_signature(op.attributes["signature"]), op.attributes["selection"]
     check_selection(selection, signature.block_size, signature.layout)
-    return KernelSpec(signature, selection.isa, selection.variants)
+    spec = KernelSpec(signature, selection.isa, selection.variants)
+    problems = spec_problems(spec, f"kernel @{op.attributes['sym_name'].value}")
+    require(not problems, "; ".join(problems))
+    return spec
 
 
 def step_policy(op: Any) -> StepPolicy:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from llmir.errors import KernelError
+from llmir.ir.ranges import step_problems
 from llmir.ir.signature import KernelSpec, StepPolicy
 from llmir.kernels.work_list import ITEM_FIELDS, Item
 from llmir.runtime.merges import Merges, merges_of
@@ -47,6 +49,9 @@ class Scheduler:
     """Makes the work lists of one kernel: tile sizes from ``spec``, run-time conditions from ``policy``."""
 
     def __init__(self, spec: KernelSpec, policy: StepPolicy):
+        """Raises KernelError where a step's new tokens would not all find an item: seen here once, and in no step."""
+        if problems := step_problems(spec, policy):
+            raise KernelError(f"no step can be scheduled for {spec.symbol}: {'; '.join(problems)}")
         self._heads = spec.signature.num_kv_heads
         self._queries_per_kv = spec.signature.queries_per_kv
         self._window = spec.signature.window

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_plan import PLAN
+from test_plan import PLAN, made_for
 
 from llmir.errors import LlmirError, PlanError
 from llmir.frontends.common.options import Options
@@ -51,11 +51,12 @@ def test_plans_for_a_gpu_and_its_host_have_keys_of_their_own() -> None:
 
 def test_a_plan_file_must_be_for_the_gpu(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
-    replace(PLAN, target_fingerprint=Target.detect().fingerprint).write(file)
+    made_for(Target.detect()).write(file)
     with pytest.raises(PlanError, match="was made for a machine"):
         plan_for(FACTS, Options(plan=str(file)), lambda: PLAN, logger, HOPPER)
-    replace(PLAN, target_fingerprint=HOPPER.fingerprint).write(file)
-    assert plan_for(FACTS, Options(plan=str(file)), lambda: PLAN, logger, HOPPER).model == "tiny"
+    shipped = Path(__file__).parents[2] / "benchmarks/plans/cuda-sm_90/llama-3-8b.json"
+    facts = {**FACTS, "framework": "vllm 0.26.0", "model": "meta-llama/Meta-Llama-3-8B"}
+    assert plan_for(facts, Options(plan=str(shipped)), lambda: PLAN, logger, HOPPER).world_size == 1
 
 
 def test_a_processor_without_kernels_is_refused_by_what_it_lacks() -> None:
@@ -68,7 +69,7 @@ def test_a_processor_without_kernels_is_refused_by_what_it_lacks() -> None:
 def test_start_up_says_that_amx_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     best = Target.named("cpu:avx512_bf16")
     file = tmp_path / "plan.json"
-    replace(PLAN, target_fingerprint=best.fingerprint).write(file)
+    made_for(best).write(file)
     caplog.set_level(logging.INFO)
     plan_for(FACTS, Options(plan=str(file)), lambda: PLAN, logger, best)
     assert "AMX" not in caplog.text

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_plan import PLAN
+from test_plan import PLAN, made_for
 
 from llmir import compiler
 from llmir.frontends.common import sharing_report
@@ -57,8 +57,8 @@ def test_a_plan_says_from_how_many_tokens_prefixes_are_shared() -> None:
 def test_off_holds_for_a_plan_that_was_made_with_sharing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, said: str, served: SharingCosts | None
 ) -> None:
-    file = tmp_path / "plan.json"
-    replace(PLAN, kernels=(kernel("ab", COSTS),), target_fingerprint=Target.detect().fingerprint).write(file)
+    file, here = tmp_path / "plan.json", made_for(Target.detect())
+    replace(here, kernels=(replace(here.kernels[0], policy=kernel("ab", COSTS).policy),)).write(file)
     facts = {"framework": "vllm 0.32.0", "model": "tiny", "world_size": 1}
 
     def make() -> Plan:

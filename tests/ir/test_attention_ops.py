@@ -124,7 +124,7 @@ def test_append_needs_a_cache():
 
 def test_selection_s_chunks_divide_the_block():
     module = attention_module(cache=cache_type(block_size=96), selection=selection())
-    refused(module, "key_chunk 64 of variant 'decode' neither divides the block size 96")
+    refused(module, "variant 'decode'.key_chunk is 64, and must divide the block size 96, or be a multiple of it")
 
 
 def test_selection_s_chunks_of_rows_are_of_any_size():
@@ -137,7 +137,10 @@ def test_selection_s_chunks_of_rows_are_of_any_size():
     [
         ({"variants": []}, "a selection needs at least one variant"),
         ({"isa": "sse2"}, "unknown instruction set 'sse2'"),
-        ({"variants": [CpuVariant("decode", 1, 3, 64, 4.5, 4, 1)]}, "tile sizes of variant 'decode'"),
+        (
+            {"variants": [CpuVariant("decode", 1, 3, 64, 4.5, 4, 1)]},
+            "variant 'decode'.key_vectors is 4.5, and must be a whole number from 1",
+        ),
     ],
 )
 def test_selection_is_verified(change, message):
@@ -184,9 +187,9 @@ def test_a_kernel_of_another_signature_is_refused():
     ("change", "message"),
     [
         ({"layout": "logical"}, "needs a decided cache layout"),
-        ({"num_kv_heads": 2}, "9 query heads do not share 2 KV heads"),
-        ({"head_size": 0}, "head_size must be a positive integer, but is 0"),
-        ({"element_type": "i8"}, "a cache of 'i8' has no kernel"),
+        ({"num_kv_heads": 2}, "signature.num_heads is 9, and must be a multiple of num_kv_heads, 2"),
+        ({"head_size": 0}, "signature.head_size is 0, and must be a whole number from 1"),
+        ({"element_type": "i8"}, "signature.element_type is 'i8', and must be one of"),
     ],
 )
 def test_kernel_refuses(change, message):

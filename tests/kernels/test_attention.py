@@ -207,12 +207,12 @@ def test_many_threads_share_few_items():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"num_heads": 7}, "7 query heads cannot share 2 KV heads"),
-        ({"head_size": 72}, "head size 72"),
-        ({"layout": "logical"}, "layout"),
-        ({"scale": 0.0}, "scale"),
+        ({"num_heads": 7}, "num_heads is 7, and must be a multiple of num_kv_heads, 2"),
+        ({"head_size": 72}, "head_size is 72"),
+        ({"layout": "logical"}, "layout is 'logical'"),
+        ({"scale": 0.0}, "scale is 0.0"),
         ({"block_size": 80}, "must divide the block size 80, or be a multiple of it"),
-        ({"block_size": 4}, "blocks of 4 tokens hold no whole groups of .* keys"),
+        ({"block_size": 4}, "block_size is 4, and must hold whole groups of .* keys"),
     ],
 )
 def test_what_cannot_be_generated_is_named(change, words):

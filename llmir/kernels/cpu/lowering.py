@@ -9,14 +9,13 @@ from pathlib import Path
 
 from llmir.errors import KernelError
 from llmir.ir.bindings import execution_engine, ir, passmanager
-from llmir.ir.instruction_sets import lanes_of
-from llmir.ir.signature import HEAD_SIZES, KernelSpec
+from llmir.ir.ranges import spec_problems
+from llmir.ir.signature import KernelSpec
 from llmir.kernels.cpu import builder as b
 from llmir.kernels.cpu.abi import ARGUMENT_OFFSET, ITEM_BYTES
 from llmir.kernels.cpu.append import AppendEmitter
 from llmir.kernels.cpu.attention import AttentionEmitter
 from llmir.kernels.cpu.fields import argument, count_argument, item_field
-from llmir.kernels.cpu.products import Products
 from llmir.kernels.work_list import Item
 
 #: From vector, scf, arith, math and x86 ops to the LLVM dialect.
@@ -29,39 +28,8 @@ PIPELINE = (
 
 def check(spec: KernelSpec) -> None:
     """Raises KernelError where the generators cannot make ``spec``."""
-    s, lanes = spec.signature, lanes_of(spec.isa)
-    products = Products.of(spec)
-    if s.num_heads % s.num_kv_heads:
-        raise KernelError(f"{s.num_heads} query heads cannot share {s.num_kv_heads} KV heads evenly")
-    if s.head_size not in HEAD_SIZES:
-        raise KernelError(f"no kernel for head size {s.head_size}; there are kernels for {HEAD_SIZES}")
-    if s.layout not in (products.layout, "row"):
-        known = f"{products.layout!r} or 'row'"
-        raise KernelError(f"{s.element_type} on {spec.isa} reads pages in layout {known}, not {s.layout!r}")
-    if s.scale <= 0:
-        raise KernelError(f"the attention scale must be positive, not {s.scale}")
-    if s.layout != "row" and s.block_size % s.key_group(spec.isa):
-        raise KernelError(
-            f"blocks of {s.block_size} tokens hold no whole groups of {s.key_group(spec.isa)} keys on {spec.isa}: use "
-            f"layout 'row'"
-        )
-    for v in spec.cpu_variants:
-        tile, group = v.key_vectors * lanes, s.key_group(spec.isa)
-        if s.layout != "row" and s.block_size % v.key_chunk and v.key_chunk % s.block_size:
-            raise KernelError(
-                f"variant {v.name!r}: {v.key_chunk} keys a chunk must divide the block size {s.block_size}, "
-                f"or be a multiple of it"
-            )
-        if s.layout != "row" and s.block_size % tile and tile % s.block_size:
-            raise KernelError(
-                f"variant {v.name!r}: {v.key_vectors} vectors of keys must divide the block size {s.block_size}, "
-                f"or be a multiple of it"
-            )
-        if v.key_chunk % tile or tile % group:
-            raise KernelError(
-                f"variant {v.name!r}: {v.key_chunk} keys a chunk must be a multiple of {v.key_vectors} vectors of "
-                f"{lanes}, which must be whole groups of {group}"
-            )
+    if problems := spec_problems(spec):
+        raise KernelError(f"no kernel {spec.symbol} can be made: {'; '.join(problems)}")
 
 
 def kernel_module(spec: KernelSpec) -> ir.Module:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmir.errors import KernelError
-from llmir.ir.signature import AttentionSignature, GpuVariant, KernelSpec, padded
+from llmir.ir.ranges import spec_problems
+from llmir.ir.signature import AttentionSignature, GpuVariant, KernelSpec, is_gpu, padded
 from llmir.kernels.gpu.append import append_kv
 from llmir.kernels.gpu.attention import attend
 from llmir.kernels.gpu.merge import merge
-from llmir.kernels.gpu.step import MOST_VARIANTS
 
 #: Triton's names of element types.
 TRITON_TYPES = {"bf16": "bf16", "f16": "fp16", "f8E4M3FN": "fp8e4nv"}
@@ -53,27 +53,10 @@ def programs(spec: KernelSpec, *, emulated: bool = False) -> tuple[Program, ...]
 
 def check(spec: KernelSpec) -> None:
     """Raise KernelError for a specification without a program."""
-    s = spec.signature
-    problems = {
-        f"queries of {s.element_type}; there are programs for bf16 and f16": s.element_type not in ("bf16", "f16"),
-        f"pages in layout {s.layout!r}, not 'row'": s.layout != "row",
-        f"{len(spec.gpu_variants)} variants for a GPU": not 0 < len(spec.gpu_variants) <= MOST_VARIANTS,
-        f"a head size of {s.head_size}, no multiple of 16": s.head_size % 16 != 0,
-        f"a scale of {s.scale}": s.scale <= 0,
-    }
-    for variant in spec.gpu_variants:
-        rows, keys = variant.row_tile, variant.key_chunk
-        problems |= {
-            f"{rows} rows x {keys} keys in variant {variant.name!r}; both must be powers of two, 16 or more": (
-                min(rows, keys) < 16 or padded(rows) != rows or padded(keys) != keys
-            ),
-            f"{variant.max_tokens} tokens in a tile of {rows} rows in variant {variant.name!r}": (
-                variant.max_tokens * s.queries_per_kv > rows
-            ),
-        }
-    for problem, applies in problems.items():
-        if applies:
-            raise KernelError(f"{spec.symbol} has no GPU program: it has {problem}")
+    if problems := spec_problems(spec):
+        raise KernelError(f"{spec.symbol} has no GPU program: {'; '.join(problems)}")
+    if not is_gpu(spec.isa):
+        raise KernelError(f"{spec.symbol} has no GPU program: it is for {spec.isa}")
 
 
 def _append(s: AttentionSignature, emulated: bool) -> Program:

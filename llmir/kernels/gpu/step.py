@@ -31,7 +31,6 @@ class Header(IntEnum):
 
 #: Whole cache lines of 128 bytes, so that items begin with one.
 HEADER_FIELDS = 32
-MOST_VARIANTS = (HEADER_FIELDS - Header.VARIANTS) // 2
 
 
 def pack(items: Int32, variants: int, merge_arrays: Sequence[Int32], state_rows: int) -> Int32:
