@@ -84,6 +84,7 @@ SERVING = (
     "llmir.ir.sharing_costs",
     "llmir.kernels.reference",
     "llmir.kernels.cpu.abi",
+    "llmir.kernels.cpu.apart",
     "llmir.kernels.cpu.kernel",
     "llmir.kernels.cpu.loader",
     "llmir.kernels.cpu.object_cache",

@@ -109,6 +109,13 @@ def test_a_plan_in_the_configuration_is_kept(write_model: WriteModel, cache: Pat
     assert config.cache_config.block_size == 64
 
 
+def test_a_plan_of_another_machine_in_the_configuration_is_refused(write_model: WriteModel, plan: Plan) -> None:
+    """A configuration may come from a file, or from a node with another processor."""
+    foreign = replace(plan, target_fingerprint=f"riscv64-{Target.detect().isa}").to_json()
+    with pytest.raises(PlanError, match="made for a machine riscv64"):
+        engine_config(write_model("llama"), attention_backend="LLMIR", additional_config={planning.PLAN_KEY: foreign})
+
+
 def test_the_users_additional_config_is_not_written_to(
     write_model: WriteModel, cache: Path, made: list[Options]
 ) -> None:
@@ -144,7 +151,7 @@ def test_a_plan_file_is_served_as_it_is(write_model: WriteModel, cache: Path, pl
         ({"model": "another"}, "made for model 'another'"),
         ({"world_size": 2}, "made for tensor-parallel size 2"),
         ({"framework_version": "0.1"}, "made for framework 'vllm 0.1'"),
-        ({"target_fingerprint": "x86_64-none"}, "made for a machine x86_64-none"),
+        ({"target_fingerprint": f"riscv64-{Target.detect().isa}"}, "made for a machine riscv64"),
     ],
 )
 def test_a_plan_file_for_something_else_is_refused(

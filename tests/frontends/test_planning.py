@@ -12,7 +12,7 @@ from test_plan import PLAN, made_for
 from llmir.errors import LlmirError, PlanError
 from llmir.frontends.common.options import Options
 from llmir.frontends.common.plan_cache import plan_key
-from llmir.frontends.common.planning import host_of, plan_for, target_of
+from llmir.frontends.common.planning import check_carried, host_of, plan_for, target_of
 from llmir.target import Target
 
 logger = logging.getLogger("llmir.test")
@@ -76,3 +76,13 @@ def test_start_up_says_that_amx_is_not_used(tmp_path: Path, caplog: pytest.LogCa
     with_amx = replace(best, features=(*best.features, "amx_bf16", "amx_tile"))
     plan_for(FACTS, Options(plan=str(file)), lambda: PLAN, logger, with_amx)
     assert "AMX, which no kernel of llmir uses yet" in caplog.text
+
+
+def test_a_plan_that_came_with_a_configuration_must_be_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    least = Target.named("cpu:avx2")
+    monkeypatch.setattr(Target, "detect", lambda: least)
+    check_carried(made_for(least), "cpu")
+    with pytest.raises(PlanError, match="made for a machine x86_64-avx512_bf16, and this one is x86_64-avx2"):
+        check_carried(PLAN, "cpu")
+    with pytest.raises(PlanError, match="made for a machine x86_64-avx512_bf16, and this is to be served on a GPU"):
+        check_carried(PLAN, "gpu")

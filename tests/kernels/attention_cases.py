@@ -26,7 +26,8 @@ from llmir.ir.signature import (
 )
 from llmir.kernels import reference
 from llmir.kernels.cpu.kernel import Kernel
-from llmir.kernels.cpu.object_cache import ObjectCache
+from llmir.kernels.cpu.lowering import compile_object
+from llmir.kernels.cpu.object_cache import ObjectCache, object_key
 from llmir.runtime.attention import AttentionRunner
 from llmir.target import Target
 
@@ -70,7 +71,10 @@ _OBJECTS = tempfile.TemporaryDirectory(prefix="llmir-tests-")
 
 @cache
 def loaded(spec: KernelSpec) -> Kernel:
-    return Kernel.load(spec, ObjectCache(_OBJECTS.name))
+    """Compiled in this process, which has the compiler loaded; a server has another one compile."""
+    objects = ObjectCache(_OBJECTS.name)
+    objects.get_or_build(object_key(spec), lambda: compile_object(spec))
+    return Kernel.load(spec, objects)
 
 
 def layout_of(element_type: str, isa: str, block_size: int) -> str:

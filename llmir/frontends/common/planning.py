@@ -21,6 +21,7 @@ from llmir.errors import LlmirError, PlanError
 from llmir.frontends.common import plan_cache
 from llmir.frontends.common.options import Options
 from llmir.frontends.common.sharing_report import what_is_shared
+from llmir.ir.signature import is_gpu
 from llmir.plan import Plan
 from llmir.target import Target
 from llmir.workload import Workload
@@ -88,6 +89,21 @@ def plan_for(
             logger.info("llmir: %s (%s)", decision.decision, decision.reason)
     logger.info("llmir: %s", what_is_shared(plan))
     return plan
+
+
+def check_carried(plan: Plan, device: str) -> None:
+    """Raise PlanError unless ``device``, "cpu" or "gpu", of this machine runs a plan that came with a configuration.
+
+    A configuration travels to other machines, and from one run to the next. Which GPU there is shows in the process
+    that has it, where its runner looks.
+    """
+    if device == "cpu":
+        plan.check_target(Target.detect().runnable)
+    elif not is_gpu(plan.kernels[0].spec.isa):
+        raise PlanError(
+            f"the plan that came with the configuration was made for a machine {plan.target_fingerprint}, and this is "
+            f"to be served on a GPU: leave the plan out, and llmir makes one"
+        )
 
 
 def _without_sharing(plan: Plan) -> Plan:

@@ -46,6 +46,7 @@ def prepare(vllm_config: VllmConfig) -> None:
         plan = _plan_for(vllm_config, options, host, target)
     else:
         plan = Plan.from_json(carried)
+        planning.check_carried(plan, device)
         support.check_config(vllm_config, plan.kernels[0].spec.isa)
     cache = vllm_config.cache_config
     if cache.user_specified_block_size and cache.block_size != plan.block_size:

@@ -7,9 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from llmir.errors import KernelError
+from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.ir.signature import KernelSpec
+from llmir.kernels.cpu.apart import compile_apart
 from llmir.kernels.cpu.loader import load_object, process_symbol
 from llmir.kernels.cpu.object_cache import ObjectCache, object_key
+from llmir.target import Target
+from llmir.target.cpu import ARCHITECTURE
 
 #: Fields of abi.Arguments that hold entry points of the process's OpenMP runtime, and their names there.
 _OPENMP = {
@@ -32,16 +37,22 @@ class Kernel:
 
     @classmethod
     def load(cls, spec: KernelSpec, cache: ObjectCache) -> Kernel:
-        """The kernel for ``spec``, without MLIR where ``cache`` has its object.
+        """The kernel for ``spec``; where ``cache`` has no object of it, another process compiles one.
 
-        Raises KernelError where it cannot be compiled, or the process has no OpenMP runtime yet (import torch).
+        Raises KernelError where this machine cannot run it, where it cannot be compiled, or the process has no OpenMP
+        runtime yet (import torch).
         """
+        _check_machine(spec)
         openmp = {field: process_symbol(name) for field, name in _OPENMP.items()}
-        loaded = load_object(cache.get_or_build(object_key(spec), lambda: _compile(spec)))
+        loaded = load_object(cache.get_or_build(object_key(spec), lambda: compile_apart(spec)))
         return cls(spec, loaded.function(spec.symbol, [ctypes.c_void_p]), openmp)
 
 
-def _compile(spec: KernelSpec) -> bytes:
-    from llmir.kernels.cpu.lowering import compile_object  # loads MLIR, which a warm cache makes needless
-
-    return compile_object(spec)
+def _check_machine(spec: KernelSpec) -> None:
+    """Raise KernelError unless this processor has the instruction set: the process would end at the first call."""
+    host, needed = Target.detect(), INSTRUCTION_SETS.get(spec.isa)
+    if needed is None or host.machine != ARCHITECTURE or not needed.features <= set(host.features):
+        raise KernelError(
+            f"{spec.symbol} is made for {spec.isa}, and this processor ({host.model}) has {host.isa}: make the plan "
+            f"anew here"
+        )
