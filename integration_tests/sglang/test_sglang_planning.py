@@ -158,6 +158,20 @@ def test_each_fact_of_the_configuration_is_a_plan_of_its_own(write_model: WriteM
     assert len(made) == 6, "and others are none"
 
 
+def test_what_decides_which_classes_are_built_is_a_plan_of_its_own(
+    write_model: WriteModel, made: list[Options]
+) -> None:
+    llama = write_model("llama")
+    for fields in ({}, {"model_impl": "transformers"}, {"trust_remote_code": True}, {"enable_fp32_lm_head": True}):
+        resolve(llama, **fields)
+    assert len(made) == 4
+    (Path(llama) / "modeling_own.py").write_text("class Own: ...")
+    resolve(llama)
+    assert len(made) == 5
+    resolve(llama, port=12345, log_level="info")
+    assert len(made) == 5, "and others are none"
+
+
 class TestPlanFiles:
     @pytest.fixture(autouse=True)
     def no_compilation(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

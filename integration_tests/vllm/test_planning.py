@@ -16,7 +16,6 @@ from llmir.frontends.common.options import Options
 from llmir.frontends.common.plan_cache import plan_key
 from llmir.frontends.vllm import planning, plugin
 from llmir.frontends.vllm.importer import import_module
-from llmir.frontends.vllm.support import plan_facts
 from llmir.plan import Plan
 from llmir.target import Target
 from llmir.workload import DEFAULT
@@ -190,7 +189,7 @@ def test_everything_that_decides_a_plan_is_in_its_key(write_model: WriteModel, t
     workload.write_text("[]")
 
     def key(target: Target = target, options: Options | None = None, **engine_args: Any) -> str:
-        return plan_key(plan_facts(engine_config(folder, **engine_args), target.isa), options or Options(), target)
+        return plan_key(planning.facts(engine_config(folder, **engine_args), target.isa), options or Options(), target)
 
     keys = [
         key(),
@@ -208,3 +207,26 @@ def test_everything_that_decides_a_plan_is_in_its_key(write_model: WriteModel, t
     keys.append(key(options=Options(workload=str(workload))))
     assert len(set(keys)) == len(keys)
     assert key() == key(max_num_seqs=7) == keys[0]
+
+
+def test_everything_that_decides_which_classes_are_built_is_in_a_plan_s_key(
+    write_model: WriteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, target = write_model("llama"), Target.detect()
+
+    def key(**engine_args: Any) -> str:
+        return plan_key(planning.facts(engine_config(folder, **engine_args), target.isa), Options(), target)
+
+    keys = [
+        key(),
+        key(model_impl="transformers"),
+        key(enable_lora=True),
+        key(trust_remote_code=True),
+        key(code_revision="another"),
+        key(disable_sliding_window=True),
+    ]
+    monkeypatch.setenv("VLLM_MOE_DP_CHUNK_SIZE", "7")
+    (Path(folder) / "modeling_own.py").write_text("class Own: ...")
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+    assert key() == keys[-1]

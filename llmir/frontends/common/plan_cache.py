@@ -22,7 +22,7 @@ from llmir.plan import Plan
 from llmir.target import Target
 
 #: Distributions whose version changes what is imported or compiled, beside the framework's own.
-VERSIONED = ("torch", "torch-mlir", "mlir")
+VERSIONED = ("torch", "torch-mlir", "mlir", "transformers")
 #: Packages of llmir that no plan depends on.
 NOT_COMPILING = ("cli", "compare")
 
@@ -110,6 +110,21 @@ def _file_digest(name: str) -> str | None:
     """A hash of the file called ``name``; None where there is none (a named workload)."""
     path = Path(name)
     return hashlib.sha256(path.read_bytes()).hexdigest() if name and path.is_file() else None
+
+
+def model_classes(model: str, plugin_group: str) -> dict[str, Any]:
+    """What may bring classes of a model that neither a framework's version nor a configuration names, by kind.
+
+    The folder ``model`` may hold code of its own, and plugins of the framework, the entry points of ``plugin_group``,
+    register classes in place of the framework's.
+    """
+    folder = Path(model)
+    code = [path for path in folder.rglob("*.py") if path.is_file()] if folder.is_dir() else []
+    plugins = metadata.entry_points(group=plugin_group)
+    return {
+        "code": files_digest(code, folder),
+        "plugins": sorted(f"{plugin.value} {plugin.dist and plugin.dist.version}" for plugin in plugins),
+    }
 
 
 def source_digest(framework: str, root: Path = Path(llmir.__file__).parent) -> str:

@@ -46,7 +46,7 @@ def prepare(server_args: Any) -> None:
         logger.info("llmir: compiling attention kernels for %s, once; later starts reuse them", view.model_path)
         return planning.plan_in_child(__name__, (fields, options, target))
 
-    plan = planning.plan_for(support.plan_facts(view, model), options, make, logger, host)
+    plan = planning.plan_for(support.plan_facts(view, model, fields), options, make, logger, host)
     if view.page_size is not None and view.page_size != plan.block_size:
         raise PlanError(
             f"the plan is for pages of {plan.block_size} tokens, and --page-size says {view.page_size}: "

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmir.errors import UnsupportedLayerError
+from llmir.frontends.common.plan_cache import model_classes
 from llmir.frontends.common.support import (
     ELEMENT_TYPES,
     WITHOUT,
@@ -33,6 +34,34 @@ DEVICES = ("cpu", "cuda")
 PAGE_SIZES = (16, 32, 64, 128, 256, 512)
 #: The same on a GPU, where the kernels take no others: a tile of keys is at most 128 of them.
 GPU_PAGE_SIZES = (16, 32, 64, 128)
+#: Entry points by which plugins change SGLang.
+PLUGIN_GROUP = "sglang.srt.plugins"
+#: Arguments that decide nothing about a model's layers, or stand in a plan's facts as SGLang resolved them.
+SERVING_ARGUMENTS = frozenset(
+    (
+        *("attention_backend", "prefill_attention_backend", "decode_attention_backend", "device", "page_size"),
+        *("load_format", "download_dir", "pp_size", "pp_max_micro_batch_size", "pp_async_batch_depth", "random_seed"),
+        *("host", "port", "nccl_port", "dist_init_addr", "dist_timeout", "gated_launch_port", "nnodes", "node_rank"),
+        *("base_gpu_id", "gpu_id_step", "numa_node", "use_ray", "sleep_on_idle", "gc_threshold", "stat_loggers"),
+        *("api_key", "admin_api_key", "served_model_name", "weight_version", "fastapi_root_path", "chat_template"),
+        *("skip_tokenizer_init", "skip_server_warmup", "warmups", "watchdog_timeout", "soft_watchdog_timeout"),
+        *("mem_fraction_static", "max_running_requests", "max_queued_requests", "max_total_tokens"),
+        *("max_prefill_tokens", "chunked_prefill_size", "num_continuous_decode_steps", "disable_radix_cache"),
+        *("stream_interval", "reasoning_parser", "tool_call_parser", "show_time_cost", "custom_sigquit_handler"),
+        *("decode_log_interval", "crash_dump_folder", "file_storage_path", "preferred_sampling_params"),
+    )
+)
+SERVING_PREFIXES = (
+    "log_",
+    "ssl_",
+    "grpc_",
+    "http2_",
+    "schedule_",
+    "tokenizer_",
+    "detokenizer_",
+    "enable_metrics",
+    "otlp_",
+)
 REMEDY = WITHOUT.format(name="llmir", framework="SGLang")
 #: Arguments of a call to an attention layer that change nothing where they are None or say what llmir does anyway.
 PLAIN_ARGUMENTS = {"save_kv_cache": True}
@@ -224,8 +253,13 @@ def model_facts(args: Any, model: Any) -> dict[str, Any]:
     }
 
 
-def plan_facts(args: Any, model: Any) -> dict[str, Any]:
-    """Everything in the configuration that decides a plan, see llmir.frontends.common.planning.plan_for."""
+def plan_facts(args: Any, model: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Everything in the configuration that decides a plan, see llmir.frontends.common.planning.plan_for.
+
+    ``given``: all arguments as the user gave them. Which of them decide the classes that SGLang builds, and what these
+    are given, is more than can be listed here, so all are part of it but those known to decide nothing: one that a
+    later SGLang adds costs a plan more, never a wrong one.
+    """
     architecture = model.hf_config.to_dict()
     for name in ("_name_or_path", "transformers_version"):
         architecture.pop(name, None)
@@ -236,4 +270,11 @@ def plan_facts(args: Any, model: Any) -> dict[str, Any]:
         "page_size": args.page_size,
         "kv_cache_dtype": args.kv_cache_dtype,
         "device": args.device,
+        "given": {name: value for name, value in given.items() if not _decides_nothing(name)},
+        **model_classes(args.model_path, PLUGIN_GROUP),
     }
+
+
+def _decides_nothing(name: str) -> bool:
+    """Whether an argument is about serving alone: addresses, logs, tokenizers, admission and memory."""
+    return name in SERVING_ARGUMENTS or name.startswith(SERVING_PREFIXES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmir.errors import LlmirError, PlanError
 from llmir.frontends.common import planning
@@ -68,7 +68,15 @@ def _plan_for(vllm_config: VllmConfig, options: Options, host: Target, target: T
         logger.info("llmir: compiling attention kernels for %s, once; later starts reuse them", model)
         return planning.plan_in_child(__name__, (vllm_config, options, target))
 
-    return planning.plan_for(support.plan_facts(vllm_config, target.isa), options, make, logger, host)
+    return planning.plan_for(facts(vllm_config, target.isa), options, make, logger, host)
+
+
+def facts(vllm_config: VllmConfig, isa: str) -> dict[str, Any]:
+    """Everything that decides a plan: the configuration, and what vLLM's layers ask of the environment."""
+    from vllm import envs
+
+    of_environment = getattr(envs, "compile_factors", None)  # a vLLM that knows which variables decide something has it
+    return {**support.plan_facts(vllm_config, isa), "environment": of_environment() if of_environment else None}
 
 
 def _make_plan(payload: tuple[VllmConfig, Options, Target]) -> Plan:

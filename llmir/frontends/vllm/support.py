@@ -6,8 +6,10 @@ for, a CPU's instruction set or a GPU's architecture.
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING, Any
 
+from llmir.frontends.common.plan_cache import model_classes
 from llmir.frontends.common.support import (
     WITHOUT,
     architecture,
@@ -31,6 +33,10 @@ QUANTIZED_CACHE_DTYPES = ("fp8", "fp8_e4m3")
 QUANTIZING = ("sm_90", "sm_100")
 #: Model dtypes of the GPU kernels.
 GPU_DTYPES = ("bfloat16", "float16")
+#: Entry points by which plugins register model classes with vLLM.
+PLUGIN_GROUP = "vllm.general_plugins"
+#: Parts of vLLM's configuration whose digests tell what models are built of.
+HASHED = ("model_config", "parallel_config", "lora_config", "speculative_config")
 #: vLLM's CPU kernels and its sliding window arithmetic work on multiples of 32, the GPU kernels on multiples of 16, as
 #: vLLM's own do. Beyond the last of the sizes that the compiler may choose from a block mostly holds nothing.
 BLOCK_SIZES = {"cpu": (32, 64, 128, 256, 512), "gpu": (16, 32, 64, 128, 256)}
@@ -184,7 +190,12 @@ def model_facts(vllm_config: VllmConfig, isa: str) -> dict[str, Any]:
 
 
 def plan_facts(vllm_config: VllmConfig, isa: str) -> dict[str, Any]:
-    """Everything in the configuration that decides a plan, see llmir.frontends.common.planning.plan_for."""
+    """Everything in the configuration that decides a plan, see llmir.frontends.common.planning.plan_for.
+
+    Which classes vLLM builds, and what it gives them, hangs on more than can be listed here: model_impl, revisions of
+    remote code, expert placement, LoRA. So vLLM's own digests are part of it, by which it keeps compiled graphs: an
+    option that a later vLLM adds is in them unless vLLM says that it decides nothing.
+    """
     model, cache = vllm_config.model_config, vllm_config.cache_config
     return {
         **model_facts(vllm_config, isa),
@@ -196,5 +207,18 @@ def plan_facts(vllm_config: VllmConfig, isa: str) -> dict[str, Any]:
         ],
         "max_model_len": model.max_model_len,
         "cache": [cache.cache_dtype, cache.block_size if cache.user_specified_block_size else None],
-        "expert_parallel": vllm_config.parallel_config.enable_expert_parallel,
+        "quantization": type(vllm_config.quant_config).__qualname__,
+        "layers_without_fp8": list(cache.kv_cache_dtype_skip_layers or []),
+        "registered": [str(model.registry.models.get(name)) for name in model.architectures],
+        "custom_ops": list(vllm_config.compilation_config.custom_ops),
+        **{part: _digest(getattr(vllm_config, part)) for part in HASHED},
+        **model_classes(model.model, PLUGIN_GROUP),
     }
+
+
+def _digest(part: Any) -> str | None:
+    """vLLM's digest of a part of its configuration; of one that vLLM cannot tell apart, one that comes but once."""
+    try:
+        return None if part is None else str(part.compute_hash())
+    except TypeError:  # an object without a stable name in it, such as a function
+        return uuid.uuid4().hex
