@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from vllm.config import VllmConfig, get_current_vllm_config_or_none, set_current_vllm_config
+from vllm.distributed.parallel_state import get_world_group
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1 import kv_cache_interface
 from vllm.v1.attention.backend import (
@@ -25,6 +26,7 @@ from vllm.v1.attention.backend import (
 from vllm.v1.kv_cache_interface import AttentionSpec
 
 from llmir.errors import UnsupportedLayerError
+from llmir.frontends.common.agreement import check_agreement
 from llmir.frontends.common.support import ELEMENT_TYPES, dtype_name
 from llmir.frontends.common.tensors import DTYPES, LayerTensors
 from llmir.frontends.vllm.planning import PLAN_KEY
@@ -126,6 +128,8 @@ def bind_layers(planned: PlannedLayers[Any], builder: Any, logger: logging.Logge
     Called while vLLM sets up its caches, so that what cannot be served is refused before serving.
     """
     config = builder.vllm_config
+    if config.parallel_config.world_size > 1:
+        check_agreement(plan_of(config), _from_all_ranks, logger)
     layers = config.compilation_config.static_forward_context
     for name in builder.layer_names:
         layer = layers[name]
@@ -133,6 +137,14 @@ def bind_layers(planned: PlannedLayers[Any], builder: Any, logger: logging.Logge
         layer.impl.bind(name, builder.kv_cache_spec, config.model_config.dtype, planned)
     for symbol, count in planned.kernels.items():
         logger.info("llmir: %s serves %d layers", symbol, count)
+
+
+def _from_all_ranks(own: Any) -> list[Any]:
+    """What every rank gives."""
+    world = get_world_group()
+    everyone: list[Any] = [None] * world.world_size
+    torch.distributed.all_gather_object(everyone, own, group=world.cpu_group)
+    return everyone
 
 
 def check_batch(layer: str, batch: CommonAttentionMetadata) -> None:

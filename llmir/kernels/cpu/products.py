@@ -26,8 +26,9 @@ EXP2_COEFFICIENTS = {
     "f16": (0.00958285294, 0.0559064262, 0.240240991, 0.693124175, 1.0),
     "f32": (0.00132647273, 0.00967151299, 0.0555073358, 0.240222424, 0.693147004, 1.0),
 }
-#: Keeps the exponent arithmetic in range. Of this one it makes exactly zero, whatever is below: a masked key's weight.
-_LEAST_EXPONENT = -127.0
+#: Keeps exponents finite and in range. Of this one the arithmetic makes exactly zero, whatever is below: a masked key's
+#: weight; the instruction that scales makes it of the other, below the least denormal.
+_LEAST_EXPONENT, _LEAST_SCALED = -127.0, -200.0
 _F32_BYTES = 4
 
 #: One step of one operand in registers: a vector for each product that it takes part in.
@@ -188,14 +189,9 @@ class Products:
     # -- exponential
 
     def exp2(self, x: ir.Value) -> ir.Value:
-        """``2**x`` for x <= 0 or moderately above; NaN stays NaN, and -inf gives 0.
-
-        The instruction that scales gives 0 for NaN (here -inf less -inf) times 2**-inf, as Intel's manual lists under
-        the special cases of VSCALEFPS.
-        """
+        """``2**x`` for x <= 0 or moderately above; NaN stays NaN, and -inf gives 0."""
         type_ = self.f32_vector()
-        if not self.instructions.scales:
-            x = b.fmax(b.constant(_LEAST_EXPONENT, type_), x)
+        x = b.fmax(b.constant(_LEAST_SCALED if self.instructions.scales else _LEAST_EXPONENT, type_), x)
         whole = b.round_even(x)
         fraction = b.fsub(x, whole)
         first, *rest = EXP2_COEFFICIENTS[self.element_type]
