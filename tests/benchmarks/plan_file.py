@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llmir.ir.signature import AttentionSignature, GpuVariant, KernelSpec, SharingCosts, StepPolicy
 from llmir.plan import FORMAT, Plan, PlannedKernel
+from llmir.target import Target
 
 SIGNATURE = AttentionSignature(4, 2, 64, "bf16", block_size=16, scale=64**-0.5, layout="row")
 VARIANTS = (GpuVariant("decode", 8, 16, 16, warps=4, stages=2), GpuVariant("prefill", 16, 32, 32, warps=4, stages=2))
@@ -41,7 +42,7 @@ def write_plan(folder: Path) -> None:
         kernels=(kernel,),
         decisions=(),
         target={},
-        target_fingerprint="",
+        target_fingerprint=Target.named("cuda:sm_90").fingerprint,
         workload={},
         module_hash="",
         versions={},

@@ -12,11 +12,11 @@ import signal
 import subprocess
 import sys
 
+from llmir.child import python
 from llmir.errors import KernelError
 from llmir.ir.signature import KernelSpec
 
-#: -P: what lies in the working folder is not imported.
-COMMAND = (sys.executable, "-P", "-m", __name__)
+COMMAND = python("-m", "llmir.kernels.cpu.apart")
 #: Kernels take seconds, on a busy machine some tens of them.
 TIMEOUT_SECONDS = 600.0
 
