@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature, KernelSpec, StepPolicy
 from llmir.kernels.cpu.kernel import Kernel
-from llmir.kernels.cpu.object_cache import ObjectCache
+from llmir.kernels.cpu.lowering import compile_object
+from llmir.kernels.cpu.object_cache import ObjectCache, object_key
 from llmir.passes import tiles
 from llmir.runtime.attention import AttentionRunner
 from llmir.runtime.pages import key_and_value_rows
@@ -36,7 +37,10 @@ def spec_of(isa: str, element_type: str, block_size: int, head_size: int) -> Ker
 
 @cache
 def loaded(spec: KernelSpec) -> Kernel:
-    return Kernel.load(spec, ObjectCache(_OBJECTS.name))
+    """Compiled in this process, which is quicker than in one of its own."""
+    objects = ObjectCache(_OBJECTS.name)
+    objects.get_or_build(object_key(spec), lambda: compile_object(spec))
+    return Kernel.load(spec, objects)
 
 
 specs = st.builds(
