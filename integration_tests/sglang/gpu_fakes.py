@@ -134,7 +134,11 @@ def runner(made: Plan, monkeypatch: Any) -> SimpleNamespace:
     """A model runner whose server arguments carry the plan."""
     from llmir.frontends.sglang import base_backend, gpu_backend
 
-    monkeypatch.setattr(base_backend, "get_parallel", lambda: SimpleNamespace(tp_rank=0, pp_rank=0))
+    monkeypatch.setattr(
+        base_backend,
+        "get_parallel",
+        lambda: SimpleNamespace(tp_rank=0, pp_rank=0, world_group=SimpleNamespace(world_size=1)),
+    )
     schedule = SimpleNamespace(chunked_prefill_size=256, max_prefill_tokens=512)
     monkeypatch.setattr(gpu_backend, "get_schedule", lambda: schedule)
     monkeypatch.setattr(gpu_backend, "max_prefill_buffer_tokens", lambda: 256)

@@ -56,7 +56,7 @@ def main(features: dict[str, Any]) -> dict[str, Any]:
         compilation_config=SimpleNamespace(static_forward_context={layer.layer_name: layer}),
         scheduler_config=SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=128),
         model_config=SimpleNamespace(dtype=DTYPE),
-        parallel_config=SimpleNamespace(rank=0),
+        parallel_config=SimpleNamespace(rank=0, world_size=1),
     )
     spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=KV_HEADS, head_size=HEAD_SIZE, dtype=cache_dtype)
     builder = LlmirGpuMetadataBuilder(spec, [layer.layer_name], config, CPU)

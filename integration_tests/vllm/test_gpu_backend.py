@@ -83,7 +83,7 @@ def build(plan: Plan, *layers: Attention, kv_cache_spec: Any = None) -> LlmirGpu
         compilation_config=SimpleNamespace(static_forward_context={layer.layer_name: layer for layer in layers}),
         scheduler_config=SimpleNamespace(max_num_seqs=MOST_REQUESTS, max_num_batched_tokens=MOST_TOKENS),
         model_config=SimpleNamespace(dtype=torch.bfloat16),
-        parallel_config=SimpleNamespace(rank=0),
+        parallel_config=SimpleNamespace(rank=0, world_size=1),
     )
     return LlmirGpuMetadataBuilder(kv_cache_spec or spec(), [layer.layer_name for layer in layers], config, META)
 
