@@ -11,7 +11,16 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from llmir.frontends.sglang import pool as pools
 from llmir.frontends.sglang.planning import PLAN_ATTRIBUTE
-from llmir.ir.signature import AttentionSignature, GpuVariant, KernelSpec, SharingCosts, StepPolicy
+from llmir.ir.signature import (
+    AttentionSignature,
+    GpuVariant,
+    KernelSpec,
+    SharingCosts,
+    StepPolicy,
+    Variants,
+    is_gpu,
+)
+from llmir.passes import tiles
 from llmir.plan import FORMAT, Plan, PlannedKernel
 from llmir.runtime.merges import Merges
 from llmir.runtime.schedule import Schedule
@@ -31,7 +40,9 @@ def plan(
     signature = AttentionSignature(
         HEADS, KV_HEADS, HEAD_SIZE, element_type, PAGE, HEAD_SIZE**-0.5, layout="row", quantized=quantized, sinks=sinks
     )
-    variants = (GpuVariant("decode", 8, 16, 32, 4, 3), GpuVariant("prefill", 16, 32, 32, 4, 3))
+    variants: Variants = (GpuVariant("decode", 8, 16, 32, 4, 3), GpuVariant("prefill", 16, 32, 32, 4, 3))
+    if not is_gpu(isa):
+        variants = (tiles.decode_variant(signature, isa), tiles.prefill_variant(signature, isa))
     names = tuple(f"layers.{i}.attn" for i in range(layers))
     kernel = PlannedKernel("attention", KernelSpec(signature, isa, variants), POLICY, names, None)
     return Plan(
@@ -43,7 +54,7 @@ def plan(
         world_size=1,
         block_size=PAGE,
         layout="row",
-        element_type=element_type,
+        element_type=signature.cache_type,
         fused=True,
         kernels=(kernel,),
         decisions=(),

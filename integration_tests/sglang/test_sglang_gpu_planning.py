@@ -236,7 +236,7 @@ class TestPlanFiles:
         return tmp_path / "plan.json"
 
     def write(self, folder: str, file: Path, **changes: Any) -> None:
-        made = gpu_fakes.plan(LAYERS)
+        made = gpu_fakes.plan(LAYERS, isa=changes.pop("isa", "sm_90"))
         version = VERSIONS.installed()
         replace(made, **{"model": folder, "framework_version": version, **changes}).write(file)
 
@@ -248,7 +248,7 @@ class TestPlanFiles:
 
     def test_one_for_another_machine_is_refused(self, write_model: WriteModel, h100: list[Target], file: Path) -> None:
         folder = write_model("llama")
-        self.write(folder, file, target_fingerprint="cuda-sm_80")
+        self.write(folder, file, isa="sm_80")
         with pytest.raises(PlanError, match="made for a machine cuda-sm_80, and this one is cuda-sm_90"):
             resolve(folder)
 

@@ -19,6 +19,7 @@ def answers(model: str, backend: str | None, prompts: list[list[int]]) -> list[d
         model,
         attention_backend=backend,
         skip_tokenizer_init=True,
+        dtype="float32",
         enforce_eager=True,
         kv_cache_memory_bytes=1 << 26,
         enable_prefix_caching=True,
