@@ -20,7 +20,7 @@ BACKENDS = (LlmirAttentionBackend, LlmirGpuAttentionBackend)
 
 def engine(block_size: int) -> VllmConfig:
     """The configuration of an engine whose plan has blocks of so many tokens."""
-    plan = {**gpu_plan().to_json(), "block_size": block_size}
+    plan = gpu_plan(block_size=block_size).to_json()
     return VllmConfig(additional_config={PLAN_KEY: plan})
 
 
