@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmir.errors import KernelError
-from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.ir.signature import KernelSpec
 from llmir.kernels.cpu.apart import compile_apart
 from llmir.kernels.cpu.loader import load_object, process_symbol
 from llmir.kernels.cpu.object_cache import ObjectCache, object_key
 from llmir.target import Target
-from llmir.target.cpu import ARCHITECTURE
 
 #: Fields of abi.Arguments that hold entry points of the process's OpenMP runtime, and their names there.
 _OPENMP = {
@@ -50,8 +48,8 @@ class Kernel:
 
 def _check_machine(spec: KernelSpec) -> None:
     """Raise KernelError unless this processor has the instruction set: the process would end at the first call."""
-    host, needed = Target.detect(), INSTRUCTION_SETS.get(spec.isa)
-    if needed is None or host.machine != ARCHITECTURE or not needed.features <= set(host.features):
+    host = Target.detect()
+    if not replace(host, isa=spec.isa).runs_on(host):
         raise KernelError(
             f"{spec.symbol} is made for {spec.isa}, and this processor ({host.model}) has {host.isa}: make the plan "
             f"anew here"
