@@ -43,9 +43,9 @@ class PlannedBackend(AttentionBackend, Generic[RunnerT]):
         self._req_to_token = runner.req_to_token_pool.req_to_token
         self._page_size = pool.page_size
         plan = plan_of(runner.server_args)
-        world = get_parallel().world_group
-        if world.world_size > 1:
-            check_agreement(plan, world.all_gather_object, logger)
+        ranks = get_parallel()
+        if ranks.world_group.world_size > 1:
+            check_agreement(plan, ranks.world_group.all_gather_object, logger)
         self._shares_prefixes = any(kernel.policy.sharing is not None for kernel in plan.kernels)
         self._sinks = {layer for kernel in plan.kernels if kernel.spec.signature.sinks for layer in kernel.layers}
         self._planned = PlannedLayers(plan, load)
@@ -56,7 +56,6 @@ class PlannedBackend(AttentionBackend, Generic[RunnerT]):
                 self._bind(path, layer, runner.model_config.dtype if pool.is_fp8 else pool.dtype)
         for symbol, count in self._planned.kernels.items():
             logger.info("llmir: %s serves %d layers", symbol, count)
-        ranks = get_parallel()
         self._sharing = SharingReport(self._planned.sharing, ranks.tp_rank == ranks.pp_rank == 0, logger)
 
     def _bind(self, path: str, layer: RadixAttention, dtype: Any) -> None:
