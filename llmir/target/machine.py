@@ -66,18 +66,19 @@ class Target(Hardware):
     def runnable(self) -> tuple[str, ...]:
         """Fingerprints of the targets whose kernels this machine can run: its own first, then those of lesser
         instruction sets."""
-        lesser = [isa for isa in cpu.PUBLISHED if isa != self.isa] if not is_gpu(self.isa) else []
-        others = (replace(self, isa=isa) for isa in lesser)
-        return (self.fingerprint, *(other.fingerprint for other in others if other.runs_on(self)))
+        lesser = [isa for isa in cpu.PUBLISHED if isa != self.isa and self.runs(isa)]
+        return (self.fingerprint, *(replace(self, isa=isa).fingerprint for isa in lesser))
+
+    def runs(self, isa: str) -> bool:
+        """Whether this machine can run kernels made for ``isa``: a GPU those of its architecture, a CPU those of any
+        instruction set it has."""
+        if isa not in INSTRUCTION_SETS:
+            return is_gpu(isa) and isa == self.isa
+        return self.machine == cpu.ARCHITECTURE and INSTRUCTION_SETS[isa].features <= set(self.features)
 
     def runs_on(self, host: Target) -> bool:
-        """Whether ``host`` can run this target's kernels: a GPU those of its architecture, a CPU those of any
-        instruction set it has."""
-        if is_gpu(self.isa):
-            return self.isa == host.isa
-        if self.isa not in INSTRUCTION_SETS:
-            return False
-        return self.machine == host.machine and INSTRUCTION_SETS[self.isa].features <= set(host.features)
+        """Whether ``host`` can run this target's kernels."""
+        return (is_gpu(self.isa) or self.machine == host.machine) and host.runs(self.isa)
 
     def unused(self) -> str:
         """What this machine has that would make serving faster and no kernel uses; empty where there is nothing."""
@@ -134,11 +135,10 @@ class Target(Hardware):
 
         Raises TargetError where it does not have ``isa``.
         """
-        other = replace(self, isa=isa, measured=None)
-        if not other.runs_on(self):
+        if not self.runs(isa):
             choices = ", ".join(name.removeprefix(f"{self.machine}-") for name in self.runnable)
             raise TargetError(f"this machine ({self.model}) has {self.isa} and cannot run {isa}: choose from {choices}")
-        return other
+        return replace(self, isa=isa, measured=None)
 
     def with_measurements(self, measured: Measurements) -> Target:
         """The same machine with its figures filled in."""

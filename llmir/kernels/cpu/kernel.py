@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from llmir.errors import KernelError
@@ -49,7 +49,7 @@ class Kernel:
 def _check_machine(spec: KernelSpec) -> None:
     """Raise KernelError unless this processor has the instruction set: the process would end at the first call."""
     host = Target.detect()
-    if not replace(host, isa=spec.isa).runs_on(host):
+    if not host.runs(spec.isa):
         raise KernelError(
             f"{spec.symbol} is made for {spec.isa}, and this processor ({host.model}) has {host.isa}: make the plan "
             f"anew here"
