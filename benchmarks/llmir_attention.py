@@ -14,6 +14,7 @@ from llmir.ir.signature import Isa
 from llmir.kernels import reference
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.plan import PlannedKernel
+from llmir.runtime import step as runtime
 from llmir.runtime.attention import AttentionRunner
 from llmir.target import Target
 
@@ -51,7 +52,8 @@ class LlmirAttention:
     def runner(self, threads: int) -> Callable[[], object]:
         """See :class:`attention_step.Side`."""
         step = self.step
-        self.runner_of_kernel.begin_step(step.query_start.numpy(), step.seq_lens.numpy(), self.table.numpy(), threads)
+        host = step.query_start.numpy(), step.seq_lens.numpy(), self.table.numpy()
+        self.runner_of_kernel.begin_step(runtime.Step(*host), threads)
         query = (step.query.data_ptr(), step.query.stride(0))
         output = (self.output.data_ptr(), self.output.stride(0))
         cache, attend = self.cache.data_ptr(), self.runner_of_kernel.attend

@@ -1,6 +1,8 @@
-"""Host time of finding the requests that share a prefix, in the block tables of decode steps.
+"""Host time of preparing a decode step: mostly, of finding the requests that share a prefix.
 
-First: a finder that has not seen the step before. Next: the step after it, in which some requests have a block more.
+Requests decode, each at another place in its last block. Before every step some of them have gone, and others have come
+in their place, in blocks of their own after what they share. Timed is all that precedes the first layer, by thread CPU
+time.
 
     python benchmarks/prefix_tree.py --json prefix_tree.json
 """
@@ -9,106 +11,153 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+from attention_step import Case
+from llmir_attention import plan_kernel
 from numpy.typing import NDArray
 
-from llmir.runtime.prefix_tree import PrefixFinder
+from llmir.plan import PlannedKernel
+from llmir.runtime.attention import AttentionRunner
+from llmir.runtime.prefix_finder import PrefixFinder
+from llmir.runtime.step import Step
 
-REQUESTS, BLOCKS = 256, 128
-#: A request of a decode step begins a new block every so many steps.
-BLOCK_SIZE = 128
+Table = NDArray[np.int32]
+
+BLOCK_SIZE = 16
 #: Blocks that follow in the table after those counted, as a framework's table has room for more.
 SPARE_COLUMNS = 64
+GROUPS = 32
+CHANGES = (0, 1, 64)
 
 
 @dataclass(frozen=True)
 class Times:
-    """Microseconds, the best of several runs."""
+    """Milliseconds."""
 
     shape: str
+    requests: int
+    blocks: int
+    """Of each request."""
+    changed: int
+    """Requests that go before each step, and come."""
     nodes: int
+    """Of the prefix tree, after the last step."""
     first: float
-    next: float
-    """The mean of following steps."""
+    """Of the first step, in which all requests are new."""
+    median: float
+    """Of the steps after it."""
+    most: float
+    without_sharing: float
+    """The median, where nothing is ever shared."""
 
 
-class Tables:
-    """Block tables of requests in random order, with blocks in random places."""
+class Requests:
+    """Requests in random rows of a block table, with blocks in random places; two that share begin with equal ones."""
 
-    def __init__(self, seed: int = 0):
-        self._rng = np.random.default_rng(seed)
-        columns = BLOCKS + SPARE_COLUMNS
-        self._table = self._rng.permutation(REQUESTS * columns).astype(np.int32).reshape(REQUESTS, columns)
+    def __init__(self, requests: int, blocks: int, shape: str):
+        self._rng = np.random.default_rng(0)
+        self._numbers = iter(range(2**30, 2**31))
+        self.count, self.blocks = requests, blocks
+        self._shared = self._rng.permutation(requests * blocks).astype(np.int32).reshape(requests, blocks)
+        self.table = np.empty((requests, blocks + SPARE_COLUMNS), np.int32)
+        self._prefix = SHAPES[shape]
+        for row, number in enumerate(self._rng.permutation(requests).tolist()):
+            self._come(row, number)
 
-    def groups(self, *levels: tuple[int, int]) -> NDArray[np.int32]:
-        """Equal groups that share a prefix; ``levels``: (groups, end of the shared part in blocks), outermost first."""
+    def _come(self, row: int, number: int) -> None:
+        self.table[row] = np.fromiter(self._numbers, np.int32, self.table.shape[1])
         begin = 0
-        for groups, end in levels:
-            for group in np.split(self._table, groups):
-                group[:, begin:end] = group[0, begin:end]
+        for whose, end in self._prefix(self, number):
+            self.table[row, begin:end] = self._shared[whose, begin:end]
             begin = end
-        return self._rng.permutation(self._table)
 
-    def random(self) -> NDArray[np.int32]:
-        """A tree that parts at random places into up to four branches, as long as they have more than 8 requests."""
-        self._grow(0, REQUESTS, 0)
-        return self._rng.permutation(self._table)
+    def change(self, changed: int) -> None:
+        """Lets some requests go, and others come in their rows."""
+        for row in self._rng.choice(self.count, changed, replace=False).tolist():
+            self._come(row, int(self._rng.integers(self.count)))
 
-    def _grow(self, first: int, last: int, begin: int) -> None:
-        end = begin + int(self._rng.integers(1, 33))
-        if last - first < 2 or end >= BLOCKS:
-            return
-        self._table[first:last, begin:end] = self._table[first, begin:end]
-        if last - first > 8:
-            cuts = np.sort(self._rng.integers(first, last, 3)).tolist()
-            for start, stop in zip([first, *cuts], [*cuts, last], strict=True):
-                self._grow(start, stop, end)
+    def lengths(self, step: int) -> NDArray[np.int32]:
+        """Tokens of each request."""
+        in_last_block = (np.arange(self.count) * 37 + step) % BLOCK_SIZE
+        return (self.blocks * BLOCK_SIZE + in_last_block + 1).astype(np.int32)
 
 
-def complete_blocks(step: int) -> NDArray[np.int64]:
-    """Of every request, each of which is at another place in its last block."""
-    return BLOCKS - 1 + (np.arange(REQUESTS) * 37 % BLOCK_SIZE + step) // BLOCK_SIZE
+def _groups(all: Requests, number: int) -> Iterable[tuple[int, int]]:
+    return [(number % GROUPS, all.blocks // 2)] if 2 * number < all.count else []
 
 
-def times(shape: str, table: NDArray[np.int32], repeats: int) -> Times:
-    """Times of one table; each repeat is a first step and as many following ones as fill a block."""
-    counts = [complete_blocks(step) for step in range(BLOCK_SIZE)]
-    first, following = [], []
-    for _ in range(repeats):
-        finder = PrefixFinder()
-        ticks = [time.perf_counter_ns()]
-        for blocks in counts:
-            tree = finder.find(table, blocks)
-            ticks.append(time.perf_counter_ns())
-        taken = np.diff(ticks) / 1e3
-        first.append(taken[0])
-        following.append(taken[1:].mean())
-    return Times(shape, len(tree.first), round(min(first), 1), round(min(following), 1))
+def _chain(all: Requests, number: int) -> Iterable[tuple[int, int]]:
+    return [(0, number * all.blocks // all.count)]
+
+
+def _tree(all: Requests, number: int) -> Iterable[tuple[int, int]]:
+    levels = (all.count - 1).bit_length()
+    return [((1 << level) + number % (1 << level) - 1, level * all.blocks // levels) for level in range(levels)]
+
+
+#: Of a request, by its number: whose shared blocks it begins with up to where, then whose it goes on with.
+SHAPES: dict[str, Callable[[Requests, int], Iterable[tuple[int, int]]]] = {
+    f"half of them in {GROUPS} groups": _groups,
+    "a chain, each prefix in the next": _chain,
+    "a binary tree": _tree,
+    "nothing shared": lambda all, number: [],
+}
+
+
+def runner(kernel: PlannedKernel) -> AttentionRunner:
+    """What prepares steps for ``kernel``, which is never called."""
+    return AttentionRunner(SimpleNamespace(spec=kernel.spec, function=None, openmp={}), kernel.policy)  # type: ignore[arg-type]
+
+
+def milliseconds(prepares: AttentionRunner, requests: Requests, changed: int, steps: int) -> Iterator[float]:
+    """Of every step."""
+    query_start = np.arange(requests.count + 1, dtype=np.int32)
+    for step in range(steps):
+        if step:
+            requests.change(changed)
+        lengths = requests.lengths(step)
+        begin = time.thread_time_ns()
+        prepares.begin_step(Step(query_start, lengths, requests.table), threads=2)
+        yield (time.thread_time_ns() - begin) / 1e6
+
+
+def times(kernel: PlannedKernel, shape: str, count: int, blocks: int, changed: int, steps: int) -> Times:
+    """Times of one shape."""
+    requests = Requests(count, blocks, shape)
+    first, *following = milliseconds(runner(kernel), requests, changed, steps)
+    nodes = len(PrefixFinder().find(requests.table, np.full(count, blocks)).first)
+    alone = replace(kernel, policy=replace(kernel.policy, sharing=None))
+    _, *plain = milliseconds(runner(alone), Requests(count, blocks, shape), changed, steps)
+    found = (first, statistics.median(following), max(following), statistics.median(plain))
+    return Times(shape, count, blocks, changed, nodes, *(round(each, 3) for each in found))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
-    parser.add_argument("--repeats", type=int, default=20, help="runs of 128 steps, of which the best counts")
+    parser.add_argument("--requests", type=int, default=1024)
+    parser.add_argument("--blocks", type=int, default=1000, help="of each request, 16 tokens each")
+    parser.add_argument("--steps", type=int, default=200, help="of each shape and number of changes")
     arguments = parser.parse_args()
-    shapes = {
-        "one group of 256, 64 blocks shared": Tables().groups((1, 64)),
-        "8 groups of 32, 64 blocks shared": Tables().groups((8, 64)),
-        "two levels: 64 blocks, 4 x 32 below": Tables().groups((1, 64), (4, 96)),
-        "three levels: 32, 4 x 32, 32 x 32": Tables().groups((1, 32), (4, 64), (32, 96)),
-        "random tree": Tables().random(),
-        "binary tree, 256 leaves": Tables().groups(*((2**k, 14 * (k + 1)) for k in range(8))),
-        "nothing shared": Tables().groups(),
-    }
-    results = [times(shape, table, arguments.repeats) for shape, table in shapes.items()]
-    print(f"{REQUESTS} requests x {BLOCKS} blocks, microseconds")
-    print(f"{'':40}{'nodes':>6}{'first':>8}{'next':>8}")
-    for result in results:
-        print(f"{result.shape:40}{result.nodes:6}{result.first:8.1f}{result.next:8.1f}")
+    count, blocks = arguments.requests, arguments.blocks
+    case = Case("decode", 32, 8, 128, requests=count, context=blocks * BLOCK_SIZE, new_tokens=1)
+    kernel = plan_kernel(case, BLOCK_SIZE)
+    print(f"{count} requests x {blocks} blocks, milliseconds of one thread")
+    print(f"{'':36}{'changed':>8}{'nodes':>7}{'first':>8}{'median':>8}{'most':>8}{'no sharing':>12}")
+    results = []
+    for shape in SHAPES:
+        for changed in CHANGES:
+            result = times(kernel, shape, count, blocks, changed, arguments.steps)
+            results.append(result)
+            figures = f"{result.first:8.2f}{result.median:8.2f}{result.most:8.2f}{result.without_sharing:12.2f}"
+            print(f"{result.shape:36}{result.changed:8}{result.nodes:7}{figures}")
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
 

@@ -18,6 +18,7 @@ from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.work_list import Item
 from llmir.runtime.attention import AttentionRunner
 from llmir.runtime.schedule import Schedule
+from llmir.runtime.step import Step
 
 PLAIN, SHARED = "plain", "shared"
 #: The longest sequence of the model that is compiled.
@@ -138,7 +139,7 @@ class SharedStep:
 
     def begin(self, runner: AttentionRunner) -> Schedule:
         """Prepares the step: its work list."""
-        return runner.begin_step(self.query_start, self.seq_lens, self.table, self.threads)
+        return runner.begin_step(Step(self.query_start, self.seq_lens, self.table), self.threads)
 
     @property
     def alike(self) -> bool:

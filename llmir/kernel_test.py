@@ -26,6 +26,7 @@ from llmir.kernels import reference
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.plan import PlannedKernel
 from llmir.runtime.attention import AttentionRunner
+from llmir.runtime.step import Step
 from llmir.target import Target
 
 #: Largest relative error of a step: twice what rounding the output costs, or what a float32 exponential does.
@@ -86,7 +87,7 @@ def _step_error(runner: AttentionRunner) -> float:
     output = reference.encode(np.full(query.shape, np.nan, np.float32), element_type)
 
     pages = _aligned(reference.pack_pages(*caches, signature, spec.isa))
-    runner.begin_step(query_start, seq_lens, table, _THREADS)
+    runner.begin_step(Step(query_start, seq_lens, table), _THREADS)
     tensors = map(_address, (query, key, value, output))
     runner.attend(*tensors, pages.ctypes.data, new_slots.ctypes.data, tokens)  # type: ignore[arg-type, call-arg]
 

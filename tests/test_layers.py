@@ -13,6 +13,7 @@ from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.cpu.object_cache import ObjectCache
 from llmir.runtime.attention import AttentionRunner
 from llmir.runtime.layers import LayerFacts, PlannedLayers, SharingCount, heads
+from llmir.runtime.step import Step
 
 FACTS = LayerFacts(9, 3, 64, "bf16", 128, scale=0.125)
 
@@ -49,12 +50,12 @@ def test_a_step_begins_for_every_kernel(layers, monkeypatch):
     begun = []
     begin_step = AttentionRunner.begin_step
     monkeypatch.setattr(
-        AttentionRunner, "begin_step", lambda self, *step: begun.append(step) or begin_step(self, *step)
+        AttentionRunner, "begin_step", lambda self, *given: begun.append(given) or begin_step(self, *given)
     )
     layers.bind("layers.0", FACTS)
-    step = (np.array([0, 1], np.int32), np.array([5], np.int32), np.zeros((1, 2), np.int32), 2)
-    layers.begin_step(*step)
-    assert begun == [step]
+    step = Step(np.array([0, 1], np.int32), np.array([5], np.int32), np.zeros((1, 2), np.int32))
+    layers.begin_step(step, 2)
+    assert begun == [(step, 2)]
     assert layers.sharing == SharingCount()
 
 
@@ -77,7 +78,7 @@ def test_what_sharing_saves_is_counted_for_every_layer(loaded, tmp_path):
     layers.bind("layers.1", FACTS)
     lengths, table = np.array([300, 200, 290], np.int32), np.array([[5, 6, 1], [5, 7, 0], [5, 6, 2]], np.int32)
     for _ in range(2):
-        layers.begin_step(np.arange(4, dtype=np.int32), lengths, table, 1)
+        layers.begin_step(Step(np.arange(4, dtype=np.int32), lengths, table), 1)
     read_again = 2 * 128 + 128  # the first block by two, the second by one
     assert layers.sharing == SharingCount(2, 2 * 3, 2 * 2 * read_again * 3 * 64 * 2 * 2)
 
@@ -85,10 +86,10 @@ def test_what_sharing_saves_is_counted_for_every_layer(loaded, tmp_path):
 def test_a_step_without_room_to_share_is_counted(layers, monkeypatch):
     begin_step = AttentionRunner.begin_step
     monkeypatch.setattr(
-        AttentionRunner, "begin_step", lambda self, *step: replace(begin_step(self, *step), without_room=True)
+        AttentionRunner, "begin_step", lambda self, *given: replace(begin_step(self, *given), without_room=True)
     )
     layers.bind("layers.0", FACTS)
-    layers.begin_step(np.array([0, 1], np.int32), np.array([5], np.int32), np.zeros((1, 2), np.int32), 2)
+    layers.begin_step(Step(np.array([0, 1], np.int32), np.array([5], np.int32), np.zeros((1, 2), np.int32)), 2)
     assert layers.sharing == SharingCount(steps_without_room=1)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from llmir.ir.signature import SharingCosts, StepPolicy
 from llmir.runtime.gpu import GpuAttentionRunner, StepLimits
+from llmir.runtime.step import Step
 from on_gpu.checks import Check
 from on_gpu.llmir_side import Planned, Plans
 from on_gpu.step import DTYPES, exact_rows, from_pages, relative_error, to_pages
@@ -147,7 +148,7 @@ class Checker:
         batch = check.batch
         pages = self._pages(inputs, block)
         output = torch.full_like(inputs.query, torch.nan).contiguous()
-        schedule = runner.begin_step(batch.query_start, batch.seq_lens, inputs.table)
+        schedule = runner.begin_step(Step(batch.query_start, batch.seq_lens, inputs.table))
         self._attend(runner, check, inputs, pages, output, batch.tokens + _BEHIND)
         problems = []
         if not torch.equal(torch.stack(from_pages(bits(pages))), bits(inputs.stored)):
@@ -171,10 +172,10 @@ class Checker:
         inputs.before, inputs.slots = inputs.stored, torch.full_like(inputs.slots, -1)
         pages = self._pages(inputs, block)
         output = torch.full_like(inputs.query, torch.nan).contiguous()
-        runner.begin_step(batch.query_start, batch.seq_lens, inputs.table)
+        runner.begin_step(Step(batch.query_start, batch.seq_lens, inputs.table))
         replay = captured(lambda: self._attend(runner, check, inputs, pages, output, batch.tokens))
         lengths = np.maximum(batch.seq_lens - 1 - np.arange(batch.requests, dtype=np.int32), 1).astype(np.int32)
-        runner.begin_step(batch.query_start, lengths, inputs.table)
+        runner.begin_step(Step(batch.query_start, lengths, inputs.table))
         output.fill_(torch.nan)
         replay()
         named = replace(check, batch=replace(batch, name=f"CUDA graph, {batch.name}"))

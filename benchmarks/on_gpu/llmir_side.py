@@ -11,6 +11,7 @@ import torch
 from llmir.errors import PlanError
 from llmir.ir.signature import AttentionSignature, GpuVariant, KernelSpec, StepPolicy
 from llmir.plan import Plan, PlannedKernel
+from llmir.runtime import step as runtime
 from llmir.runtime.gpu import GpuAttentionRunner, StepLimits
 from llmir.runtime.schedule import Schedule
 from on_gpu.batches import Shape
@@ -142,11 +143,11 @@ class LlmirSide:
 
     def prepare(self) -> None:
         """The work list: what the host does once a step, for all layers."""
-        self.schedule = self._runner.begin_step(*self._step.host, self._host_table)
+        self.schedule = self._runner.begin_step(runtime.Step(*self._step.host, self._host_table))
 
     def prepare_other(self) -> None:
         """Another step, of the same requests in other blocks: so that the next is not like the one before it."""
-        self._runner.begin_step(*self._step.host, np.roll(self._host_table, 1, axis=0))
+        self._runner.begin_step(runtime.Step(*self._step.host, np.roll(self._host_table, 1, axis=0)))
 
     def run(self, layer: int) -> None:
         """Attention of one layer."""

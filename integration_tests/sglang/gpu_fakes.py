@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from llmir.frontends.sglang import pool as pools
@@ -24,6 +25,7 @@ from llmir.passes import tiles
 from llmir.plan import FORMAT, Plan, PlannedKernel
 from llmir.runtime.merges import Merges
 from llmir.runtime.schedule import Schedule
+from llmir.runtime.step import Step
 
 HEADS, KV_HEADS, HEAD_SIZE, PAGE = 4, 2, 64, 16
 REQUESTS, CONTEXT, SLOTS = 8, 512, 1024
@@ -98,9 +100,9 @@ class Recorded:
     def load(cls, kernel: PlannedKernel, limits: Any, device: torch.device) -> "Recorded":
         return cls(kernel.spec, limits)
 
-    def begin_step(self, query_start: Any, seq_lens: Any, block_table: Any, threads: int = 0) -> Schedule:
-        copies = [None if array is None else array.copy() for array in (query_start, seq_lens, block_table)]
-        self.steps.append(dict(zip(("query_start", "seq_lens", "block_table"), copies, strict=True)))
+    def begin_step(self, step: Step, threads: int = 0) -> Schedule:
+        arrays = {name: getattr(step, name) for name in ("query_start", "seq_lens", "block_table")}
+        self.steps.append({name: None if array is None else array.copy() for name, array in arrays.items()})
         return Schedule(np.empty((0, 11), np.int32), NO_MERGES, 0, 0)
 
     def attend(
@@ -157,9 +159,7 @@ def runner(made: Plan, monkeypatch: Any) -> SimpleNamespace:
     return SimpleNamespace(
         device="cuda",
         token_to_kv_pool=pool(made, monkeypatch),
-        req_to_token_pool=SimpleNamespace(
-            req_to_token=torch.zeros((REQUESTS + 1, CONTEXT), dtype=torch.int32), size=REQUESTS
-        ),
+        req_to_token_pool=ReqToTokenPool(REQUESTS, CONTEXT, "cpu", enable_memory_saver=False),
         model=Model(len(made.kernels[0].layers)),
         model_config=SimpleNamespace(dtype=DTYPES[signature.element_type], context_len=CONTEXT),
         server_args=SimpleNamespace(**{PLAN_ATTRIBUTE: made.to_json()}),

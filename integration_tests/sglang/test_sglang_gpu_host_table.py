@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llmir.frontends.sglang.host_table import REFRESH_STEPS, ROOM, HostTable
-from llmir.runtime.prefix_tree import PrefixFinder
+from llmir.runtime.prefix_finder import PrefixFinder
 
 BLOCK = 16
 

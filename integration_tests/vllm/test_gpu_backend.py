@@ -27,6 +27,7 @@ from llmir.plan import Plan
 from llmir.runtime.gpu import StepLimits
 from llmir.runtime.merges import NO_MERGES
 from llmir.runtime.schedule import Schedule
+from llmir.runtime.step import Step
 
 META = torch.device("meta")
 MOST_REQUESTS, MOST_TOKENS, COLUMNS = 64, 512, 32
@@ -46,8 +47,8 @@ class NotingRunner:
     def load(cls, kernel: Any, limits: StepLimits, device: torch.device) -> "NotingRunner":
         return cls(kernel, limits, device)
 
-    def begin_step(self, query_start: Any, seq_lens: Any, block_table: Any, threads: int) -> Any:
-        self.steps.append((query_start.tolist(), seq_lens.tolist(), block_table, threads))
+    def begin_step(self, step: Step, threads: int) -> Any:
+        self.steps.append((step.query_start.tolist(), step.seq_lens.tolist(), step.block_table, threads))
         return Schedule(np.empty((0, ITEM_FIELDS), np.int32), NO_MERGES, shared_requests=0, keys_not_read=0)
 
     def attend(self, *tensors: Any, **others: Any) -> None:

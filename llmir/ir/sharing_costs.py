@@ -3,11 +3,12 @@
 A part of ``tokens`` keys and values lies under several requests, each with some query rows in the step (new tokens
 times the query heads of a KV head). All times are nanoseconds of one thread for one KV head. A key that comes from
 memory costs its reading and its products; one that comes from a cache costs whichever of them takes longer.
+
+Many parts are asked about at once: ``tokens`` [parts], ``rows`` [requests], those of one part after those of another,
+and ``requests`` [parts]: how many each part has, one at least. Without it there is one part.
 """
 
 from __future__ import annotations
-
-from bisect import bisect_left
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,42 +16,50 @@ from numpy.typing import NDArray
 from llmir.ir.signature import SharingCosts
 
 Rows = NDArray[np.integer]
+Tokens = int | NDArray[np.integer]
+Times = NDArray[np.float64]
 
 
-def cached_key(costs: SharingCosts, tokens: int) -> float:
+def cached_key(costs: SharingCosts, tokens: Tokens) -> Times:
     """One key and its value of a part of ``tokens`` that another request has just read.
 
     Linear in the tokens between two points of the curve, constant beyond its ends.
     """
-    points = costs.cached_key
-    upper = bisect_left(points, (tokens,))
-    if upper in (0, len(points)):
-        return points[min(upper, len(points) - 1)][1]
-    (low, low_time), (high, high_time) = points[upper - 1], points[upper]
-    return low_time + (high_time - low_time) * (tokens - low) / (high - low)
+    sizes, times = zip(*costs.cached_key, strict=True)
+    return np.interp(tokens, sizes, times)
 
 
-def alone(costs: SharingCosts, tokens: int, rows: Rows, row_tile: int) -> float:
-    """Each request reads the part: one of them from memory, the others after it.
+def alone(costs: SharingCosts, tokens: Tokens, rows: Rows, row_tile: int, requests: Rows | None = None) -> Times:
+    """Each request reads the part: one of them from memory, the others after it. [parts]
 
-    ``rows`` [requests] int, at least one request. Rows that fill no whole tile count as their part of one: that they
-    would be padded is no reason to share.
+    Rows that fill no whole tile count as their part of one: that they would be padded is no reason to share.
     """
+    requests, first = _parts(rows, requests)
     multiply = rows * np.where(rows <= costs.decode_rows, costs.decode_row_key, costs.tile_key / row_tile)
-    most = float(multiply.max())
-    cached = cached_key(costs, tokens)
-    others = float(np.maximum(multiply, cached).sum()) - max(cached, most)
+    cached = np.atleast_1d(cached_key(costs, tokens))
+    most = np.maximum.reduceat(multiply, first)
+    each = np.maximum(multiply, cached.repeat(requests))
+    others = np.add.reduceat(each, first) - np.maximum(cached, most)
     return tokens * (costs.read_key + most + others)
 
 
-def shared(costs: SharingCosts, tokens: int, rows: Rows, row_tile: int) -> float:
-    """The part is read once for the rows of all requests, which then leave and merge a state each; as :func:`alone`."""
-    count = int(rows.sum())
+def shared(costs: SharingCosts, tokens: Tokens, rows: Rows, row_tile: int, requests: Rows | None = None) -> Times:
+    """The part is read once for the rows of all requests, which then leave and merge a state each. [parts]"""
+    count = np.add.reduceat(rows, _parts(rows, requests)[1])
     return tokens * (costs.read_key + -(-count // row_tile) * costs.tile_key) + count * costs.row
 
 
-def pays(costs: SharingCosts, tokens: int, rows: Rows, row_tile: int) -> bool:
-    """Whether a part of ``tokens`` should be read once for the requests whose rows are ``rows`` [requests]."""
-    if tokens < costs.least_tokens or len(rows) < 2:
-        return False
-    return shared(costs, tokens, rows, row_tile) <= costs.margin * alone(costs, tokens, rows, row_tile)
+def pays(
+    costs: SharingCosts, tokens: Tokens, rows: Rows, row_tile: int, requests: Rows | None = None
+) -> NDArray[np.bool_]:
+    """Whether a part should be read once for its requests. [parts]"""
+    requests, _ = _parts(rows, requests)
+    facts = costs, tokens, rows, row_tile, requests
+    return (shared(*facts) <= costs.margin * alone(*facts)) & (tokens >= costs.least_tokens) & (requests > 1)
+
+
+def _parts(rows: Rows, requests: Rows | None) -> tuple[Rows, Rows]:
+    """Of each part, how many requests it has, and where they begin."""
+    if requests is None:
+        return np.array([len(rows)]), np.zeros(1, np.int64)
+    return requests, requests.cumsum() - requests

@@ -92,7 +92,7 @@ class BreakEven:
     def nanoseconds(self, requests: int, tokens: int) -> tuple[float, float]:
         """What reading by each request costs, and reading once."""
         facts = self.costs, tokens, self._rows(requests), self.row_tile
-        return sharing_costs.alone(*facts), sharing_costs.shared(*facts)
+        return float(sharing_costs.alone(*facts)[0]), float(sharing_costs.shared(*facts)[0])
 
     def point(self, requests: int) -> dict[str, Any]:
         """One point of the curve, and by how much the shared part is read faster: 1 where it is not shared."""
@@ -114,4 +114,4 @@ class BreakEven:
         return np.full(requests, self.signature.queries_per_kv)
 
     def _pays(self, requests: int, tokens: int) -> bool:
-        return sharing_costs.pays(self.costs, tokens, self._rows(requests), self.row_tile)
+        return bool(sharing_costs.pays(self.costs, tokens, self._rows(requests), self.row_tile)[0])

@@ -202,7 +202,9 @@ class PrefixSharing:
             numbers={
                 "read_ns_per_key": costs.read_key,
                 "cached_ns_per_key": {
-                    f"of_{tokens}_tokens": cached_key(costs, tokens) for tokens in LENGTHS if tokens <= even.longest
+                    f"of_{tokens}_tokens": float(cached_key(costs, tokens))
+                    for tokens in LENGTHS
+                    if tokens <= even.longest
                 },
                 "tile": tile,
                 "tile_ns_per_key": costs.tile_key,

@@ -12,7 +12,8 @@ from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.cpu.object_cache import ObjectCache
 from llmir.kernels.work_list import Item
 from llmir.plan import PlannedKernel
-from llmir.runtime.schedule import Int32, Schedule, Scheduler
+from llmir.runtime.schedule import Schedule, Scheduler
+from llmir.runtime.step import Int32, Step
 
 
 class AttentionRunner:
@@ -36,14 +37,11 @@ class AttentionRunner:
         """What runs a plan's kernel; KernelError where that cannot be loaded."""
         return cls(Kernel.load(kernel.spec, object_cache), kernel.policy)
 
-    def begin_step(self, query_start: Int32, seq_lens: Int32, block_table: Int32 | None, threads: int) -> Schedule:
-        """Prepares the calls of one step and gives its work list.
-
-        ``query_start`` [requests + 1], ``seq_lens`` [requests] and ``block_table`` [requests, columns] as for
-        Scheduler.schedule; the table's rows are contiguous, and it must stay as it is until the step is over.
-        """
+    def begin_step(self, step: Step, threads: int) -> Schedule:
+        """Prepares the calls of one step and gives its work list; its block table must stay until the step is over."""
+        block_table = step.block_table
         assert block_table is not None, "on a CPU the kernel reads the host's block table"
-        schedule = self._scheduler.schedule(query_start, seq_lens, block_table, threads)
+        schedule = self._scheduler.schedule(step, threads)
         merges, arguments = schedule.merges, self._arguments
         items = _of_all_heads(schedule.items, self.spec.signature.num_kv_heads)
         arguments.items = items.ctypes.data

@@ -20,7 +20,8 @@ from llmir.kernels.gpu.step import HEADER_FIELDS, item_counts, pack
 from llmir.kernels.work_list import ITEM_FIELDS
 from llmir.plan import PlannedKernel
 from llmir.runtime.layers import heads
-from llmir.runtime.schedule import Int32, Schedule, Scheduler
+from llmir.runtime.schedule import Schedule, Scheduler
+from llmir.runtime.step import Int32, Step
 
 #: Copies to the device that may be under way: frameworks prepare a step while the GPU works on the last.
 STAGING_BUFFERS = 4
@@ -76,21 +77,21 @@ class GpuAttentionRunner:
         """What runs a plan's kernel; KernelError where that cannot be compiled for ``device``."""
         return cls(kernel.spec, kernel.policy, limits, device)
 
-    def begin_step(self, query_start: Int32, seq_lens: Int32, block_table: Int32 | None, threads: int = 0) -> Schedule:
-        """Prepares the calls of one step and gives its work list; the arguments are Scheduler.schedule's, on the host.
+    def begin_step(self, step: Step, threads: int = 0) -> Schedule:
+        """Prepares the calls of one step and gives its work list.
 
         ``threads``: thread blocks to cut each launch's work for, at most as many as the GPU runs at a time; 0: so many.
         """
         launches = [threads] * len(self._variants) if threads else self._programs
-        schedule = self._scheduler.schedule(query_start, seq_lens, block_table, launches)
+        schedule = self._scheduler.schedule(step, launches)
         packed = self._packed(schedule)
         if not self._room.holds(packed, schedule):
-            schedule = replace(self._scheduler.schedule(query_start, seq_lens, None, launches), without_room=True)
+            schedule = replace(self._scheduler.schedule(step.without_table(), launches), without_room=True)
             packed = self._packed(schedule)
         if not self._room.holds(packed, schedule):
             raise KernelError(
-                f"a step of {len(seq_lens)} requests and {int(query_start[-1])} tokens is larger than the largest that "
-                f"was announced"
+                f"a step of {len(step.seq_lens)} requests and {int(step.query_start[-1])} tokens is larger than the "
+                f"largest that was announced"
             )
         self._staging.copy(packed, self._step)
         self._counts = item_counts(packed, len(self._variants))

@@ -14,7 +14,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from llmir.errors import UnsupportedLayerError
 from llmir.ir.signature import AttentionSignature, KernelSpec
 from llmir.plan import Plan, PlannedKernel
-from llmir.runtime.schedule import Int32, Schedule
+from llmir.runtime.schedule import Schedule
+from llmir.runtime.step import Step
 
 #: A framework may have computed a layer's scale in another order than when the plan was made.
 SCALE_TOLERANCE = 1e-6
@@ -62,7 +63,7 @@ class Runner(Protocol):
 
     spec: KernelSpec
 
-    def begin_step(self, query_start: Int32, seq_lens: Int32, block_table: Int32 | None, threads: int) -> Schedule:
+    def begin_step(self, step: Step, threads: int) -> Schedule:
         """Prepares the calls of one step and gives its work list."""
 
 
@@ -102,11 +103,11 @@ class PlannedLayers(Generic[RunnerT]):
         self._layers[kernel.symbol] += 1
         return self._runners[kernel.symbol]
 
-    def begin_step(self, query_start: Int32, seq_lens: Int32, block_table: Int32 | None, threads: int) -> None:
-        """Prepare all layers for one step; the arguments are Scheduler.schedule's."""
+    def begin_step(self, step: Step, threads: int) -> None:
+        """Prepare all layers for one step."""
         requests, without_room = 0, False
         for symbol, runner in self._runners.items():
-            schedule = runner.begin_step(query_start, seq_lens, block_table, threads)
+            schedule = runner.begin_step(step, threads)
             requests = max(requests, schedule.shared_requests)
             without_room |= schedule.without_room
             self.sharing.kv_bytes += schedule.keys_not_read * runner.spec.signature.token_bytes * self._layers[symbol]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmir.kernels.work_list import Item
+from llmir.runtime.runs import begins, count_up
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -44,29 +45,33 @@ def merges_of(tiles: Int64, gathered: Int64, queries_per_kv: int, row_tile: Int6
     ``tiles`` [tiles, ITEM_FIELDS] are written in place; ``gathered``: the tokens that :data:`Item.MEMBERS` counts;
     ``row_tile`` [variants]: states are left in whole tiles of rows.
     """
-    parts = np.flatnonzero(tiles[:, Item.STATE] >= 0)
+    parts = (tiles[:, Item.STATE] >= 0).nonzero()[0]
     if not len(parts):
         return NO_MERGES
     part = tiles[parts]
     tile_rows = row_tile[part[:, Item.VARIANT]]
     rows = -(-part[:, Item.TOKENS] * queries_per_kv // tile_rows) * tile_rows
-    first_row = np.cumsum(rows) - rows
+    first_row = rows.cumsum() - rows
     # One entry a token and part: where the token comes from, and where its state goes.
     counts = part[:, Item.TOKENS]
-    inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    source = np.repeat(first_row, counts) + inside * queries_per_kv
-    listed = np.repeat(part[:, Item.MEMBERS], counts)
-    token = np.repeat(part[:, Item.TOKEN], counts) + inside
-    if len(gathered):
-        token = np.where(listed >= 0, gathered[listed + inside * (listed >= 0)], token)
-    order = np.argsort(token, kind="stable")
-    tokens, begin = np.unique(token[order], return_index=True)
+    inside = count_up(counts)
+    source = first_row.repeat(counts) + inside * queries_per_kv
+    token = part[:, Item.TOKEN].repeat(counts) + inside
+    listed = part[:, Item.MEMBERS].repeat(counts) + inside
+    of_members = (part[:, Item.MEMBERS] >= 0).repeat(counts)
+    token[of_members] = gathered[listed[of_members]]
+    order = token.argsort(kind="stable")
+    token = token[order]
+    begin = begins(token).nonzero()[0]
+    tokens = token[begin]
+    merge_of = np.full(int(tokens[-1]) + 1, -1)
+    merge_of[tokens] = np.arange(len(tokens))
     tiles[parts, Item.STATE] = first_row
-    tiles[parts, Item.MERGE] = np.searchsorted(tokens, part[:, Item.TOKEN])
+    tiles[parts, Item.MERGE] = merge_of[np.where(part[:, Item.MEMBERS] >= 0, 0, part[:, Item.TOKEN])]
     return Merges(
         tokens.astype(np.int32),
-        np.append(begin, len(order)).astype(np.int32),
+        np.append(begin, len(token)).astype(np.int32),
         source[order].astype(np.int32),
-        np.searchsorted(tokens, gathered).astype(np.int32),
+        merge_of[gathered].astype(np.int32),
         int(rows.sum()),
     )

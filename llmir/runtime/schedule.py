@@ -18,11 +18,11 @@ from llmir.ir.ranges import step_problems
 from llmir.ir.signature import KernelSpec, StepPolicy
 from llmir.kernels.work_list import ITEM_FIELDS, Item
 from llmir.runtime.merges import Merges, merges_of
-from llmir.runtime.prefix_tree import PrefixFinder, PrefixTree
-from llmir.runtime.sharing import Shared, SharedParts, ranges, share, shared_parts
-
-Int32 = NDArray[np.int32]
-Int64 = NDArray[np.int64]
+from llmir.runtime.prefix_finder import PrefixFinder
+from llmir.runtime.prefix_tree import PrefixTree
+from llmir.runtime.runs import count_up
+from llmir.runtime.sharing import Shared, SharedParts, share, shared_parts
+from llmir.runtime.step import Int32, Int64, Step
 
 _NO_TOKENS = np.empty(0, np.int64)
 #: By so much may the longest of the threads' work exceed their average before tiles are split that could stay whole.
@@ -68,39 +68,33 @@ class Scheduler:
         self._finder = PrefixFinder()
         self._shared: tuple[PrefixTree, Int64, SharedParts | None] | None = None
 
-    def schedule(
-        self,
-        query_start: Int32,
-        seq_lens: Int32,
-        block_table: Int32 | None,
-        threads: int | Sequence[int],
-    ) -> Schedule:
+    def schedule(self, step: Step, threads: int | Sequence[int]) -> Schedule:
         """The work list of a step.
 
-        ``query_start`` [requests + 1]: where each request's new tokens begin among the step's tokens;
-        ``seq_lens`` [requests]: tokens of each request, the new ones included; ``block_table`` [requests, columns],
-        or None where it is not known here, and then nothing is shared; ``threads``: who will run it, threads of a CPU,
-        or of each variant, which is a launch of its own on a GPU, thread blocks that run at a time.
+        ``threads``: who will run it, threads of a CPU, or of each variant, which is a launch of its own on a GPU,
+        thread blocks that run at a time.
         """
-        starts, lengths = np.asarray(query_start, np.int64), np.asarray(seq_lens, np.int64)
+        starts, lengths = np.asarray(step.query_start, np.int64), np.asarray(step.seq_lens, np.int64)
         tiles = self._tiles(starts, lengths)
-        parts = self._parts(np.diff(starts), lengths, block_table)
+        parts = self._parts(starts[1:] - starts[:-1], lengths, step)
         shared = Shared(tiles, _NO_TOKENS, 0, 0)
         if parts is not None:
             shared = share(tiles, parts, starts, self._prefill, int(self._max_tokens[self._prefill]))
         tiles = self._split(shared.tiles, threads)
         merges = merges_of(tiles, shared.tokens, self._queries_per_kv, self._row_tile)
-        order = np.argsort(-self._cost(tiles), kind="stable")
-        return Schedule(tiles[order].astype(np.int32), merges, shared.requests, shared.keys_not_read)
+        items = tiles[np.argsort(-self._cost(tiles), kind="stable")].astype(np.int32)
+        if step.rows is not None:
+            items[:, Item.REQUEST] = step.rows[items[:, Item.REQUEST]]
+        return Schedule(items, merges, shared.requests, shared.keys_not_read)
 
     def _tiles(self, query_start: Int64, seq_lens: Int64) -> Int64:
         """One row per tile of query tokens: items without their KV head."""
-        new_tokens = np.diff(query_start)
+        new_tokens = query_start[1:] - query_start[:-1]
         variant = np.where(new_tokens <= self._policy.decode_tokens, self._decode, self._prefill)
         size = self._max_tokens[variant]
         count = -(-new_tokens // size)
-        request = np.repeat(np.arange(len(new_tokens)), count)
-        first = ranges(np.zeros_like(count), count) * size[request]
+        request = np.arange(len(new_tokens)).repeat(count)
+        first = count_up(count) * size[request]
         tiles = np.empty((len(request), ITEM_FIELDS), np.int64)
         tiles[:, Item.VARIANT] = variant[request]
         tiles[:, Item.TOKEN] = query_start[request] + first
@@ -126,15 +120,15 @@ class Scheduler:
         row_tiles = -(-rows // self._row_tile[items[:, Item.VARIANT]])
         return (items[:, Item.KEY_END] - items[:, Item.KEY_BEGIN]) * np.maximum(row_tiles, self._read_tiles)
 
-    def _parts(self, new_tokens: Int64, seq_lens: Int64, block_table: Int32 | None) -> SharedParts | None:
+    def _parts(self, new_tokens: Int64, seq_lens: Int64, step: Step) -> SharedParts | None:
         """What is read once in a step; decided anew where the tree or the rows have changed."""
         costs = self._policy.sharing
-        if costs is None or block_table is None or len(new_tokens) < 2:
+        if costs is None or step.block_table is None or len(new_tokens) < 2:
             return None
         rows = new_tokens * self._queries_per_kv
         blocks = (seq_lens - new_tokens) // self._block_size  # what this step writes is nobody else's
         blocks[(rows > costs.most_rows) | (new_tokens == 0)] = 0
-        tree = self._finder.find(block_table, blocks)
+        tree = self._finder.find(step.block_table, blocks, step.rows, step.unchanged)
         if not len(tree.first):
             return None
         if self._window:
@@ -181,7 +175,7 @@ class Scheduler:
         length = np.maximum(-(-length // chunk) * chunk, chunk)
         splits = -(-keys // length)
         source = np.repeat(np.arange(len(tiles)), splits)
-        part = ranges(np.zeros_like(splits), splits)
+        part = count_up(splits)
         split = tiles[source]
         split[:, Item.KEY_BEGIN] += part * length[source]
         split[:, Item.KEY_END] = np.minimum(split[:, Item.KEY_BEGIN] + length[source], split[:, Item.KEY_END])

@@ -6,7 +6,6 @@ it together with its own part; or, where a request is alone below it, be read wi
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ from llmir.ir.sharing_costs import pays
 from llmir.ir.signature import SharingCosts
 from llmir.kernels.work_list import ITEM_FIELDS, Item
 from llmir.runtime.prefix_tree import PrefixTree
+from llmir.runtime.runs import begins, count_up, ranges
 
 Int64 = NDArray[np.int64]
 
@@ -56,36 +56,43 @@ def shared_parts(
     ``rows`` [requests]: query rows of a KV head; ``first_keys`` [requests]: the first key that all tokens of a request
     may see (its window), 0 where there is none.
     """
-    of_ordered = rows[tree.order]
-    children: dict[int, list[int]] = defaultdict(list)
-    parents = tree.parent.tolist()
-    for node, parent in enumerate(parents):
-        children[parent].append(node)
-    done: dict[int, int] = {-1: 0}  # up to where the keys of a node have been read once
-    begins, ends, requests = [], [], [np.empty(0, np.int64)]
-    for node, parent in enumerate(parents):
-        under = tree.order[tree.first[node] : tree.last[node]]
-        seen_by_all = int(first_keys[under].max())
-        begin = max(done[parent], -(-seen_by_all // block_size) * block_size)
-        end = int(tree.end[node]) * block_size
-        done[node] = done[parent]
-        if end > begin and pays(costs, end - begin, _units(tree, node, children[node], of_ordered), row_tile):
-            begins.append(begin)
-            ends.append(end)
-            requests.append(under)
-            done[node] = end
-    part = np.repeat(np.arange(len(begins)), [len(each) for each in requests[1:]])
-    return SharedParts(np.array(begins, np.int64), np.array(ends, np.int64), np.concatenate(requests), part)
+    units, first_unit = _units(tree, rows[tree.order])
+    begin = np.zeros(len(tree.first), np.int64)  # from where the keys of a node are not read yet
+    if first_keys.any():
+        seen_by_all = np.maximum.reduceat(np.append(first_keys[tree.order], 0), np.ravel([tree.first, tree.last], "F"))
+        begin = -(-seen_by_all[::2] // block_size) * block_size
+    # Of all nodes that are undecided, those that pay and have none such above them are read once. It leaves the nodes
+    # below them, whose keys then begin later.
+    undecided, read = np.arange(len(begin)), []
+    while len(undecided):
+        tokens = tree.end[undecided] * block_size - begin[undecided]
+        first, last = first_unit[undecided], first_unit[undecided + 1]
+        paying = pays(costs, tokens, units[ranges(first, last)], row_tile, last - first) & (tokens > 0)
+        found = undecided[paying]
+        covered = np.maximum.accumulate(tree.below[found])
+        found = found[np.append(True, found[1:] >= covered[:-1])[: len(found)]]
+        read.append(found)
+        undecided = ranges(found + 1, tree.below[found])
+        above = (tree.end[found] * block_size).repeat(tree.below[found] - found - 1)
+        begin[undecided] = np.maximum(begin[undecided], above)
+    nodes = np.sort(np.concatenate(read))
+    part = np.repeat(np.arange(len(nodes)), tree.last[nodes] - tree.first[nodes])
+    requests = tree.order[ranges(tree.first[nodes], tree.last[nodes])]
+    return SharedParts(begin[nodes], tree.end[nodes] * block_size, requests, part)
 
 
-def _units(tree: PrefixTree, node: int, children: list[int], rows: Int64) -> Int64:
-    """Rows of those who would read a node's part each by itself: of its children, and of requests directly under it."""
-    position, units = int(tree.first[node]), []
-    for child in children:
-        first, last = int(tree.first[child]), int(tree.last[child])
-        units += [rows[position:first], rows[first:last].sum(keepdims=True)]
-        position = last
-    return np.concatenate([*units, rows[position : tree.last[node]]])
+def _units(tree: PrefixTree, rows: Int64) -> tuple[Int64, Int64]:
+    """Rows of those who would read a node's part each by itself: of its children, and of requests directly under it.
+
+    ``rows`` [requests]: of the tree's requests in order. Those of one node after those of another, and [nodes + 1]:
+    where they begin.
+    """
+    up_to = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(rows, out=up_to[1:])
+    node = np.concatenate([tree.parent, tree.owner])
+    of_node = np.concatenate([up_to[tree.last] - up_to[tree.first], rows])
+    # Those directly under nobody are numbered -1, and come first.
+    return of_node[node.argsort(kind="stable")], np.bincount(node + 1, minlength=len(tree.first) + 1).cumsum()
 
 
 def share(tiles: Int64, parts: SharedParts, query_start: Int64, variant: int, max_tokens: int) -> Shared:
@@ -96,15 +103,19 @@ def share(tiles: Int64, parts: SharedParts, query_start: Int64, variant: int, ma
     """
     # One entry a part and tile, the parts of a tile in the order of their keys.
     of_request = tiles[:, Item.REQUEST]
-    first, last = (np.searchsorted(of_request, parts.requests, side) for side in ("left", "right"))
+    counts = np.bincount(of_request, minlength=len(query_start) - 1)
+    last = counts.cumsum()[parts.requests]
+    first = last - counts[parts.requests]
     tile, part = ranges(first, last), np.repeat(parts.part, last - first)
     order = np.argsort(tile, kind="stable")
     tile, part = tile[order], part[order]
-    is_first = np.diff(tile, prepend=-1) > 0
-    read_to = np.where(is_first, tiles[tile, Item.KEY_BEGIN], np.append(0, parts.end[part[:-1]]))
+    is_first = begins(tile)
+    read_to = tiles[tile, Item.KEY_BEGIN]
+    later = (~is_first).nonzero()[0]
+    read_to[later] = parts.end[part[later - 1]]
     tiles[tile, Item.STATE] = 0
     # Keys before a part that not everybody sees; only in a window.
-    gap = np.flatnonzero(read_to < parts.begin[part])
+    gap = (read_to < parts.begin[part]).nonzero()[0]
     before = tiles[tile[gap]]
     before[:, Item.KEY_BEGIN], before[:, Item.KEY_END] = read_to[gap], parts.begin[part[gap]]
     is_last = np.append(is_first[1:], True)
@@ -122,9 +133,9 @@ def share(tiles: Int64, parts: SharedParts, query_start: Int64, variant: int, ma
 def _gathered(parts: SharedParts, tokens: Int64, variant: int, max_tokens: int) -> Int64:
     """Tiles that read the parts, each part's with about equally many of its ``tokens`` [parts]."""
     count = -(-tokens // max_tokens)
-    part = np.repeat(np.arange(len(count)), count)
-    number = ranges(np.zeros_like(count), count)
-    first, last = (tokens[part] * n // count[part] for n in (number, number + 1))
+    part = np.arange(len(count)).repeat(count)
+    number = count_up(count)
+    first, last = tokens[part] * number // count[part], tokens[part] * (number + 1) // count[part]
     members = np.cumsum(tokens) - tokens
     tiles = np.zeros((len(part), ITEM_FIELDS), np.int64)
     tiles[:, Item.VARIANT] = variant
@@ -135,10 +146,3 @@ def _gathered(parts: SharedParts, tokens: Int64, variant: int, max_tokens: int) 
     tiles[:, Item.KEY_END] = parts.end[part]
     tiles[:, Item.MEMBERS] = members[part] + first
     return tiles
-
-
-def ranges(begin: Int64, end: Int64) -> Int64:
-    """All numbers of each range, one range after the other."""
-    counts = end - begin
-    before = np.cumsum(counts) - counts
-    return np.arange(counts.sum()) + np.repeat(begin - before, counts)

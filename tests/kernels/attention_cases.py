@@ -29,6 +29,7 @@ from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.cpu.lowering import compile_object
 from llmir.kernels.cpu.object_cache import ObjectCache, object_key
 from llmir.runtime.attention import AttentionRunner
+from llmir.runtime.step import Step
 from llmir.target import Target
 
 #: The instruction sets whose kernels this machine can run.
@@ -296,9 +297,9 @@ def address(array: np.ndarray) -> tuple[int, int]:
     return array.ctypes.data, array.strides[0] // array.itemsize
 
 
-def begin_step(runner: AttentionRunner, *step, threads: int) -> None:
+def begin_step(runner: AttentionRunner, step: Step, threads: int) -> None:
     """Begins a step that finds NaN in all states, and room for each that it leaves."""
-    merges = runner.begin_step(*step, threads).merges
+    merges = runner.begin_step(step, threads).merges
     buffers, arguments = runner._buffers, runner._arguments
     room = {"states": merges.state_rows * runner._state_bytes}
     room["merge_counters"] = merges.count * 4 * runner.spec.signature.num_kv_heads
@@ -314,7 +315,7 @@ def attend(spec: KernelSpec, inputs: Inputs, policy: StepPolicy) -> np.ndarray:
     """What a step of new tokens that are in the cache gives: float32 [tokens, heads, head_size]."""
     pages = aligned(reference.pack_pages(*inputs.expected_caches, spec.signature, spec.isa))
     runner, output = AttentionRunner(loaded(spec), policy), inputs.output[: inputs.tokens].copy()
-    begin_step(runner, inputs.query_start, inputs.seq_lens, inputs.block_table, threads=inputs.batch.threads)
+    begin_step(runner, Step(inputs.query_start, inputs.seq_lens, inputs.block_table), inputs.batch.threads)
     runner.attend(address(inputs.query), (0, 0), (0, 0), address(output), pages.ctypes.data, 0, 0)
     return reference.decode(output[:, : spec.signature.num_heads])
 
@@ -331,7 +332,7 @@ def check(spec: KernelSpec, batch: Batch, policy: StepPolicy, runner: AttentionR
     runner = runner or AttentionRunner(loaded(spec), policy)
     outputs = [inputs.output.copy(), inputs.output.copy()]
     table = inputs.block_table
-    begin_step(runner, inputs.query_start, inputs.seq_lens, table, threads=batch.threads)
+    begin_step(runner, Step(inputs.query_start, inputs.seq_lens, table), batch.threads)
     for output in outputs:
         runner.attend(
             address(inputs.query),

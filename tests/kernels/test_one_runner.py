@@ -21,6 +21,7 @@ from attention_cases import (
 from llmir.ir.signature import AttentionSignature, KernelSpec, StepPolicy
 from llmir.kernels import reference
 from llmir.runtime.attention import AttentionRunner
+from llmir.runtime.step import Step
 
 #: Requests in each step: many and few by turns.
 REQUESTS = [1, 2, 8, 12, 12, 3, 1, 1, 20, 24, 24, 24, 5, 2, 1, 30, 30, 6, 6, 1]
@@ -80,16 +81,18 @@ class Server:
         s, tokens = self.signature, len(slots)
         query, output = self.normal(tokens, s.num_heads, s.head_size), self.normal(tokens, s.num_heads, s.head_size)
         key, value = (self.normal(tokens, s.num_kv_heads, s.head_size) for _ in range(2))
-        table = np.full((requests, max(map(len, self.blocks)) + 1), 2**31 - 1, np.int32)
-        for request, blocks in enumerate(self.blocks):
-            table[request, : len(blocks)] = blocks
+        # Now each request has its own row, now any other of a table that has more.
+        rows = self.rng.permutation(requests + 3)[:requests] if self.rng.integers(2) else np.arange(requests)
+        table = np.full((requests + 3, max(map(len, self.blocks)) + 1), 2**31 - 1, np.int32)
+        for row, blocks in zip(rows, self.blocks, strict=True):
+            table[row, : len(blocks)] = blocks
         starts, lengths = np.cumsum([0, *new]).astype(np.int32), np.array(self.lengths, np.int32)
-        begin_step(self.runner, starts, lengths, table, threads=2)
+        begin_step(self.runner, Step(starts, lengths, table, rows), threads=2)
         self.runner.attend(
             *map(address, (query, key, value, output)), self.pages.ctypes.data, slots.ctypes.data, tokens
         )
         reference.append_kv(key, value, slots, *self.caches)
-        exact = reference.attention(query, *self.caches, table, lengths, starts, s)
+        exact = reference.attention(query, *self.caches, table[rows], lengths, starts, s)
         assert row_error(output, exact) < ROW_ERROR[s.element_type]
         assert self.pages.tobytes() == reference.pack_pages(*self.caches, s, self.spec.isa).tobytes()
 

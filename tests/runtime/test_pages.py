@@ -19,6 +19,7 @@ from llmir.kernels.cpu.object_cache import ObjectCache, object_key
 from llmir.passes import tiles
 from llmir.runtime.attention import AttentionRunner
 from llmir.runtime.pages import key_and_value_rows
+from llmir.runtime.step import Step
 from llmir.target import Target
 
 RUNNABLE_ISAS = [isa for isa in INSTRUCTION_SETS if Target.named(f"cpu:{isa}").runs_on(Target.detect())]
@@ -75,7 +76,7 @@ class Cache:
         output = torch.empty_like(query)
         table = np.zeros((1, self.count), np.int32)  # it attends to whatever is there
         lengths = np.array([self.count], np.int32)
-        runner.begin_step(np.array([0, self.count], np.int32), lengths, table, 1)
+        runner.begin_step(Step(np.array([0, self.count], np.int32), lengths, table), 1)
         tensors = [(t.data_ptr(), t.stride(0)) for t in (query, self.key, self.value, output)]
         runner.attend(*tensors, pages.data_ptr(), self.slots.data_ptr(), self.count)
         return pages

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llmir.runtime.prefix_tree import PrefixFinder, PrefixTree
+from llmir.runtime.prefix_finder import PrefixFinder
+from llmir.runtime.prefix_tree import PrefixTree
 
 BLOCK_BYTES = 4
 #: (requests, begin, end) of a node; its parent's requests and end, or none.
@@ -217,7 +218,7 @@ def test_same_object_stands_for_the_same_tree(served):
     ("rows", "then"),
     [
         ([[1, 2, 3], [1, 2, 4], [5]], [[1, 2, 3, 6], [1, 2, 4, 7], [5, 8]]),
-        ([[1, 2, 3], [1, 2, 4], [5]], [[1, 2, 9], [1, 2], [6, 5]]),
+        ([[1, 2, 3], [1, 2, 4], [5]], [[1, 2, 3], [1, 2, 9], [6, 5]]),
         ([[1, 2], [1, 2, 4]], [[1, 2, 3], [1, 2, 4]]),
         ([[1], [2], []], [[1, 3], [2, 3], [4]]),
         ([], []),

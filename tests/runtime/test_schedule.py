@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from llmir.ir.signature import AttentionSignature, CpuVariant, KernelSpec, SharingCosts, StepPolicy
 from llmir.kernels.work_list import Item
 from llmir.runtime.schedule import Schedule, Scheduler
+from llmir.runtime.step import Step
 
 SIGNATURE = AttentionSignature(6, 2, 64, "bf16", 16, 0.125, layout="pair")
 VARIANTS = (CpuVariant("decode", 1, 3, 32, 2, 4, 32), CpuVariant("prefill", 8, 6, 32, 2, 4, 0))
@@ -35,7 +36,7 @@ def scheduler(window: int = 0, policy: StepPolicy = POLICY) -> Scheduler:
     return Scheduler(KernelSpec(replace(SIGNATURE, window=window), "avx512_bf16", VARIANTS), policy)
 
 
-class Step:
+class Case:
     """Requests by their cached and new tokens, and of each an earlier one with which it begins for so many blocks."""
 
     def __init__(self, requests: list[tuple[int, int, int, int]]):
@@ -51,7 +52,7 @@ class Step:
             self.table[request, :shared] = self.table[other, :shared]
 
     def schedule(self, scheduler: Scheduler, threads: int | tuple[int, int] = 1):
-        return scheduler.schedule(self.query_start, self.lengths, self.table, threads)
+        return scheduler.schedule(Step(self.query_start, self.lengths, self.table), threads)
 
 
 def keys_of(item, i: int, window: int) -> range:
@@ -71,10 +72,10 @@ def tokens_of(item, merges) -> list[int]:
 requests = st.tuples(
     st.integers(0, 200), st.sampled_from([0, 1, 1, 1, 2, 4, 30]), st.integers(0, 9), st.integers(0, 12)
 )
-steps = st.builds(Step, st.lists(requests, min_size=1, max_size=9).filter(lambda r: any(new for _, new, *_ in r)))
+steps = st.builds(Case, st.lists(requests, min_size=1, max_size=9).filter(lambda r: any(new for _, new, *_ in r)))
 
 
-def check_keys(step: Step, window: int, threads: int | tuple[int, int] = 1) -> Schedule:
+def check_keys(step: Case, window: int, threads: int | tuple[int, int] = 1) -> Schedule:
     """Every token reads each key that it sees once, and no other; gives the work list."""
     found = step.schedule(scheduler(window), threads)
     owner = np.repeat(np.arange(len(step.new)), step.new)
@@ -104,7 +105,7 @@ def test_every_key_a_token_sees_is_read_for_it_once(step, window, threads):
 
 @pytest.mark.parametrize("window", range(80, 97))
 def test_a_part_begins_where_the_last_of_a_requests_tokens_sees_it(window):
-    found = check_keys(Step([(200, 4, 0, 0), (197, 1, 0, 12), (193, 2, 0, 12)]), window)
+    found = check_keys(Case([(200, 4, 0, 0), (197, 1, 0, 12), (193, 2, 0, 12)]), window)
     assert found.shared_requests == 3
 
 
@@ -136,7 +137,7 @@ def test_every_state_left_is_merged_once(step, threads):
 
 
 def test_a_common_prefix_is_one_item():
-    step = Step([(64, 1, 0, 0), (70, 1, 0, 4), (90, 1, 0, 4)])
+    step = Case([(64, 1, 0, 0), (70, 1, 0, 4), (90, 1, 0, 4)])
     found = step.schedule(scheduler())
     once = found.items[found.items[:, Item.MEMBERS] >= 0]
     assert [tuple(item) for item in once[:, [Item.KV_HEAD, Item.KEY_BEGIN, Item.KEY_END, Item.TOKENS]]] == [
@@ -146,19 +147,19 @@ def test_a_common_prefix_is_one_item():
 
 
 def test_more_tokens_than_a_tile_holds_are_dealt_evenly():
-    found = Step([(64, 1, 0, 4)] * 9).schedule(scheduler())
+    found = Case([(64, 1, 0, 4)] * 9).schedule(scheduler())
     once = found.items[found.items[:, Item.MEMBERS] >= 0]
     assert sorted(once[:, Item.TOKENS]) == [4, 5]
     assert found.keys_not_read == 7 * 64
 
 
 def test_a_shared_part_is_split_for_several_threads():
-    found = Step([(3200, 1, 0, 200)] * 4).schedule(scheduler(), threads=2)
+    found = Case([(3200, 1, 0, 200)] * 4).schedule(scheduler(), threads=2)
     once = found.items[found.items[:, Item.MEMBERS] >= 0]
     assert len(once) > 1 and {item[Item.KEY_END] % 32 for item in once} == {0}
 
 
-def pieces(step: Step, threads: int | tuple[int, int]) -> dict[int, list[int]]:
+def pieces(step: Case, threads: int | tuple[int, int]) -> dict[int, list[int]]:
     """Of each variant: keys of every item."""
     items = step.schedule(scheduler(policy=replace(POLICY, sharing=None)), threads).items
     keys = items[:, Item.KEY_END] - items[:, Item.KEY_BEGIN]
@@ -169,49 +170,49 @@ PROMPT = (0, 40 * VARIANTS[1].max_tokens, 0, 0)
 
 
 def test_a_prompt_of_many_tiles_stays_whole_in_a_launch_of_its_own():
-    whole = len(pieces(Step([PROMPT]), 1)[1])
-    assert len(pieces(Step([PROMPT]), (4, 4))[1]) == whole == 40
-    assert len(pieces(Step([PROMPT]), (4, 400))[1]) > whole
+    whole = len(pieces(Case([PROMPT]), 1)[1])
+    assert len(pieces(Case([PROMPT]), (4, 4))[1]) == whole == 40
+    assert len(pieces(Case([PROMPT]), (4, 400))[1]) > whole
 
 
 def test_a_long_prompt_among_short_ones_is_split_in_a_launch_of_its_own():
     long, short = (4000, VARIANTS[1].max_tokens, 0, 0), (0, VARIANTS[1].max_tokens, 0, 0)
-    assert len(pieces(Step([long] + [short] * 9), (4, 4))[1]) > 10
+    assert len(pieces(Case([long] + [short] * 9), (4, 4))[1]) > 10
 
 
 def test_as_many_pieces_of_prefill_as_are_done_in_whole_rounds():
     # Five tiles of two KV heads for sixteen thread blocks, two items each: 32 / 10 pieces a tile, rounded down.
-    tiles = Step([(3000, VARIANTS[1].max_tokens, 0, 0)] * 5)
+    tiles = Case([(3000, VARIANTS[1].max_tokens, 0, 0)] * 5)
     assert len(pieces(tiles, (1, 16))[1]) == 5 * 3
 
 
 def test_a_tile_of_nearly_two_parts_of_prefill_is_split():
-    tiles = Step([(3000, VARIANTS[1].max_tokens, 0, 0)] * 9)  # 18 items for 17 thread blocks: 34 parts
+    tiles = Case([(3000, VARIANTS[1].max_tokens, 0, 0)] * 9)  # 18 items for 17 thread blocks: 34 parts
     assert len(pieces(tiles, (1, 17))[1]) == 9 * 2
 
 
 def test_a_launch_is_cut_by_its_own_work_alone():
     decode = [(900, 1, 0, 0)] * 3
-    alone, beside = (pieces(Step(requests), (8, 4))[0] for requests in (decode, [*decode, PROMPT]))
+    alone, beside = (pieces(Case(requests), (8, 4))[0] for requests in (decode, [*decode, PROMPT]))
     assert alone == beside and len(alone) > 3
-    assert len(pieces(Step([*decode, PROMPT]), 8)[0]) == 3
+    assert len(pieces(Case([*decode, PROMPT]), 8)[0]) == 3
 
 
 @pytest.mark.parametrize("sharing", [None, replace(COSTS, margin=0.0), replace(COSTS, least_tokens=65)])
 def test_what_does_not_pay_is_not_shared(sharing):
-    found = Step([(64, 1, 0, 4)] * 4).schedule(scheduler(policy=replace(POLICY, sharing=sharing)))
+    found = Case([(64, 1, 0, 4)] * 4).schedule(scheduler(policy=replace(POLICY, sharing=sharing)))
     assert (found.shared_requests, found.keys_not_read, found.merges.count) == (0, 0, 0)
     assert len(found.items) == 4
 
 
 def test_a_request_with_many_new_tokens_reads_alone():
-    found = Step([(64, 5, 0, 4), (64, 1, 0, 4), (64, 4, 0, 4)]).schedule(scheduler())
+    found = Case([(64, 5, 0, 4), (64, 1, 0, 4), (64, 4, 0, 4)]).schedule(scheduler())
     once = found.items[found.items[:, Item.MEMBERS] >= 0]
     assert [tokens_of(item, found.merges) for item in once] == [[5, 6, 7, 8, 9]]
 
 
 def test_what_is_written_in_this_step_is_shared_by_nobody():
-    step = Step([(64, 16, 0, 0), (80, 1, 0, 0)])
+    step = Case([(64, 16, 0, 0), (80, 1, 0, 0)])
     step.table[1, :5] = step.table[0, :5]  # as if a block being written had two owners
     found = step.schedule(scheduler(policy=replace(POLICY, sharing=replace(COSTS, most_rows=100))))
     assert max(item[Item.KEY_END] for item in found.items if item[Item.MEMBERS] >= 0) == 64
@@ -219,15 +220,15 @@ def test_what_is_written_in_this_step_is_shared_by_nobody():
 
 def test_a_level_that_does_not_pay_is_read_with_the_next():
     dear = replace(COSTS, decode_row_key=0.1, row=40.0, margin=1.0)  # 40 ns a state: many tokens must be saved
-    step = Step([(320, 1, 0, 0), (320, 1, 0, 20), (320, 1, 0, 1), (320, 1, 2, 20)])
+    step = Case([(320, 1, 0, 0), (320, 1, 0, 20), (320, 1, 0, 1), (320, 1, 2, 20)])
     found = step.schedule(scheduler(policy=replace(POLICY, sharing=dear)))
     once = found.items[found.items[:, Item.MEMBERS] >= 0]
     assert {(item[Item.KEY_BEGIN], item[Item.KEY_END]) for item in once} == {(0, 320)} and len(once) == 2
 
 
 def test_without_a_block_table_nothing_is_shared():
-    step = Step([(64, 1, 0, 4)] * 4)
-    found = scheduler().schedule(step.query_start, step.lengths, None, 2)
+    requests = Case([(64, 1, 0, 4)] * 4)
+    found = scheduler().schedule(Step(requests.query_start, requests.lengths), 2)
     assert (found.shared_requests, found.keys_not_read) == (0, 0)
 
 
@@ -239,7 +240,7 @@ def test_decisions_are_kept_while_the_tree_is_the_same(monkeypatch):
     monkeypatch.setattr(schedule, "shared_parts", lambda *args: calls.append(args) or decide(*args))
     same = scheduler()
     for step in range(4):
-        Step([(64 + step, 1, 0, 4), (70 + step, 1, 0, 4)]).schedule(same)
+        Case([(64 + step, 1, 0, 4), (70 + step, 1, 0, 4)]).schedule(same)
     assert len(calls) == 1
-    Step([(64, 1, 0, 4), (70, 2, 0, 4)]).schedule(same)
+    Case([(64, 1, 0, 4), (70, 2, 0, 4)]).schedule(same)
     assert len(calls) == 2

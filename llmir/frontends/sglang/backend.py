@@ -18,6 +18,7 @@ from llmir.frontends.sglang import support
 from llmir.frontends.sglang.base_backend import PlannedBackend
 from llmir.runtime.attention import AttentionRunner
 from llmir.runtime.layers import heads
+from llmir.runtime.step import Step
 
 
 class LlmirAttentionBackend(PlannedBackend[AttentionRunner]):
@@ -42,7 +43,7 @@ class LlmirAttentionBackend(PlannedBackend[AttentionRunner]):
         first_slots = self._req_to_token.numpy()[batch.req_pool_indices.numpy(), : lengths.max() : self._page_size]
         block_table = np.ascontiguousarray(first_slots // self._page_size, np.int32)
         self._tokens = int(query_start[-1])
-        self._planned.begin_step(query_start, lengths, block_table, torch.get_num_threads())
+        self._planned.begin_step(Step(query_start, lengths, block_table), torch.get_num_threads())
         self._sharing.update()
 
     def forward_extend(

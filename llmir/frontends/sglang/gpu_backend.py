@@ -25,6 +25,7 @@ from llmir.frontends.sglang import hooks, support
 from llmir.frontends.sglang.base_backend import PlannedBackend, logger
 from llmir.frontends.sglang.host_table import HostTable
 from llmir.runtime.gpu import GpuAttentionRunner, StepLimits
+from llmir.runtime.step import Step
 
 #: Tokens of a request that pads a batch: it attends to SGLang's spare slot, and what it gives is defined.
 PADDED_LENGTH = 1
@@ -132,7 +133,7 @@ class LlmirGpuBackend(PlannedBackend[GpuAttentionRunner]):
         query_start = np.zeros(len(lengths) + 1, np.int32)
         np.cumsum(new_tokens, out=query_start[1:])
         known = self._host_table.of(rids, lengths) if rids and self._host_table is not None else None
-        self._planned.begin_step(query_start, lengths, known, 0)
+        self._planned.begin_step(Step(query_start, lengths, known), threads=0)
         self._sharing.update()
         # A page's slots follow one another, so its first one tells its number. All of this stays on the device.
         first_slots = self._req_to_token[:, : int(lengths.max()) : self._page_size]

@@ -34,6 +34,7 @@ from llmir.frontends.vllm.description import (
 from llmir.frontends.vllm.support import BLOCK_SIZES
 from llmir.runtime.attention import AttentionRunner
 from llmir.runtime.layers import PlannedLayers, heads
+from llmir.runtime.step import Step
 
 logger = logging.getLogger("vllm.llmir")
 
@@ -77,7 +78,8 @@ class LlmirMetadataBuilder(AttentionMetadataBuilder["LlmirMetadata"]):
         requests, block_table = batch.num_reqs, batch.block_table_tensor
         query_start = batch.query_start_loc[: requests + 1].numpy()
         seq_lens = batch.seq_lens[:requests].numpy()
-        self._planned.begin_step(query_start, seq_lens, block_table[:requests].numpy(), torch.get_num_threads())
+        step = Step(query_start, seq_lens, block_table[:requests].numpy())
+        self._planned.begin_step(step, torch.get_num_threads())
         self._sharing.update()
         return LlmirMetadata(batch.num_actual_tokens, batch.slot_mapping)
 

@@ -40,6 +40,7 @@ from llmir.frontends.vllm.description import (
 from llmir.frontends.vllm.support import BLOCK_SIZES, QUANTIZED_CACHE_DTYPES
 from llmir.runtime.gpu import GpuAttentionRunner, StepLimits
 from llmir.runtime.layers import PlannedLayers
+from llmir.runtime.step import Step
 
 logger = logging.getLogger("vllm.llmir")
 
@@ -168,7 +169,7 @@ class LlmirGpuMetadataBuilder(AttentionMetadataBuilder["LlmirGpuMetadata"]):
         # Exact, but for asynchronous speculative decoding, which support.py refuses.
         seq_lens = batch.seq_lens_cpu_upper_bound[:requests].numpy()
         table = self._shared_table(block_table, seq_lens) if shares and requests > 1 else None
-        self._planned.begin_step(query_start[: requests + 1], seq_lens, table, threads=0)
+        self._planned.begin_step(Step(query_start[: requests + 1], seq_lens, table), threads=0)
         self._sharing.update()
         return LlmirGpuMetadata(batch.num_actual_tokens, batch.slot_mapping, block_table)
 

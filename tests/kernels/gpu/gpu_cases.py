@@ -20,6 +20,7 @@ from llmir.ir.signature import (
 from llmir.kernels import reference
 from llmir.runtime.gpu import GpuAttentionRunner, StepLimits
 from llmir.runtime.schedule import Schedule
+from llmir.runtime.step import Step
 
 TORCH = {"bf16": torch.bfloat16, "f16": torch.float16}
 #: Relative error (Frobenius norm) of outputs rounded to a type; softmax weights are rounded to it too, and a quantized
@@ -57,7 +58,7 @@ def variants(group: int, rows: int = 64, keys: int = 32) -> tuple[GpuVariant, ..
 
 
 @dataclass
-class Step:
+class Case:
     """Requests by their cached and new tokens; ``prefixes``: whose cache one begins with, and for how many blocks."""
 
     requests: list[tuple[int, int]]
@@ -127,7 +128,7 @@ class Step:
         runner = GpuAttentionRunner(self.spec, policy, StepLimits(len(self.requests), tokens), torch.device("cpu"))
         runner._state_stats.fill_(torch.nan)
         runner._state_values.fill_(torch.nan)
-        schedule = runner.begin_step(self.query_start, self.lengths, self.table, self.workers)
+        schedule = runner.begin_step(Step(self.query_start, self.lengths, self.table), self.workers)
         cache, output = self.before.clone(), torch.full_like(self.query, torch.nan)
         scales = {"key_scale": self.scales[0], "value_scale": self.scales[1]} if self.signature.quantized else {}
         runner.attend(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from gpu_cases import ALWAYS_SHARED, Step, signature, variants
+from gpu_cases import ALWAYS_SHARED, Case, signature, variants
 
 from llmir.errors import KernelError
 from llmir.ir.signature import HEAD_SIZES, KernelSpec, StepPolicy
@@ -13,6 +13,7 @@ from llmir.kernels.gpu.programs import MERGE_PARTS, programs
 from llmir.kernels.work_list import Item
 from llmir.runtime import gpu
 from llmir.runtime.gpu import GpuAttentionRunner, StepLimits
+from llmir.runtime.step import Step
 
 RAGGED = [(0, 1), (1, 1), (15, 1), (16, 1), (63, 1), (100, 1)]
 MIXED = [(40, 1), (0, 37), (33, 20), (90, 1), (0, 5)]
@@ -21,66 +22,66 @@ MIXED = [(40, 1), (0, 37), (33, 20), (90, 1), (0, 5)]
 @pytest.mark.parametrize("element_type", ["bf16", "f16"])
 @pytest.mark.parametrize("requests", [RAGGED, MIXED], ids=["decode", "mixed"])
 def test_every_type_in_decode_and_mixed_steps(requests, element_type):
-    Step(requests, signature(element_type=element_type)).check()
+    Case(requests, signature(element_type=element_type)).check()
 
 
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
 def test_every_head_size(head_size):
-    Step([(50, 1), (0, 20)], signature(head_size=head_size, scale=head_size**-0.5)).check()
+    Case([(50, 1), (0, 20)], signature(head_size=head_size, scale=head_size**-0.5)).check()
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (3, 3), (7, 1), (14, 2), (8, 1), (32, 1)])
 def test_every_grouping_of_heads(heads, kv_heads):
-    Step([(50, 1), (3, 9)], signature(num_heads=heads, num_kv_heads=kv_heads)).check()
+    Case([(50, 1), (3, 9)], signature(num_heads=heads, num_kv_heads=kv_heads)).check()
 
 
 @pytest.mark.parametrize("block_size", [16, 32, 48, 64, 128])
 def test_every_relation_of_block_and_tile(block_size):
-    Step([(130, 1), (70, 20)], signature(block_size=block_size)).check()
+    Case([(130, 1), (70, 20)], signature(block_size=block_size)).check()
 
 
 @pytest.mark.parametrize("window", [1, 7, 32, 50, 1000])
 def test_windows(window):
-    Step([(130, 1), (40, 37), (0, 50)], signature(window=window)).check()
+    Case([(130, 1), (40, 37), (0, 50)], signature(window=window)).check()
 
 
 @pytest.mark.parametrize("soft_cap", [0.5, 30.0])
 def test_soft_caps(soft_cap):
-    Step(MIXED, signature(soft_cap=soft_cap)).check()
+    Case(MIXED, signature(soft_cap=soft_cap)).check()
 
 
 @pytest.mark.parametrize("split_keys", [32, 1 << 20], ids=["split", "whole"])
 def test_sinks(split_keys):
-    Step(MIXED, signature(sinks=True), split_keys=split_keys, workers=8).check()
+    Case(MIXED, signature(sinks=True), split_keys=split_keys, workers=8).check()
 
 
 @pytest.mark.parametrize("element_type", ["bf16", "f16"])
 @pytest.mark.parametrize("workers", [1, 8], ids=["whole", "split"])
 def test_quantized_caches(element_type, workers):
-    step = Step(MIXED, signature(element_type=element_type, quantized=True), split_keys=32, workers=workers)
+    step = Case(MIXED, signature(element_type=element_type, quantized=True), split_keys=32, workers=workers)
     step.check()
 
 
 def test_large_keys_are_cut_off_at_the_largest_of_the_cache():
-    step = Step([(20, 2)], signature(quantized=True))
+    step = Case([(20, 2)], signature(quantized=True))
     step.key[0], step.value[1] = 1000.0, -1000.0
     step.check(roundings=2)
 
 
 @pytest.mark.parametrize("element_type", ["bf16", "f16"])
 def test_split_caches_are_merged(element_type):
-    step = Step([(400, 1), (20, 1), (150, 40)], signature(element_type=element_type), split_keys=32, workers=6)
+    step = Case([(400, 1), (20, 1), (150, 40)], signature(element_type=element_type), split_keys=32, workers=6)
     assert step.check().merges.count > 0
 
 
 def test_more_parts_than_a_merge_reads_at_once():
-    step = Step([(2300, 1)], signature(num_heads=2, num_kv_heads=1), split_keys=32, workers=99)
+    step = Case([(2300, 1)], signature(num_heads=2, num_kv_heads=1), split_keys=32, workers=99)
     schedule = step.check()
     assert np.diff(schedule.merges.begin).max() > MERGE_PARTS
 
 
 def test_a_token_group_decodes_together():
-    step = Step([(60, 4), (30, 3)], signature(num_heads=4, num_kv_heads=1))
+    step = Case([(60, 4), (30, 3)], signature(num_heads=4, num_kv_heads=1))
     schedule = step.check()
     assert schedule.items[:, Item.VARIANT].tolist() == [0, 0]
 
@@ -99,13 +100,13 @@ def test_a_token_group_decodes_together():
 )
 def test_shared_prefixes_are_read_once(prefixes, facts):
     requests = [(100, 1), (110, 1), (96, 1), (140, 3)]
-    step = Step(requests, signature(**facts), prefixes=prefixes, sharing=ALWAYS_SHARED, split_keys=32, workers=3)
+    step = Case(requests, signature(**facts), prefixes=prefixes, sharing=ALWAYS_SHARED, split_keys=32, workers=3)
     schedule = step.check()
     assert schedule.keys_not_read > 0
 
 
 def test_a_prefix_within_the_window_is_read_once():
-    step = Step(
+    step = Case(
         [(100, 1), (104, 1), (97, 1)],
         signature(window=90),
         prefixes={1: (0, 5), 2: (0, 5)},
@@ -116,17 +117,17 @@ def test_a_prefix_within_the_window_is_read_once():
 
 def test_more_sharers_than_a_tile_has_rows():
     requests = [(64, 1)] * 40
-    step = Step(requests, prefixes={i: (0, 4) for i in range(1, 40)}, sharing=ALWAYS_SHARED)
+    step = Case(requests, prefixes={i: (0, 4) for i in range(1, 40)}, sharing=ALWAYS_SHARED)
     assert step.check().shared_requests == 40
 
 
 def test_tokens_that_belong_to_nobody_are_left_alone():
-    Step(RAGGED, padding=3).check()
+    Case(RAGGED, padding=3).check()
 
 
 def test_keys_that_all_rows_see_go_without_masks():
     tall = variants(2, rows=64)
-    step = Step([(200, 64), (31, 70)], variants=tall)
+    step = Case([(200, 64), (31, 70)], variants=tall)
     names = {program.name: program.constants for program in programs(step.spec)}
     assert names["prefill"]["UNMASKED"] and not names["decode"]["UNMASKED"]
     step.check()
@@ -134,7 +135,7 @@ def test_keys_that_all_rows_see_go_without_masks():
 
 @pytest.mark.parametrize("element_type", ["bf16", "f16"])
 def test_scores_far_apart_neither_overflow_nor_vanish(element_type):
-    step = Step([(90, 1), (0, 40)], signature(element_type=element_type, scale=4.0))
+    step = Case([(90, 1), (0, 40)], signature(element_type=element_type, scale=4.0))
     step.check(roundings=2)
 
 
@@ -164,28 +165,28 @@ def test_a_kernel_of_cpu_variants_is_refused():
 def test_a_captured_grid_serves_any_step(monkeypatch, sharing):
     monkeypatch.setattr(GpuAttentionRunner, "_is_captured", lambda self: True)
     requests = [(200, 1), (90, 1), (77, 1), (96, 1), (40, 1)]
-    step = Step(requests, prefixes={2: (1, 4), 3: (1, 5)}, sharing=sharing, split_keys=32, workers=9)
+    step = Case(requests, prefixes={2: (1, 4), 3: (1, 5)}, sharing=sharing, split_keys=32, workers=9)
     assert step.check().merges.count > 0
 
 
 def test_a_step_that_shares_more_than_there_is_room_for_shares_nothing(monkeypatch):
     monkeypatch.setattr(gpu._Room, "holds", lambda self, packed, schedule: schedule.shared_requests == 0)
-    step = Step([(64, 1)] * 4, prefixes={i: (0, 4) for i in range(1, 4)}, sharing=ALWAYS_SHARED)
+    step = Case([(64, 1)] * 4, prefixes={i: (0, 4) for i in range(1, 4)}, sharing=ALWAYS_SHARED)
     schedule = step.check()
     assert (schedule.shared_requests, schedule.without_room) == (0, True)
 
 
 def test_a_step_beyond_the_limits_is_an_error():
-    step = Step([(0, 3)] * 4)
+    step = Case([(0, 3)] * 4)
     policy = StepPolicy(1, 1 << 20, 2)
     runner = GpuAttentionRunner(step.spec, policy, StepLimits(1, 1), torch.device("cpu"))
     many = np.arange(2001, dtype=np.int32)
     with pytest.raises(KernelError, match="2000 requests and 2000 tokens is larger"):
-        runner.begin_step(many, np.ones(2000, np.int32), None)
+        runner.begin_step(Step(many, np.ones(2000, np.int32)))
 
 
 def test_heads_that_lie_apart_are_refused():
-    step = Step([(5, 1)])
+    step = Case([(5, 1)])
     step.query = step.query.transpose(1, 2).contiguous().transpose(1, 2)
     with pytest.raises(ValueError, match="heads of a token side by side, not strides"):
         step.run()

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gpu_cases import ALWAYS_SHARED, Step, signature, variants
+from gpu_cases import ALWAYS_SHARED, Case, signature, variants
 
 #: One has enough new tokens for a tile of keys that all of its rows see, which goes without masks.
 REQUESTS = [(100, 1), (110, 1), (96, 64), (140, 3)]
 
 
-def step(**more) -> Step:
+def step(**more) -> Case:
     """Two requests share 64 tokens; all heads of all queries point the same way in one dimension."""
     facts = {"variants": variants(2, rows=64), "prefixes": {1: (0, 4)}, **more}
-    made = Step(REQUESTS, **facts)
+    made = Case(REQUESTS, **facts)
     made.query[:, :, 3] = 1.0
     return made
 
 
-def set_keys(made: Step, value: float, request: int, begin: int, end: int) -> None:
+def set_keys(made: Case, value: float, request: int, begin: int, end: int) -> None:
     """One dimension of a request's cached keys."""
     position = np.arange(begin, end)
     block = made.table[request, position // made.signature.block_size]

@@ -1,0 +1,33 @@
+"""One step of a serving framework, as every backend hands it over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A batch of requests, each with some new query tokens at the end of its sequence."""
+
+    query_start: Int32
+    """[requests + 1]: where each request's new tokens begin among the step's tokens."""
+    seq_lens: Int32
+    """[requests]: tokens of each request, the new ones included."""
+    block_table: Int32 | None = None
+    """[rows, columns], each row contiguous: the blocks of requests' caches; None where it is not known on the host, and
+    then nothing is shared."""
+    rows: Int64 | None = None
+    """[requests]: the row of each request in the table, all different; None: request ``i`` has row ``i``."""
+    unchanged: Int64 | None = None
+    """[rows]: so many leading blocks of each row of the table are as they were in the step before. None: what has
+    changed is not known, and has to be found by comparing."""
+
+    def without_table(self) -> Step:
+        """The same, in which nothing can be shared."""
+        return replace(self, block_table=None, rows=None, unchanged=None)
