@@ -16,6 +16,7 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from llmir.compiler import object_cache
 from llmir.frontends.sglang import support
 from llmir.frontends.sglang.base_backend import PlannedBackend
+from llmir.frontends.sglang.page_table import PageTable
 from llmir.runtime.attention import AttentionRunner
 from llmir.runtime.layers import heads
 from llmir.runtime.step import Step
@@ -29,6 +30,7 @@ class LlmirAttentionBackend(PlannedBackend[AttentionRunner]):
 
     def __init__(self, runner: Any):
         super().__init__(runner, functools.partial(AttentionRunner.load, object_cache=object_cache()))
+        self._table = PageTable(self.req_to_token_pool, self._page_size)
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Make the work lists of a batch, for all its layers."""
@@ -39,11 +41,11 @@ class LlmirAttentionBackend(PlannedBackend[AttentionRunner]):
         query_start = np.zeros(len(lengths) + 1, np.int32)
         new_tokens = 1 if batch.forward_mode.is_decode() else batch.extend_seq_lens.numpy()
         query_start[1:] = np.cumsum(np.broadcast_to(new_tokens, lengths.shape))
-        # A page's slots follow one another, so its first one tells its number.
-        first_slots = self._req_to_token.numpy()[batch.req_pool_indices.numpy(), : lengths.max() : self._page_size]
-        block_table = np.ascontiguousarray(first_slots // self._page_size, np.int32)
+        rows = batch.req_pool_indices.numpy()
+        unchanged = self._table.update(rows, lengths)
         self._tokens = int(query_start[-1])
-        self._planned.begin_step(Step(query_start, lengths, block_table), torch.get_num_threads())
+        step = Step(query_start, lengths, self._table.pages, rows, unchanged)
+        self._planned.begin_step(step, torch.get_num_threads())
         self._sharing.update()
 
     def forward_extend(
