@@ -23,13 +23,14 @@ from llmir.compare.job import READY, Job, Result, announced_step
 from llmir.compare.options import CompareOptions
 from llmir.errors import LlmirError
 
-_TAIL_LINES = 25
+#: Characters of a cause that are told; the log has all of it.
+_TOLD = 400
 #: An exception as Python prints it, also behind the prefix of a framework's log line.
 _EXCEPTION = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception)): (\S.*)$")
 
 
 class SideFailedError(LlmirError):
-    """A side's process failed; the message ends with the tail of its log, which is kept."""
+    """A side's process failed; the message says why as far as its log tells, and where that is kept."""
 
 
 class SideStoppedError(LlmirError):
@@ -177,9 +178,8 @@ def _failure(framework: Framework, side: str, end: str, log_path: Path) -> str:
     # A framework whose process fails may kill all the others; only without a reason is the system to suspect.
     if cause is None and end.endswith(signal.SIGKILL.name):
         end += ", perhaps for lack of memory"
-    sentence = f"the {side} side of the {framework.title} comparison {end}{f': {cause}' if cause else ''}"
-    tail = "\n".join(lines[-_TAIL_LINES:])
-    return f"{sentence}\n{_keep(log_path, side)}; it ends:\n{tail}"
+    said = f": {_told(cause)}" if cause else ""
+    return f"the {side} side of the {framework.title} comparison {end}{said}\n{_keep(log_path, side)}"
 
 
 def _cause(lines: Sequence[str], echoes: tuple[str, ...]) -> str | None:
@@ -192,6 +192,12 @@ def _cause(lines: Sequence[str], echoes: tuple[str, ...]) -> str | None:
     i, match = (ours or telling)[-1]
     message = " ".join([match[2], *_continued(lines[i + 1 :])])
     return message if ours else f"{match[1]}: {message}"
+
+
+def _told(cause: str) -> str:
+    """A cause without what some put behind it in the same line: a traceback, another process's output."""
+    sentence = cause.split("\\n")[0].strip()
+    return sentence if len(sentence) <= _TOLD else f"{sentence[:_TOLD].rsplit(' ', 1)[0]} ..."
 
 
 def _continued(lines: Sequence[str]) -> Iterator[str]:

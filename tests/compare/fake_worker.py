@@ -69,6 +69,12 @@ def main() -> None:
             )
             print("    For further information visit https://errors.pydantic.dev", file=sys.stderr)
             sys.exit(1)
+        case "one line":
+            print(r"RuntimeError: no room for the cache\n\nTraceback (most recent call last):\n  File", file=sys.stderr)
+            sys.exit(3)
+        case "long":
+            print("RuntimeError:" + 500 * " word", file=sys.stderr)
+            sys.exit(3)
         case "child":
             print("[06:12:46] Scheduler hit an exception: Traceback (most recent call last):", file=sys.stderr)
             print("NotImplementedError: there is no such kernel", file=sys.stderr)

@@ -183,18 +183,24 @@ def failure(options: CompareOptions, worker: Sequence[str], files: ReportFiles |
     return message
 
 
-def test_a_failed_side_is_named_with_the_cause_and_the_tail_of_its_log(
+def test_a_failed_side_is_named_with_the_cause_and_where_its_log_is(
     options: Options, worker: Sequence[str], tmp_path: Path
 ):
     path = tmp_path / "report.json"
     message = failure(
         options(llmir_engine={"attention_backend": "LLMIR", "behaviour": "raise"}), worker, ReportFiles(json=path)
     )
-    first, second, *tail = message.splitlines()
+    first, second = message.splitlines()
     assert first == "the llmir side of the vLLM comparison ended with exit code 3: llmir cannot serve layer 'x'"
     assert second.startswith("its log is ")
-    assert tail[-1].startswith("RuntimeError")
     assert not path.exists()
+
+
+def test_what_follows_a_cause_in_its_line_stays_in_the_log(options: Options, worker: Sequence[str]):
+    first, _ = failure(options(engine={"behaviour": "one line"}), worker).splitlines()
+    assert first.endswith("exit code 3: RuntimeError: no room for the cache")
+    first, _ = failure(options(engine={"behaviour": "long"}), worker).splitlines()
+    assert first.endswith("word word ...") and len(first) < 500
 
 
 @pytest.mark.parametrize(
