@@ -10,6 +10,8 @@ and ``requests`` [parts]: how many each part has, one at least. Without it there
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,8 +27,12 @@ def cached_key(costs: SharingCosts, tokens: Tokens) -> Times:
 
     Linear in the tokens between two points of the curve, constant beyond its ends.
     """
-    sizes, times = zip(*costs.cached_key, strict=True)
-    return np.interp(tokens, sizes, times)
+    return np.asarray(np.interp(tokens, *_curve(costs.cached_key)))
+
+
+@cache
+def _curve(points: tuple[tuple[int, float], ...]) -> NDArray[np.float64]:
+    return np.array(points, np.float64).T.copy()
 
 
 def alone(costs: SharingCosts, tokens: Tokens, rows: Rows, row_tile: int, requests: Rows | None = None) -> Times:

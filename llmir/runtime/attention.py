@@ -13,6 +13,7 @@ from llmir.kernels.cpu.object_cache import ObjectCache
 from llmir.kernels.work_list import Item
 from llmir.plan import PlannedKernel
 from llmir.runtime.schedule import Schedule, Scheduler
+from llmir.runtime.split import ByThread
 from llmir.runtime.step import Int32, Step
 
 
@@ -41,7 +42,7 @@ class AttentionRunner:
         """Prepares the calls of one step and gives its work list; its block table must stay until the step is over."""
         block_table = step.block_table
         assert block_table is not None, "on a CPU the kernel reads the host's block table"
-        schedule = self._scheduler.schedule(step, threads)
+        schedule = self._scheduler.schedule(step, ByThread(threads))
         merges, arguments = schedule.merges, self._arguments
         items = _of_all_heads(schedule.items, self.spec.signature.num_kv_heads)
         arguments.items = items.ctypes.data

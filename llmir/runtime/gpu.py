@@ -21,6 +21,7 @@ from llmir.kernels.work_list import ITEM_FIELDS
 from llmir.plan import PlannedKernel
 from llmir.runtime.layers import heads
 from llmir.runtime.schedule import Schedule, Scheduler
+from llmir.runtime.split import ByLaunch
 from llmir.runtime.step import Int32, Step
 
 #: Copies to the device that may be under way: frameworks prepare a step while the GPU works on the last.
@@ -58,6 +59,7 @@ class GpuAttentionRunner:
         self._check_device()
         self._launches = {p.name: Launch(p, spec.isa) for p in programs(spec, emulated=emulated())}
         self._variants = [self._launches[variant.name] for variant in spec.gpu_variants]
+        self._prefill = [variant.name for variant in spec.gpu_variants].index("prefill")
         multiprocessors = _multiprocessors(device)
         self._programs = [multiprocessors * launch.resident_blocks for launch in self._variants]
         self._merge_programs = multiprocessors * self._launches["merge"].resident_blocks
@@ -82,11 +84,12 @@ class GpuAttentionRunner:
 
         ``threads``: thread blocks to cut each launch's work for, at most as many as the GPU runs at a time; 0: so many.
         """
-        launches = [threads] * len(self._variants) if threads else self._programs
-        schedule = self._scheduler.schedule(step, launches)
+        blocks = [threads] * len(self._variants) if threads else self._programs
+        by_launch = ByLaunch(blocks, self._prefill)
+        schedule = self._scheduler.schedule(step, by_launch)
         packed = self._packed(schedule)
         if not self._room.holds(packed, schedule):
-            schedule = replace(self._scheduler.schedule(step.without_table(), launches), without_room=True)
+            schedule = replace(self._scheduler.schedule(step.without_table(), by_launch), without_room=True)
             packed = self._packed(schedule)
         if not self._room.holds(packed, schedule):
             raise KernelError(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmir.kernels.work_list import Item
-from llmir.runtime.runs import begins, count_up
+from llmir.runtime.runs import count_up, in_order, starts
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -53,25 +53,23 @@ def merges_of(tiles: Int64, gathered: Int64, queries_per_kv: int, row_tile: Int6
     rows = -(-part[:, Item.TOKENS] * queries_per_kv // tile_rows) * tile_rows
     first_row = rows.cumsum() - rows
     # One entry a token and part: where the token comes from, and where its state goes.
-    counts = part[:, Item.TOKENS]
+    counts, members = part[:, Item.TOKENS], part[:, Item.MEMBERS]
     inside = count_up(counts)
     source = first_row.repeat(counts) + inside * queries_per_kv
-    token = part[:, Item.TOKEN].repeat(counts) + inside
-    listed = part[:, Item.MEMBERS].repeat(counts) + inside
-    of_members = (part[:, Item.MEMBERS] >= 0).repeat(counts)
-    token[of_members] = gathered[listed[of_members]]
-    order = token.argsort(kind="stable")
-    token = token[order]
-    begin = begins(token).nonzero()[0]
-    tokens = token[begin]
-    merge_of = np.full(int(tokens[-1]) + 1, -1)
+    token = np.where(members >= 0, members, part[:, Item.TOKEN]).repeat(counts) + inside
+    listed = (members >= 0).repeat(counts).nonzero()[0]
+    token[listed] = gathered[token[listed]]
+    order, by_token = in_order(token)
+    begin = starts(by_token)
+    tokens = by_token[begin[:-1]]
+    merge_of = np.empty(int(tokens[-1]) + 1, np.int32)
     merge_of[tokens] = np.arange(len(tokens))
     tiles[parts, Item.STATE] = first_row
-    tiles[parts, Item.MERGE] = merge_of[np.where(part[:, Item.MEMBERS] >= 0, 0, part[:, Item.TOKEN])]
+    tiles[parts, Item.MERGE] = merge_of[token[counts.cumsum() - counts]]
     return Merges(
         tokens.astype(np.int32),
-        np.append(begin, len(token)).astype(np.int32),
+        begin.astype(np.int32),
         source[order].astype(np.int32),
-        merge_of[gathered].astype(np.int32),
+        merge_of[gathered],
         int(rows.sum()),
     )

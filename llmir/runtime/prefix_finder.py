@@ -7,6 +7,7 @@ again. What neighbours share gives the tree.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 
 import numpy as np
@@ -52,9 +53,10 @@ class PrefixFinder:
         same = self._rows.update(table, rows, blocks, unchanged)
         if same and self._tree is not None and _equal(self._of[:2], (rows, shares)):
             return self._tree
-        sharing, common = self._rows.of(rows, shares)
-        order = np.append(sharing, (~shares).nonzero()[0])
-        common = np.append(common, np.zeros(max(len(order) - 1, 0) - len(common), np.int64))
+        order, common = self._rows.of(rows, shares)
+        if not shares.all():
+            order = np.append(order, (~shares).nonzero()[0])
+            common = np.append(common, np.zeros(len(order) - 1 - len(common), np.int64))
         if self._tree is None or not _equal(self._of[2:], (order, common)):
             self._tree = PrefixTree.of(order, common)
         self._of = rows, shares, order, common
@@ -76,8 +78,8 @@ class _SortedRows:
     def __init__(self) -> None:
         self._order = np.empty(0, np.int64)
         """The rows, sorted."""
-        self._listing: list[int] = []
-        """The same."""
+        self._listing = array("q")
+        """The same; rows are put in here."""
         self._keys: list[str] = []
         """Of the rows of ``_order``, as text of one byte a character, which Python compares by memcmp."""
         self._listed = np.empty(0, bool)
@@ -183,8 +185,8 @@ class _SortedRows:
         """Sorts ``rows``, and forgets all others."""
         self._take_out(self._listed.copy())
         self._listed[rows] = True
-        self._listing, self._keys = _sorted(table, rows, self._count[rows])
-        self._order = np.array(self._listing, np.int64)
+        self._order, self._keys = _sorted(table, rows, self._count[rows])
+        self._listing = array("q", self._order.tobytes())
         left, right = self._order[:-1], self._order[1:]
         self._next[left] = _common(table, left, right, self._count)
         self._cut_keys(table, self._listed)
@@ -227,7 +229,7 @@ class _Known:
             now, known = table[needing, begin:end], self._blocks[needing, begin : min(end, table.shape[1])]
             differs = self._differs[: now.size].reshape(now.shape)  # new memory each time costs more than comparing
             if np.not_equal(now, known, out=differs).any():
-                changed[needing[differs.any(axis=1)]] = True
+                changed[needing[differs.reshape(-1).nonzero()[0] // now.shape[1]]] = True
         # A strip has more of some rows than they need, and that may well be another.
         for row in changed.nonzero()[0].tolist():
             need = int(self._need[row])
@@ -271,14 +273,14 @@ class _Known:
         self._need[: len(need)] = need
 
 
-def _sorted(table: UInt32, rows: Int64, counts: Int64) -> tuple[list[int], list[str]]:
+def _sorted(table: UInt32, rows: Int64, counts: Int64) -> tuple[Int64, list[str]]:
     """``rows`` in sorted order, and their keys of ``counts`` [rows] blocks each."""
     used = np.ascontiguousarray(table[rows, : counts.max(initial=0)])
     text, row_bytes = str(used.data, "latin-1"), used.strides[0]
     begins, sizes = range(0, len(rows) * row_bytes, max(row_bytes, 1)), (BLOCK_BYTES * counts).tolist()
     keys = [text[begin : begin + size] for begin, size in zip(begins, sizes, strict=True)]
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    return rows[order].tolist(), [keys[place] for place in order]
+    return rows[order], [keys[place] for place in order]
 
 
 def _text(table: UInt32, row: int, blocks: int) -> str:

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from llmir.runtime.runs import begins
+from llmir.runtime.runs import in_order, starts
 
 Int64 = NDArray[np.int64]
 
@@ -46,31 +46,28 @@ class PrefixTree:
         if not common.any():
             none = np.empty(0, np.int64)
             return cls(order, none, none, none, none, none, np.full(len(order), -1))
-        is_start = begins(common)
-        starts = np.append(is_start.nonzero()[0], len(common))
-        value = common[starts[:-1]]
+        start = starts(common)
+        value = common[start[:-1]]
         before, after = _nearest_smaller(value)
         # Runs of one node have the same number and nothing smaller between them: the same last smaller one. In this
         # order a node comes after those around it.
         shares = value.nonzero()[0]
         key = (before[shares] + 1) * (value.max() + 1) + value[shares]
-        by_key = key.argsort(kind="stable")
-        is_new = begins(key[by_key])
-        met, node = by_key[is_new], np.empty(len(key), np.int64)
-        node[by_key] = is_new.cumsum() - 1
+        by_key, key = in_order(key)
+        by_key, of_node = shares[by_key], starts(key)
         node_of_run = np.full(len(value) + 1, -1)  # the last one is for -1 and for the end: no run
-        node_of_run[shares] = node
-        left, right = before[shares[met]], after[shares[met]]
+        node_of_run[by_key] = np.arange(len(of_node) - 1).repeat(of_node[1:] - of_node[:-1])
+        met = by_key[of_node[:-1]]
+        left, right, end = before[met], after[met], value[met]
         value = np.append(value, 0)
         parent = node_of_run[np.where(value[left] >= value[right], left, right)]
-        end = value[shares[met]]
         begin = np.where(parent >= 0, end[parent], 0)
         # A request's deepest node is that of the neighbour with which it shares more.
         run = np.full(len(order) + 1, -1)
-        run[1:-1] = is_start.cumsum() - 1
+        run[1:-1] = np.arange(len(start) - 1).repeat(start[1:] - start[:-1])
         run_before, run_after = run[:-1], run[1:]
         owner = node_of_run[np.where(value[run_before] >= value[run_after], run_before, run_after)]
-        return cls(order, starts[left + 1], starts[right] + 1, begin, end, parent, owner)
+        return cls(order, start[left + 1], start[right] + 1, begin, end, parent, owner)
 
     @cached_property
     def below(self) -> Int64:

@@ -18,12 +18,26 @@ def ranges(begin: Int64, end: Int64) -> Int64:
 
 
 def count_up(counts: Int64) -> Int64:
-    """0, 1, 2 and so on up to each count."""
-    return ranges(np.zeros_like(counts), counts)
+    """0, 1, 2 and so on, as many numbers as each count says."""
+    after = counts.cumsum()
+    total = int(after[-1]) if len(after) else 0
+    return np.arange(total) - (after - counts).repeat(counts)
 
 
-def begins(numbers: Int64) -> NDArray[np.bool_]:
-    """Whether each number is another than the one before it; true of the first one."""
-    found = np.ones(len(numbers), bool)
-    np.not_equal(numbers[1:], numbers[:-1], out=found[1:])
-    return found
+def starts(numbers: Int64) -> Int64:
+    """Where each run of equal numbers begins, and then where the last one ends."""
+    found = np.ones(len(numbers) + 1, bool)
+    np.not_equal(numbers[1:], numbers[:-1], out=found[1:-1])
+    return found.nonzero()[0]
+
+
+def in_order(numbers: Int64) -> tuple[Int64, Int64]:
+    """Places so that what is there ascends, equal ones as they come; and the numbers in that order.
+
+    For numbers from 0 to 2^40: number and place are sorted as one, which takes a third of an argsort.
+    """
+    bits = len(numbers).bit_length()
+    both = numbers << bits
+    both |= np.arange(len(numbers))
+    both.sort()
+    return both & ((1 << bits) - 1), both >> bits

@@ -7,7 +7,6 @@ many when it prefills, any mixture of both. The same items serve all of it. What
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,13 +19,12 @@ from llmir.kernels.work_list import ITEM_FIELDS, Item
 from llmir.runtime.merges import Merges, merges_of
 from llmir.runtime.prefix_finder import PrefixFinder
 from llmir.runtime.prefix_tree import PrefixTree
-from llmir.runtime.runs import count_up
+from llmir.runtime.runs import count_up, in_order
 from llmir.runtime.sharing import Shared, SharedParts, share, shared_parts
+from llmir.runtime.split import SplitPolicy, split
 from llmir.runtime.step import Int32, Int64, Step
 
 _NO_TOKENS = np.empty(0, np.int64)
-#: By so much may the longest of the threads' work exceed their average before tiles are split that could stay whole.
-BALANCED = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -68,21 +66,22 @@ class Scheduler:
         self._finder = PrefixFinder()
         self._shared: tuple[PrefixTree, Int64, SharedParts | None] | None = None
 
-    def schedule(self, step: Step, threads: int | Sequence[int]) -> Schedule:
-        """The work list of a step.
-
-        ``threads``: who will run it, threads of a CPU, or of each variant, which is a launch of its own on a GPU,
-        thread blocks that run at a time.
-        """
+    def schedule(self, step: Step, split_policy: SplitPolicy) -> Schedule:
+        """The work list of a step."""
         starts, lengths = np.asarray(step.query_start, np.int64), np.asarray(step.seq_lens, np.int64)
         tiles = self._tiles(starts, lengths)
         parts = self._parts(starts[1:] - starts[:-1], lengths, step)
         shared = Shared(tiles, _NO_TOKENS, 0, 0)
         if parts is not None:
             shared = share(tiles, parts, starts, self._prefill, int(self._max_tokens[self._prefill]))
-        tiles = self._split(shared.tiles, threads)
+        tiles, cost = shared.tiles, self._cost(shared.tiles)
+        splits = split_policy.splits(cost, tiles[:, Item.VARIANT], self._heads, self._policy.items_per_thread)
+        cut = split(tiles, splits, self._policy.split_keys, self._key_chunk)
+        if cut is not tiles:
+            tiles, cost = cut, self._cost(cut)
         merges = merges_of(tiles, shared.tokens, self._queries_per_kv, self._row_tile)
-        items = tiles[np.argsort(-self._cost(tiles), kind="stable")].astype(np.int32)
+        whole = cost.astype(np.int64)
+        items = tiles[in_order(whole.max(initial=0) - whole)[0]].astype(np.int32)
         if step.rows is not None:
             items[:, Item.REQUEST] = step.rows[items[:, Item.REQUEST]]
         return Schedule(items, merges, shared.requests, shared.keys_not_read)
@@ -93,8 +92,10 @@ class Scheduler:
         variant = np.where(new_tokens <= self._policy.decode_tokens, self._decode, self._prefill)
         size = self._max_tokens[variant]
         count = -(-new_tokens // size)
-        request = np.arange(len(new_tokens)).repeat(count)
-        first = count_up(count) * size[request]
+        request, first = np.arange(len(new_tokens)), np.zeros(len(new_tokens), np.int64)
+        if not (count == 1).all():
+            request, first = request.repeat(count), count_up(count)
+            first *= size[request]
         tiles = np.empty((len(request), ITEM_FIELDS), np.int64)
         tiles[:, Item.VARIANT] = variant[request]
         tiles[:, Item.TOKEN] = query_start[request] + first
@@ -141,58 +142,3 @@ class Scheduler:
         parts = found if len(found.begin) else None
         self._shared = (tree, rows, parts)
         return parts
-
-    def _pieces(self, cost: NDArray[np.float64], variant: Int64, threads: int | Sequence[int]) -> Int64:
-        """Of each tile: in how many pieces nobody is kept busy while others wait."""
-        if isinstance(threads, int):
-            most = cost.sum() * self._heads / (self._policy.items_per_thread * threads)
-            return np.ceil(cost / most).astype(np.int64)
-        parts = self._policy.items_per_thread * np.asarray(threads)
-        share = cost / (np.bincount(variant, cost, len(threads)) * self._heads / parts)[variant]
-        pieces = np.ceil(share).astype(np.int64)
-        # The states of prefill's tiles are large, and where there are many tiles, splitting them gains nothing. Rounded
-        # up, as many pieces as the launch has parts would be a few more, which begin when all others are done; but a
-        # tile of nearly two parts is too long to stay whole.
-        prefill = variant == self._prefill
-        if _balanced(cost[prefill], self._heads, threads[self._prefill]):
-            pieces[prefill] = 1
-        else:
-            several = prefill & (share >= 2)
-            pieces[several] = share[several]
-        return pieces
-
-    def _split(self, tiles: Int64, threads: int | Sequence[int]) -> Int64:
-        """Splits the key ranges of tiles that would keep one thread busy while others wait."""
-        if threads == 1 or not len(tiles):
-            return tiles
-        pieces = self._pieces(self._cost(tiles), tiles[:, Item.VARIANT], threads)
-        if (pieces <= 1).all():
-            return tiles
-        keys = tiles[:, Item.KEY_END] - tiles[:, Item.KEY_BEGIN]
-        splits = np.minimum(pieces, keys // self._policy.split_keys)
-        chunk = self._key_chunk[tiles[:, Item.VARIANT]]
-        length = -(-keys // np.maximum(splits, 1))
-        length = np.maximum(-(-length // chunk) * chunk, chunk)
-        splits = -(-keys // length)
-        source = np.repeat(np.arange(len(tiles)), splits)
-        part = count_up(splits)
-        split = tiles[source]
-        split[:, Item.KEY_BEGIN] += part * length[source]
-        split[:, Item.KEY_END] = np.minimum(split[:, Item.KEY_BEGIN] + length[source], split[:, Item.KEY_END])
-        split[splits[source] > 1, Item.STATE] = 0
-        return split
-
-
-def _balanced(cost: NDArray[np.float64], copies: int, threads: int) -> bool:
-    """Whether whole tiles, so many copies of each, keep so many threads busy to the end when the longest come first.
-
-    A tile that begins when everybody has had n takes with them at least n + 1 times its own cost, which bounds the
-    longest thread's work from below. It comes to that for tiles that are all alike, and for those of a prompt, which
-    grow evenly, over two rounds; over more these are balanced anyway.
-    """
-    if not len(cost):
-        return True
-    longest_first = np.sort(cost)[::-1]
-    begins = np.arange(0, len(cost) * copies, threads)
-    longest = (longest_first[begins // copies] * np.arange(1, len(begins) + 1)).max()
-    return bool(longest <= (1 + BALANCED) * cost.sum() * copies / threads)

@@ -15,7 +15,7 @@ from llmir.ir.sharing_costs import pays
 from llmir.ir.signature import SharingCosts
 from llmir.kernels.work_list import ITEM_FIELDS, Item
 from llmir.runtime.prefix_tree import PrefixTree
-from llmir.runtime.runs import begins, count_up, ranges
+from llmir.runtime.runs import count_up, in_order, ranges, starts
 
 Int64 = NDArray[np.int64]
 
@@ -91,8 +91,8 @@ def _units(tree: PrefixTree, rows: Int64) -> tuple[Int64, Int64]:
     np.cumsum(rows, out=up_to[1:])
     node = np.concatenate([tree.parent, tree.owner])
     of_node = np.concatenate([up_to[tree.last] - up_to[tree.first], rows])
-    # Those directly under nobody are numbered -1, and come first.
-    return of_node[node.argsort(kind="stable")], np.bincount(node + 1, minlength=len(tree.first) + 1).cumsum()
+    node += 1  # of those directly under nobody 0: they come first
+    return of_node[in_order(node)[0]], np.bincount(node, minlength=len(tree.first) + 1).cumsum()
 
 
 def share(tiles: Int64, parts: SharedParts, query_start: Int64, variant: int, max_tokens: int) -> Shared:
@@ -107,19 +107,20 @@ def share(tiles: Int64, parts: SharedParts, query_start: Int64, variant: int, ma
     last = counts.cumsum()[parts.requests]
     first = last - counts[parts.requests]
     tile, part = ranges(first, last), np.repeat(parts.part, last - first)
-    order = np.argsort(tile, kind="stable")
-    tile, part = tile[order], part[order]
-    is_first = begins(tile)
-    read_to = tiles[tile, Item.KEY_BEGIN]
-    later = (~is_first).nonzero()[0]
-    read_to[later] = parts.end[part[later - 1]]
-    tiles[tile, Item.STATE] = 0
+    order, tile = in_order(tile)
+    part = part[order]
+    begin, end = parts.begin[part], parts.end[part]
+    of_tile = starts(tile)
+    first, last = of_tile[:-1], of_tile[1:] - 1
+    read_to = np.empty(len(tile), np.int64)
+    read_to[1:] = end[:-1]
+    read_to[first] = tiles[tile[first], Item.KEY_BEGIN]
     # Keys before a part that not everybody sees; only in a window.
-    gap = (read_to < parts.begin[part]).nonzero()[0]
+    gap = (read_to < begin).nonzero()[0]
+    tiles[tile[first], Item.STATE] = 0
     before = tiles[tile[gap]]
-    before[:, Item.KEY_BEGIN], before[:, Item.KEY_END] = read_to[gap], parts.begin[part[gap]]
-    is_last = np.append(is_first[1:], True)
-    tiles[tile[is_last], Item.KEY_BEGIN] = parts.end[part[is_last]]
+    before[:, Item.KEY_BEGIN], before[:, Item.KEY_END] = read_to[gap], begin[gap]
+    tiles[tile[first], Item.KEY_BEGIN] = end[last]
 
     begin, end = query_start[parts.requests], query_start[parts.requests + 1]
     tokens = np.bincount(parts.part, end - begin).astype(np.int64)

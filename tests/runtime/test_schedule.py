@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from llmir.ir.signature import AttentionSignature, CpuVariant, KernelSpec, SharingCosts, StepPolicy
 from llmir.kernels.work_list import Item
 from llmir.runtime.schedule import Schedule, Scheduler
+from llmir.runtime.split import ByLaunch, ByThread
 from llmir.runtime.step import Step
 
 SIGNATURE = AttentionSignature(6, 2, 64, "bf16", 16, 0.125, layout="pair")
@@ -52,7 +53,9 @@ class Case:
             self.table[request, :shared] = self.table[other, :shared]
 
     def schedule(self, scheduler: Scheduler, threads: int | tuple[int, int] = 1):
-        return scheduler.schedule(Step(self.query_start, self.lengths, self.table), threads)
+        """``threads``: of a CPU, or on a GPU the thread blocks of each variant."""
+        by = ByThread(threads) if isinstance(threads, int) else ByLaunch(threads, prefill=1)
+        return scheduler.schedule(Step(self.query_start, self.lengths, self.table), by)
 
 
 def keys_of(item, i: int, window: int) -> range:
@@ -228,7 +231,7 @@ def test_a_level_that_does_not_pay_is_read_with_the_next():
 
 def test_without_a_block_table_nothing_is_shared():
     requests = Case([(64, 1, 0, 4)] * 4)
-    found = scheduler().schedule(Step(requests.query_start, requests.lengths), 2)
+    found = scheduler().schedule(Step(requests.query_start, requests.lengths), ByThread(2))
     assert (found.shared_requests, found.keys_not_read) == (0, 0)
 
 
