@@ -10,7 +10,7 @@ from llmir.ir.signature import StepPolicy
 from llmir.kernels.cpu.abi import Arguments, state_bytes
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.cpu.object_cache import ObjectCache
-from llmir.kernels.work_list import Item
+from llmir.kernels.work_list import ITEM_FIELDS, Item
 from llmir.plan import PlannedKernel
 from llmir.runtime.schedule import Schedule, Scheduler
 from llmir.runtime.split import ByThread
@@ -101,6 +101,7 @@ class AttentionRunner:
 
 def _of_all_heads(items: Int32, heads: int) -> Int32:
     """The items of every KV head; those of one range of keys follow one another."""
-    everywhere = np.repeat(items, heads, axis=0)
-    everywhere[:, Item.KV_HEAD] = np.tile(np.arange(heads, dtype=np.int32), len(items))
-    return everywhere
+    everywhere = np.empty((len(items), heads, ITEM_FIELDS), np.int32)
+    everywhere[:] = items[:, None]
+    everywhere[:, :, Item.KV_HEAD] = np.arange(heads)
+    return everywhere.reshape(-1, ITEM_FIELDS)

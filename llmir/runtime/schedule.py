@@ -124,7 +124,9 @@ class Scheduler:
     def _parts(self, new_tokens: Int64, seq_lens: Int64, step: Step) -> SharedParts | None:
         """What is read once in a step; decided anew where the tree or the rows have changed."""
         costs = self._policy.sharing
-        if costs is None or step.block_table is None or len(new_tokens) < 2:
+        if costs is None or step.block_table is None:
+            return None
+        if len(new_tokens) < 2 and step.unchanged is None:  # what a step says has changed is said once
             return None
         rows = new_tokens * self._queries_per_kv
         blocks = (seq_lens - new_tokens) // self._block_size  # what this step writes is nobody else's

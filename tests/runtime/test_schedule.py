@@ -235,6 +235,23 @@ def test_without_a_block_table_nothing_is_shared():
     assert (found.shared_requests, found.keys_not_read) == (0, 0)
 
 
+def test_what_a_step_of_one_request_says_has_changed_counts_in_the_next():
+    table = np.arange(40, dtype=np.int32).reshape(4, 10)
+    table[1:3, :5] = table[0, :5]
+    unchanged = np.full(4, 10)
+
+    def shared_by(made: Scheduler, rows: list[int], unchanged: np.ndarray) -> int:
+        lengths = np.full(len(rows), 100, np.int32)
+        step = Step(np.arange(len(rows) + 1, dtype=np.int32), lengths, table, np.array(rows), unchanged)
+        return made.schedule(step, ByThread(1)).shared_requests
+
+    made = scheduler()
+    assert shared_by(made, [0, 1, 2, 3], np.zeros(4, np.int64)) == 3
+    table[1] += 100
+    assert shared_by(made, [1], np.array([10, 0, 10, 10])) == 0
+    assert shared_by(made, [0, 1, 2, 3], unchanged) == 2
+
+
 def test_decisions_are_kept_while_the_tree_is_the_same(monkeypatch):
     from llmir.runtime import schedule
 
