@@ -138,8 +138,8 @@ class _SortedRows:
         more = rows - len(self._listed)
         if more > 0:
             for name in ("_listed", "_next", "_need", "_count", "_open"):
-                array = getattr(self, name)
-                setattr(self, name, np.append(array, np.zeros(more, array.dtype)))
+                before = getattr(self, name)
+                setattr(self, name, np.append(before, np.zeros(more, before.dtype)))
 
     def _take_out(self, gone: Bools) -> None:
         """Takes rows out of the order."""
@@ -223,19 +223,19 @@ class _Known:
         changed = np.zeros(max(len(table), len(self._blocks)), bool)
         if self._strips is None:
             self._strips = self._cut_strips()
+        height, width = min(len(table), len(self._blocks)), min(table.shape[1], self._blocks.shape[1])
         for needing, begin, end in self._strips:
-            if len(table) < len(self._blocks):
-                needing = needing[needing < len(table)]
-            now, known = table[needing, begin:end], self._blocks[needing, begin : min(end, table.shape[1])]
+            some = needing[needing < height] if height < len(self._blocks) else needing
+            compared = some if 3 * len(some) < 2 * height else slice(height)  # picking rows takes time, too
+            now, known = table[compared, begin : min(end, width)], self._blocks[compared, begin : min(end, width)]
             differs = self._differs[: now.size].reshape(now.shape)  # new memory each time costs more than comparing
             if np.not_equal(now, known, out=differs).any():
-                changed[needing[differs.reshape(-1).nonzero()[0] // now.shape[1]]] = True
-        # A strip has more of some rows than they need, and that may well be another.
-        for row in changed.nonzero()[0].tolist():
-            need = int(self._need[row])
-            if np.array_equal(table[row, :need], self._blocks[row, :need]):
-                changed[row] = False
-                self.keep(table, np.array([row]), self._need[row : row + 1])
+                which = np.flatnonzero(differs.any(axis=1))
+                others = np.arange(height)[compared][which]
+                in_need = begin + differs[which].argmax(axis=1) < self._need[others]
+                changed[others[in_need]] = True
+                more = others[~in_need]  # was compared of them than they need
+                self._blocks[more, begin:end] = table[more, begin:end]
         return changed[rows]
 
     def keep(self, table: UInt32, rows: Int64, need: Int64) -> None:
