@@ -224,10 +224,13 @@ class _Known:
         if self._strips is None:
             self._strips = self._cut_strips()
         height, width = min(len(table), len(self._blocks)), min(table.shape[1], self._blocks.shape[1])
-        for needing, begin, end in self._strips:
+        for needing, begin, widest in self._strips:
+            end = min(widest, width)
+            if end <= begin:
+                break
             some = needing[needing < height] if height < len(self._blocks) else needing
             compared = some if 3 * len(some) < 2 * height else slice(height)  # picking rows takes time, too
-            now, known = table[compared, begin : min(end, width)], self._blocks[compared, begin : min(end, width)]
+            now, known = table[compared, begin:end], self._blocks[compared, begin:end]
             differs = self._differs[: now.size].reshape(now.shape)  # new memory each time costs more than comparing
             if np.not_equal(now, known, out=differs).any():
                 which = np.flatnonzero(differs.any(axis=1))

@@ -31,14 +31,18 @@ class Table:
     def row(self, row: int) -> list[int]:
         return self.blocks[row, : self.count[row]].tolist()
 
-    def check(self, rows: list[int]) -> None:
-        """A step of the requests in ``rows``."""
+    def check(self, rows: list[int], spare: int = COLUMNS, below: int = ROWS) -> None:
+        """A step of the requests in ``rows``; where nothing is told, by a table with as few columns as they need and
+        some to spare, and as few rows and some ``below``."""
         same = self.blocks == self._before
         unchanged = np.where(same.all(axis=1), COLUMNS, same.argmin(axis=1)) if self._tells else None
         self._before = self.blocks.copy()
         step = Step([], [])
         step.table, step.blocks = self.blocks[rows], self.count[rows]
-        found = self._finder.find(self.blocks, self.count[rows], np.array(rows, np.int64), unchanged)
+        table = self.blocks
+        if not self._tells:
+            table = table[: max(rows, default=-1) + 1 + below, : int(self.count[rows].max(initial=0)) + spare]
+        found = self._finder.find(table, self.count[rows], np.array(rows, np.int64), unchanged)
         assert edges_of(found) == edges_by_definition(step)
         assert sorted(found.order.tolist()) == list(range(len(rows)))
 
@@ -71,7 +75,7 @@ def serve(data: st.DataObject, table: Table) -> None:
                     table.blocks[which, :whole] = table.blocks[like, :whole]
                 case _:
                     table.blocks[which, table.count[which] :] = data.draw(numbers)
-        table.check(data.draw(st.lists(row, unique=True)))
+        table.check(data.draw(st.lists(row, unique=True)), *data.draw(st.tuples(row, row)))
 
 
 @pytest.mark.parametrize("tells", [False, True])
@@ -97,3 +101,12 @@ def test_a_row_that_changed_while_it_was_away_is_another() -> None:
     table.put(1, [1, 9, 3, 5])
     table.check([row for row in everybody if row != 1])
     table.check(everybody)
+
+
+def test_a_table_may_become_narrower_than_what_was_compared() -> None:
+    table, finder = np.zeros((4, 8), np.int32), PrefixFinder()
+    table[:2], table[2], table[3] = np.arange(1, 9), 20, 30
+    assert finder.find(table, np.full(4, 8)).end.tolist() == [8]
+    narrow = table[:, :4].copy()
+    narrow[0, 2] = 77
+    assert finder.find(narrow, np.full(4, 4)).end.tolist() == [2]
