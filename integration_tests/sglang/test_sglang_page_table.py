@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 
+from llmir.errors import LlmirError
 from llmir.frontends.sglang.page_table import PageTable
 
 REQUESTS, TOKENS = 5, 64
@@ -103,12 +104,22 @@ def test_a_step_reads_only_what_is_new(page_size: int, monkeypatch: pytest.Monke
     assert (unchanged[3:] * page_size >= TOKENS).all()
 
 
+def test_another_tensor_than_at_first_is_an_error() -> None:
+    served = Served(4)
+    served.prefill(1, 1, 0, 9)
+    served.pool.req_to_token = served.pool.req_to_token.clone()
+    with pytest.raises(LlmirError, match="another req_to_token"):
+        served.table.update(np.array([1]), np.array([9], np.int32))
+
+
 def test_other_ways_to_say_where_are_taken_for_everywhere() -> None:
     served = Served(4)
     for row in (1, 2):
         served.prefill(row, row, 0, 33)
     served.check([1, 2])
-    mask = torch.tensor([True] * TOKENS)
-    for where in (1, (slice(1, 2), slice(0, 8)), (1, slice(-60, -56)), torch.tensor([1]), (1, mask)):
+    mask, byte_mask = torch.tensor([True] * TOKENS), torch.tensor([0, 0, 1, 1, 0, 0], dtype=torch.uint8)
+    rows, columns = torch.tensor([[1], [2]]), torch.tensor([[0, 1, 2]])
+    places = (slice(1, 2), slice(0, 8)), (1, slice(-60, -56)), (1, mask), (byte_mask, slice(0, 4)), (rows, columns)
+    for where in (1, torch.tensor([1]), *places):
         served.pool.write(where, served.pool.req_to_token[where].clone())
         assert served.table.update(np.array([1]), np.array([33], np.int32)).tolist() == [0] * (REQUESTS + 1)

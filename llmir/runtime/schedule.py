@@ -25,6 +25,8 @@ from llmir.runtime.split import SplitPolicy, split
 from llmir.runtime.step import Int32, Int64, Step
 
 _NO_TOKENS = np.empty(0, np.int64)
+#: Items that cost more are in no order among themselves.
+MOST_COST = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Scheduler:
         if cut is not tiles:
             tiles, cost = cut, self._cost(cut)
         merges = merges_of(tiles, shared.tokens, self._queries_per_kv, self._row_tile)
-        whole = cost.astype(np.int64)
+        whole = np.minimum(cost, MOST_COST).astype(np.int64)
         items = tiles[in_order(whole.max(initial=0) - whole)[0]].astype(np.int32)
         if step.rows is not None:
             items[:, Item.REQUEST] = step.rows[items[:, Item.REQUEST]]
@@ -125,8 +127,6 @@ class Scheduler:
         """What is read once in a step; decided anew where the tree or the rows have changed."""
         costs = self._policy.sharing
         if costs is None or step.block_table is None:
-            return None
-        if len(new_tokens) < 2 and step.unchanged is None:  # what a step says has changed is said once
             return None
         rows = new_tokens * self._queries_per_kv
         blocks = (seq_lens - new_tokens) // self._block_size  # what this step writes is nobody else's

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from llmir.errors import KernelError
+
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
@@ -27,6 +29,12 @@ class Step:
     unchanged: Int64 | None = None
     """[rows]: so many leading blocks of each row of the table are as they were in the step before. None: what has
     changed is not known, and has to be found by comparing."""
+
+    def __post_init__(self) -> None:
+        if self.block_table is None and not (self.rows is None and self.unchanged is None):
+            raise KernelError(
+                "a step says of which rows its requests are, or what has changed in them, but has no table"
+            )
 
     def without_table(self) -> Step:
         """The same, in which nothing can be shared."""

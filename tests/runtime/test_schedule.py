@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmir.errors import KernelError
 from llmir.ir.signature import AttentionSignature, CpuVariant, KernelSpec, SharingCosts, StepPolicy
 from llmir.kernels.work_list import Item
 from llmir.runtime.schedule import Schedule, Scheduler
@@ -250,6 +251,18 @@ def test_what_a_step_of_one_request_says_has_changed_counts_in_the_next():
     table[1] += 100
     assert shared_by(made, [1], np.array([10, 0, 10, 10])) == 0
     assert shared_by(made, [0, 1, 2, 3], unchanged) == 2
+
+
+def test_rows_without_a_table_are_refused():
+    with pytest.raises(KernelError, match="has no table"):
+        Step(np.arange(2, dtype=np.int32), np.ones(1, np.int32), unchanged=np.zeros(4, np.int64))
+
+
+def test_costs_beyond_all_numbers_leave_a_list_of_all_items():
+    sharing = replace(COSTS, read_key=1e12, tile_key=1e-12)
+    step = Case([(64, 1, 0, 0), (640, 1, 0, 0), (6400, 1, 0, 0)])
+    items = step.schedule(scheduler(policy=replace(POLICY, sharing=sharing))).items
+    assert sorted(items[:, Item.REQUEST].tolist()) == [0, 1, 2]
 
 
 def test_decisions_are_kept_while_the_tree_is_the_same(monkeypatch):

@@ -22,6 +22,7 @@ class PageTable:
 
     def __init__(self, pool: Any, page_size: int):
         """``pool``: SGLang's ReqToTokenPool, of whose ``write`` this is told from now on."""
+        self._pool = pool
         self._slots: torch.Tensor = pool.req_to_token
         if self._slots.is_inference():
             raise LlmirError("SGLang's req_to_token counts no versions, by which llmir sees who writes it")
@@ -62,6 +63,8 @@ class PageTable:
 
     def _check_version(self) -> None:
         """Forget everything where somebody has written without saying so."""
+        if self._pool.req_to_token is not self._slots:
+            raise LlmirError("SGLang has another req_to_token than when llmir began to follow it")
         if self._slots._version != self._version:
             self._version = self._slots._version
             self._known[:] = self._written[:] = 0
@@ -70,12 +73,13 @@ class PageTable:
 def _first_written(indices: Any) -> tuple[Any, Any]:
     """Rows, and the first token of each, that are written at ``indices``; all of them where that is not plain."""
     match indices:
-        case (int() | torch.Tensor() as row, slice() as tokens) if tokens.step is None and (tokens.start or 0) >= 0:
-            return _host(row), tokens.start or 0
-        case (torch.Tensor() as row, torch.Tensor() as token) if row.dtype != torch.bool and token.dtype != torch.bool:
-            return _host(row), _host(token)
+        case (int() as row, slice() as tokens) if tokens.step is None and (tokens.start or 0) >= 0:
+            return row, tokens.start or 0
+        case (torch.Tensor() as row, torch.Tensor() as token) if _are_numbers(row) and _are_numbers(token):
+            return row.numpy(), token.numpy()
     return slice(None), 0
 
 
-def _host(index: Any) -> Any:
-    return index.numpy() if isinstance(index, torch.Tensor) else index
+def _are_numbers(index: torch.Tensor) -> bool:
+    """Whether an index is a list of numbers, not a mask or a table of them."""
+    return index.dtype in (torch.int64, torch.int32) and index.dim() == 1
