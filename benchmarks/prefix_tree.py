@@ -89,17 +89,17 @@ class Requests:
         return (self.blocks * BLOCK_SIZE + in_last_block + 1).astype(np.int32)
 
 
-def _groups(all: Requests, number: int) -> Iterable[tuple[int, int]]:
-    return [(number % GROUPS, all.blocks // 2)] if 2 * number < all.count else []
+def _groups(them: Requests, number: int) -> Iterable[tuple[int, int]]:
+    return [(number % GROUPS, them.blocks // 2)] if 2 * number < them.count else []
 
 
-def _chain(all: Requests, number: int) -> Iterable[tuple[int, int]]:
-    return [(0, number * all.blocks // all.count)]
+def _chain(them: Requests, number: int) -> Iterable[tuple[int, int]]:
+    return [(0, number * them.blocks // them.count)]
 
 
-def _tree(all: Requests, number: int) -> Iterable[tuple[int, int]]:
-    levels = (all.count - 1).bit_length()
-    return [((1 << level) + number % (1 << level) - 1, level * all.blocks // levels) for level in range(levels)]
+def _tree(them: Requests, number: int) -> Iterable[tuple[int, int]]:
+    levels = (them.count - 1).bit_length()
+    return [((1 << level) + number % (1 << level) - 1, level * them.blocks // levels) for level in range(levels)]
 
 
 #: Of a request, by its number: whose shared blocks it begins with up to where, then whose it goes on with.
@@ -107,7 +107,7 @@ SHAPES: dict[str, Callable[[Requests, int], Iterable[tuple[int, int]]]] = {
     f"half of them in {GROUPS} groups": _groups,
     "a chain, each prefix in the next": _chain,
     "a binary tree": _tree,
-    "nothing shared": lambda all, number: [],
+    "nothing shared": lambda them, number: [],
 }
 
 

@@ -12,9 +12,10 @@ from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.cpu.object_cache import ObjectCache
 from llmir.kernels.work_list import ITEM_FIELDS, Item
 from llmir.plan import PlannedKernel
+from llmir.runtime.runs import Int32
 from llmir.runtime.schedule import Schedule, Scheduler
 from llmir.runtime.split import ByThread
-from llmir.runtime.step import Int32, Step
+from llmir.runtime.step import Step
 
 
 class AttentionRunner:

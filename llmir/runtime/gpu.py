@@ -20,9 +20,10 @@ from llmir.kernels.gpu.step import HEADER_FIELDS, item_counts, pack
 from llmir.kernels.work_list import ITEM_FIELDS
 from llmir.plan import PlannedKernel
 from llmir.runtime.layers import heads
+from llmir.runtime.runs import Int32
 from llmir.runtime.schedule import Schedule, Scheduler
 from llmir.runtime.split import ByLaunch
-from llmir.runtime.step import Int32, Step
+from llmir.runtime.step import Step
 
 #: Copies to the device that may be under way: frameworks prepare a step while the GPU works on the last.
 STAGING_BUFFERS = 4

@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llmir.kernels.work_list import Item
-from llmir.runtime.runs import count_up, in_order, starts
-
-Int32 = NDArray[np.int32]
-Int64 = NDArray[np.int64]
+from llmir.runtime.runs import Int32, Int64, count_up, in_order, starts
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmir.runtime.prefix_tree import PrefixTree
+from llmir.runtime.runs import Bools, Int32, Int64
 
-Int32 = NDArray[np.int32]
 UInt32 = NDArray[np.uint32]
-Int64 = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 BLOCK_BYTES = 4
 #: Where more than one row in so many has changed, all are sorted anew.

@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from llmir.runtime.runs import in_order, starts
-
-Int64 = NDArray[np.int64]
+from llmir.runtime.runs import Int64, in_order, starts
 
 
 @dataclass(frozen=True, eq=False)

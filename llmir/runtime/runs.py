@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+Bools = NDArray[np.bool_]
+Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
 

@@ -19,10 +19,10 @@ from llmir.kernels.work_list import ITEM_FIELDS, Item
 from llmir.runtime.merges import Merges, merges_of
 from llmir.runtime.prefix_finder import PrefixFinder
 from llmir.runtime.prefix_tree import PrefixTree
-from llmir.runtime.runs import count_up, in_order
+from llmir.runtime.runs import Int32, Int64, count_up, in_order
 from llmir.runtime.sharing import Shared, SharedParts, share, shared_parts
 from llmir.runtime.split import SplitPolicy, split
-from llmir.runtime.step import Int32, Int64, Step
+from llmir.runtime.step import Step
 
 _NO_TOKENS = np.empty(0, np.int64)
 #: Items that cost more are in no order among themselves.

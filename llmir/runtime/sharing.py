@@ -9,15 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llmir.ir.sharing_costs import pays
 from llmir.ir.signature import SharingCosts
 from llmir.kernels.work_list import ITEM_FIELDS, Item
 from llmir.runtime.prefix_tree import PrefixTree
-from llmir.runtime.runs import count_up, in_order, ranges, starts
-
-Int64 = NDArray[np.int64]
+from llmir.runtime.runs import Int64, count_up, in_order, ranges, starts
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,8 @@ def shared_parts(
         first, last = first_unit[undecided], first_unit[undecided + 1]
         paying = pays(costs, tokens, units[ranges(first, last)], row_tile, last - first) & (tokens > 0)
         found = undecided[paying]
-        covered = np.maximum.accumulate(tree.below[found])
-        found = found[np.append(True, found[1:] >= covered[:-1])[: len(found)]]
+        under_earlier = np.append(0, np.maximum.accumulate(tree.below[found]))[:-1]  # all nodes before this one
+        found = found[found >= under_earlier]
         read.append(found)
         undecided = ranges(found + 1, tree.below[found])
         above = (tree.end[found] * block_size).repeat(tree.below[found] - found - 1)

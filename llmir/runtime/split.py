@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmir.kernels.work_list import Item
-from llmir.runtime.runs import count_up
-from llmir.runtime.step import Int64
+from llmir.runtime.runs import Int64, count_up
 
 Costs = NDArray[np.float64]
 

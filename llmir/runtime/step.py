@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from llmir.errors import KernelError
-
-Int32 = NDArray[np.int32]
-Int64 = NDArray[np.int64]
+from llmir.runtime.runs import Int32, Int64
 
 
 @dataclass(frozen=True, eq=False)

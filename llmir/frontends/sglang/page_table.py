@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from llmir.errors import LlmirError
-from llmir.runtime.runs import ranges
-from llmir.runtime.step import Int32, Int64
+from llmir.runtime.runs import Int32, Int64, ranges
 
 
 class PageTable:
