@@ -9,13 +9,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature, ElementType
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.dtypes import DTYPES, QUERY_DTYPES
 from llmir.kernels import reference
 
-#: Element types of a step, by the names that kernels have for them.
-DTYPES: dict[ElementType, torch.dtype] = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
-#: The same names by those that frameworks have for them.
-DTYPE_NAMES = {str(dtype).removeprefix("torch."): element_type for element_type, dtype in DTYPES.items()}
+#: Element types of a step: the names that kernels have for them by those that frameworks have.
+DTYPE_NAMES = {str(DTYPES[name].torch): name for name in QUERY_DTYPES}
 #: Tokens in a block: what vLLM uses on CPU unless told otherwise.
 VLLM_BLOCK_SIZE = 128
 
@@ -32,17 +31,18 @@ class Case:
     requests: int
     context: int
     new_tokens: int
-    element_type: ElementType = "bf16"
+    element_type: str = "bf16"
 
     @property
     def dtype(self) -> torch.dtype:
         """The element type as torch calls it."""
-        return DTYPES[self.element_type]
+        found: torch.dtype = getattr(torch, str(DTYPES[self.element_type].torch))
+        return found
 
     @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values that the step has to read."""
-        bytes_ = ELEMENT_BYTES[self.element_type]
+        bytes_ = DTYPES[self.element_type].bytes_of(1)
         return 2 * bytes_ * self.requests * self.context * self.num_kv_heads * self.head_size
 
     @property
@@ -100,14 +100,14 @@ class Step:
     def exact(self) -> np.ndarray:
         """The float64 result: ``[tokens, num_heads, head_size]``."""
         case = self.case
-        signature = AttentionSignature(
+        attention = AttentionSpec.dense(
             case.num_heads, case.num_kv_heads, case.head_size, case.element_type, case.context, case.head_size**-0.5
         )
         shape = (case.requests, case.context, case.num_kv_heads, case.head_size)
         caches = [stored(x).reshape(shape).swapaxes(1, 2) for x in (self.key, self.value)]
         one_block_each = np.arange(case.requests)[:, None]
         return reference.attention(
-            stored(self.query), *caches, one_block_each, self.seq_lens, self.query_start, signature
+            stored(self.query), *caches, one_block_each, self.seq_lens, self.query_start, attention
         )
 
 

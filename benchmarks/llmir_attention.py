@@ -9,8 +9,9 @@ import torch
 from attention_step import Case, Step, stored
 
 from llmir import compiler, workload
+from llmir.ir.dtypes import DTYPES
+from llmir.ir.kernel_spec import Isa
 from llmir.ir.one_layer import LAYER, attention_module
-from llmir.ir.signature import Isa
 from llmir.kernels import reference
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.plan import PlannedKernel
@@ -37,16 +38,16 @@ class LlmirAttention:
     def __init__(self, step: Step, block_size: int, isa: Isa | None = None):
         case = step.case
         planned = plan_kernel(case, block_size, isa)
-        signature = planned.spec.signature
+        attention = planned.spec.attention
         self.step = step
         self.isa = planned.spec.isa
         self.runner_of_kernel = AttentionRunner(Kernel.load(planned.spec, compiler.object_cache()), planned.policy)
         self.table = step.block_table(block_size)
         shape = (self.table.numel(), case.num_kv_heads, block_size, case.head_size)
-        caches = np.zeros((2, *shape), reference.STORAGE[case.element_type])
+        caches = np.zeros((2, *shape), DTYPES[case.element_type].storage)
         slots = step.slot_mapping(self.table, block_size).numpy()
         reference.append_kv(stored(step.key), stored(step.value), slots, *caches)
-        self.cache = torch.from_numpy(reference.pack_pages(*caches, signature, planned.spec.isa)).clone()
+        self.cache = torch.from_numpy(reference.pack_pages(*caches, attention.cache, planned.spec.isa)).clone()
         self.output = torch.full_like(step.query, torch.nan)
 
     def runner(self, threads: int) -> Callable[[], object]:

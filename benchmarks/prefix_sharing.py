@@ -28,7 +28,7 @@ from llmir.compare.files import check_writable, write_json
 from llmir.compare.machine import record, versions
 from llmir.errors import LlmirError
 from llmir.ir.instruction_sets import INSTRUCTION_SETS
-from llmir.ir.signature import Isa
+from llmir.ir.kernel_spec import Isa
 from llmir.runtime.attention import AttentionRunner
 from llmir.target import Target
 

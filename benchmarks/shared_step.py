@@ -12,7 +12,8 @@ from attention_step import Case, stored
 from llmir_attention import plan_kernel
 
 from llmir import compiler
-from llmir.ir.signature import ELEMENT_BYTES, ElementType, Isa
+from llmir.ir.dtypes import DTYPES
+from llmir.ir.kernel_spec import Isa
 from llmir.kernels import reference
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.work_list import Item
@@ -36,12 +37,12 @@ class Shape:
     num_heads: int
     num_kv_heads: int
     head_size: int
-    element_type: ElementType = "bf16"
+    element_type: str = "bf16"
 
     @property
     def key_bytes(self) -> int:
         """Bytes of one key and its value, one KV head."""
-        return 2 * ELEMENT_BYTES[self.element_type] * self.head_size
+        return 2 * DTYPES[self.element_type].bytes_of(1) * self.head_size
 
     @property
     def token_bytes(self) -> int:
@@ -108,7 +109,7 @@ class SharingKernel:
         self.loaded = Kernel.load(planned.spec, compiler.object_cache())
         plain = AttentionRunner(self.loaded, replace(self.policy, sharing=None))
         self.runners = {PLAIN: plain, SHARED: AttentionRunner(self.loaded, self.policy)}
-        page = planned.spec.signature.page_bytes
+        page = planned.spec.attention.cache.head_block_bytes
         blocks = -(-cache_bytes // (page * shape.num_kv_heads))
         generator = torch.Generator().manual_seed(0)
         size = (blocks, shape.num_kv_heads, page // case.dtype.itemsize)
@@ -186,22 +187,22 @@ class SharedStep:
 
     def _query_heads(self, head: int) -> np.ndarray:
         """The query heads of one KV head."""
-        count = self.kernel.spec.signature.queries_per_kv
+        count = self.kernel.spec.attention.queries_per_kv
         return np.arange(head * count, (head + 1) * count)
 
     def _exact(self, requests: np.ndarray, head: int) -> np.ndarray:
         """The float64 result of some requests and one KV head in the first layer: ``[requests, heads, head_size]``."""
         table = self.table[requests]
         blocks, place = np.unique(table, return_inverse=True)
-        signature = replace(
-            self.kernel.spec.signature, num_heads=self.kernel.spec.signature.queries_per_kv, num_kv_heads=1
+        attention = replace(
+            self.kernel.spec.attention, num_heads=self.kernel.spec.attention.queries_per_kv, num_kv_heads=1
         )
         pages = stored(self.kernel.pages)[blocks, head : head + 1]
         return reference.attention(
             stored(self.query)[np.ix_(requests, self._query_heads(head))],
-            *reference.unpack_pages(pages, signature, self.kernel.spec.isa),
+            *reference.unpack_pages(pages, attention.cache, self.kernel.spec.isa),
             place.reshape(table.shape),
             self.seq_lens[requests],
             np.arange(len(requests) + 1),
-            signature,
+            attention,
         )

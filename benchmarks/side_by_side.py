@@ -18,7 +18,7 @@ from llmir_attention import LlmirAttention
 
 from llmir.errors import LlmirError
 from llmir.ir.instruction_sets import INSTRUCTION_SETS
-from llmir.ir.signature import Isa
+from llmir.ir.kernel_spec import Isa
 from llmir.kernels.reference import relative_error
 
 PEER = "vllm cpu_attention_with_kv_cache"

@@ -12,7 +12,7 @@ from typing import Any
 
 from servers import serving
 
-from llmir.ir.signature import SharingCosts
+from llmir.ir.kernel_spec import SharingCosts
 from llmir.plan import Plan
 
 START_SECONDS = 400

@@ -20,7 +20,7 @@ import llmir
 from llmir import plan as plans
 from llmir.cache import OBJECTS
 from llmir.errors import LlmirError
-from llmir.ir.signature import KernelSpec, is_gpu
+from llmir.ir.kernel_spec import KernelSpec, is_gpu
 from llmir.kernels.cpu.object_cache import ObjectCache, object_key
 from llmir.plan import Decision, Plan, PlannedKernel
 from llmir.target import Target, TargetError
@@ -180,7 +180,8 @@ def _plan(
 
     info = model_info(module)
     framework, _, version = info.framework.partition(" ")
-    shared = {(k.spec.signature.block_size, k.spec.signature.layout, k.spec.signature.cache_type) for k in kernels}
+    caches = [kernel.spec.attention.cache for kernel in kernels]
+    shared = {(cache.block_size, cache.layout, cache.dtype) for cache in caches}
     if len(shared) != 1:
         raise LlmirError(f"a model's KV caches must have one block size, layout and element type, not {sorted(shared)}")
     block_size, layout, element_type = shared.pop()

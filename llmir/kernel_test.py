@@ -21,7 +21,7 @@ import numpy as np
 from llmir import compiler, workload
 from llmir.child import python
 from llmir.errors import KernelError, LlmirError
-from llmir.ir.signature import ElementType
+from llmir.ir.dtypes import DTYPES
 from llmir.kernels import reference
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.plan import PlannedKernel
@@ -29,8 +29,8 @@ from llmir.runtime.attention import AttentionRunner
 from llmir.runtime.step import Step
 from llmir.target import Target
 
-#: Largest relative error of a step: twice what rounding the output costs, or what a float32 exponential does.
-MOST_ERROR: dict[ElementType, float] = {"bf16": 4e-3, "f16": 5e-4, "f32": 4e-6}
+#: Relative error of a step that a float32 exponential costs.
+_EXPONENTIAL_ERROR = 4e-6
 _HEADS, _KV_HEADS, _HEAD_SIZE, _BLOCK_SIZE = 6, 2, 64, 16
 #: Tokens in the cache and new ones, by request: decode over several blocks, a prompt that goes on, a short one.
 _CACHED, _NEW = (100, 33, 0), (1, 20, 3)
@@ -38,23 +38,28 @@ _THREADS = 2
 _TIMEOUT_SECONDS = 120.0
 
 
-def relative_error(element_type: ElementType, target: Target) -> float:
+def most_error(dtype: str) -> float:
+    """Largest relative error of a step: what rounding the output costs, or the exponentials."""
+    return max(DTYPES[dtype].rounding, _EXPONENTIAL_ERROR)
+
+
+def relative_error(dtype: str, target: Target) -> float:
     """The error of one step on ``target``, which is this machine, against float64.
 
     Raises LlmirError where the kernel cannot be compiled or loaded, or writes what it must not.
     """
     with tempfile.TemporaryDirectory(prefix="llmir-") as folder:
-        planned = _planned(element_type, target, Path(folder))
+        planned = _planned(dtype, target, Path(folder))
         kernel = Kernel.load(planned.spec, compiler.object_cache(Path(folder)))
     return _step_error(AttentionRunner(kernel, planned.policy))
 
 
-def _planned(element_type: ElementType, target: Target, folder: Path) -> PlannedKernel:
+def _planned(dtype: str, target: Target, folder: Path) -> PlannedKernel:
     """The kernel as the passes decide it, from published figures."""
     from llmir.ir.one_layer import LAYER, attention_module
 
     sizes = (_HEADS, _KV_HEADS, _HEAD_SIZE, _BLOCK_SIZE)
-    module = attention_module("kernel test", element_type, *sizes, max_length=1024)
+    module = attention_module("kernel test", dtype, *sizes, max_length=1024)
     options = compiler.Options(calibrate=False, cache=folder)
     return compiler.compile(module, target, workload.DEFAULT, options).kernel_for(LAYER)
 
@@ -62,10 +67,10 @@ def _planned(element_type: ElementType, target: Target, folder: Path) -> Planned
 def _step_error(runner: AttentionRunner) -> float:
     """Appends and attends with random values; what must not be read is NaN."""
     spec, rng = runner.spec, np.random.default_rng()
-    signature, element_type = spec.signature, spec.signature.element_type
+    attention, dtype = spec.attention, spec.attention.dtype
 
     def encoded(*shape: int) -> np.ndarray:
-        return reference.encode(rng.standard_normal(shape).astype(np.float32), element_type)
+        return reference.encode(rng.standard_normal(shape).astype(np.float32), dtype)
 
     seq_lens = np.array(_CACHED, np.int32) + np.array(_NEW, np.int32)
     query_start = np.concatenate([[0], np.cumsum(_NEW)]).astype(np.int32)
@@ -77,24 +82,24 @@ def _step_error(runner: AttentionRunner) -> float:
         table[r, p // _BLOCK_SIZE].astype(np.int64) * _BLOCK_SIZE + p % _BLOCK_SIZE for r, p in enumerate(positions)
     ]
     nothing = np.full((blocks, _KV_HEADS, _BLOCK_SIZE, _HEAD_SIZE), np.nan, np.float32)
-    caches = reference.encode(nothing, element_type), reference.encode(nothing, element_type)
+    caches = reference.encode(nothing, dtype), reference.encode(nothing, dtype)
     for request_slots, cached in zip(slots, _CACHED, strict=True):
         old = encoded(cached, _KV_HEADS, _HEAD_SIZE), encoded(cached, _KV_HEADS, _HEAD_SIZE)
         reference.append_kv(*old, request_slots[:cached], *caches)
     query = encoded(tokens, _HEADS, _HEAD_SIZE)
     key, value = encoded(tokens, _KV_HEADS, _HEAD_SIZE), encoded(tokens, _KV_HEADS, _HEAD_SIZE)
     new_slots = np.concatenate([s[c:] for s, c in zip(slots, _CACHED, strict=True)])
-    output = reference.encode(np.full(query.shape, np.nan, np.float32), element_type)
+    output = reference.encode(np.full(query.shape, np.nan, np.float32), dtype)
 
-    pages = _aligned(reference.pack_pages(*caches, signature, spec.isa))
+    pages = _aligned(reference.pack_pages(*caches, attention.cache, spec.isa))
     runner.begin_step(Step(query_start, seq_lens, table), _THREADS)
     tensors = map(_address, (query, key, value, output))
     runner.attend(*tensors, pages.ctypes.data, new_slots.ctypes.data, tokens)  # type: ignore[arg-type, call-arg]
 
     reference.append_kv(key, value, new_slots, *caches)
-    if pages.tobytes() != reference.pack_pages(*caches, signature, spec.isa).tobytes():
+    if pages.tobytes() != reference.pack_pages(*caches, attention.cache, spec.isa).tobytes():
         raise KernelError("new keys and values are not where they belong in the cache")
-    exact = reference.attention(query, *caches, table, seq_lens, query_start, signature)
+    exact = reference.attention(query, *caches, table, seq_lens, query_start, attention)
     return reference.relative_error(output, exact)
 
 
@@ -112,7 +117,7 @@ def _aligned(array: np.ndarray) -> np.ndarray:
     return copy
 
 
-def in_own_process(element_type: ElementType, openmp: str, command: Sequence[str] | None = None) -> float:
+def in_own_process(dtype: str, openmp: str, command: Sequence[str] | None = None) -> float:
     """:func:`relative_error` of this machine's best instruction set, found by a process of its own.
 
     ``openmp``: the library with the OpenMP runtime. ``command``: what to run instead of this module. Raises KernelError
@@ -121,7 +126,7 @@ def in_own_process(element_type: ElementType, openmp: str, command: Sequence[str
     command = command or python("-m", __name__)
     try:
         done = subprocess.run(
-            [*command, element_type, openmp],
+            [*command, dtype, openmp],
             capture_output=True,
             encoding="utf-8",
             errors="replace",
@@ -136,17 +141,17 @@ def in_own_process(element_type: ElementType, openmp: str, command: Sequence[str
         lines = done.stderr.strip().splitlines() or [f"ended with exit code {done.returncode}"]
         raise KernelError(lines[-1])
     error = float(done.stdout)
-    if not error <= MOST_ERROR[element_type]:  # NaN too
-        raise KernelError(f"is wrong: relative error {error:.1e}, at most {MOST_ERROR[element_type]:.0e} is rounding")
+    if not error <= most_error(dtype):  # NaN too
+        raise KernelError(f"is wrong: relative error {error:.1e}, at most {most_error(dtype):.0e} is rounding")
     return error
 
 
 def main() -> None:
     """The program: element type and OpenMP library are its arguments."""
-    element_type, openmp = sys.argv[1:]
+    dtype, openmp = sys.argv[1:]
     ctypes.CDLL(openmp, mode=ctypes.RTLD_GLOBAL)  # where torch would bring it
     try:
-        print(relative_error(element_type, Target.detect()))  # type: ignore[arg-type]
+        print(relative_error(dtype, Target.detect()))  # type: ignore[arg-type]
     except LlmirError as error:
         sys.exit(str(error))
 

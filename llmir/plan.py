@@ -5,24 +5,23 @@ A plan is read where neither MLIR nor torch is loaded, so it holds plain records
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import tempfile
-import types
-import typing
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llmir.errors import PlanError
+from llmir.ir import records
+from llmir.ir.kernel_spec import KernelSpec, StepPolicy
 from llmir.ir.ranges import step_problems
-from llmir.ir.signature import KernelSpec, StepPolicy
+from llmir.ir.records import RecordError
 
 #: Raised when a field changes its meaning; a plan of another format is refused.
-FORMAT = 3
+FORMAT = 4
 #: Beside the fields of a written plan: a hash of them all.
 DIGEST = "digest"
 
@@ -66,7 +65,7 @@ class Plan:
     block_size: int
     """Tokens in a block of the KV cache."""
     layout: str
-    """Arrangement of a page, see AttentionSignature."""
+    """Arrangement of a page, see CacheFormat."""
     element_type: str
     """Element type of the KV cache."""
     fused: bool
@@ -123,7 +122,10 @@ class Plan:
         fields_alone = {name: value for name, value in data.items() if name != DIGEST}
         if data.get(DIGEST) != digest_of(fields_alone):
             raise PlanError("the plan is not as llmir wrote it, its digest is of another content: compile it again")
-        plan: Plan = _read(cls, fields_alone, "plan")
+        try:
+            plan: Plan = records.read(cls, fields_alone, "plan")
+        except RecordError as error:
+            raise PlanError(f"the plan cannot be read: {error}; compile it again") from error
         if problems := plan.problems():
             raise PlanError(f"the plan cannot be served: {'; '.join(problems)}; compile it again")
         return plan
@@ -149,11 +151,11 @@ class Plan:
 
     def _disagreements(self, kernel: PlannedKernel, where: str) -> list[str]:
         """Where a kernel is not for the cache and the machine that the plan says."""
-        s, spec = kernel.spec.signature, f"{where}.spec"
+        s, spec = kernel.spec.attention, f"{where}.spec"
         pairs = (
-            ("block_size", self.block_size, f"{spec}.signature.block_size", s.block_size),
-            ("layout", self.layout, f"{spec}.signature.layout", s.layout),
-            ("element_type", self.element_type, f"{spec}.signature's cache type", s.cache_type),
+            ("block_size", self.block_size, f"{spec}.attention.cache.block_size", s.cache.block_size),
+            ("layout", self.layout, f"{spec}.attention.cache.layout", s.cache.layout),
+            ("element_type", self.element_type, f"{spec}.attention.cache.dtype", s.cache.dtype),
             ("target_fingerprint", self.target_fingerprint.rpartition("-")[2], f"{spec}.isa", kernel.spec.isa),
         )
         return [
@@ -210,62 +212,3 @@ class Plan:
 def digest_of(fields_alone: dict[str, Any]) -> str:
     """A hash of a plan's fields as JSON values, however they are spelled: sha256, hexadecimal."""
     return hashlib.sha256(json.dumps(fields_alone, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """``value`` (JSON) as the annotated type ``kind``; PlanError naming the place where it does not fit."""
-    if kind is Any:
-        return value
-    if is_dataclass(kind):
-        return _read_record(kind, value, where)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
-        return None if value is None else _read(_choice(arguments, value), value, where)
-    if origin is typing.Literal:
-        fits = value in arguments
-    elif origin is tuple:
-        kinds = arguments[:1] * len(value) if arguments[-1] is ... and isinstance(value, list | tuple) else arguments
-        if isinstance(value, list | tuple) and len(value) == len(kinds):
-            return tuple(_read(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
-        fits = False
-    elif origin is dict:
-        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-            return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-        fits = False
-    elif kind is float:
-        fits = type(value) in (int, float)
-    else:
-        fits = type(value) is kind
-    if not fits:
-        raise PlanError(f"the plan cannot be read: {where} must be {_name(kind)}, not {value!r}; compile it again")
-    return float(value) if kind is float else value
-
-
-def _choice(kinds: tuple[Any, ...], value: Any) -> Any:
-    """Which of the types of a union ``value`` is to be read as: of tuples of records the one whose fields it has."""
-    for kind in kinds:
-        element = next(iter(typing.get_args(kind)), None)
-        record = value[0] if isinstance(value, list | tuple) and value else None
-        if is_dataclass(element) and isinstance(record, dict) and {f.name for f in fields(element)} == set(record):
-            return kind
-    return kinds[0]
-
-
-def _read_record(kind: Any, value: Any, where: str) -> Any:
-    """A dataclass from a dictionary with exactly its fields."""
-    names = {field.name for field in fields(kind)}
-    if not isinstance(value, dict) or set(value) != names:
-        odd = sorted(names.symmetric_difference(value)) if isinstance(value, dict) else [type(value).__name__]
-        raise PlanError(f"the plan cannot be read: {where} has missing or unknown fields {odd}; compile it again")
-    hints = _hints(kind)
-    return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in sorted(names)})
-
-
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    """The types of a record's fields: each start reads some hundred records, and looking them up costs the most."""
-    return typing.get_type_hints(kind)
-
-
-def _name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")

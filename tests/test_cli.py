@@ -10,7 +10,8 @@ import pytest
 from llmir import cli
 from llmir.cli import frameworks
 from llmir.errors import LlmirError
-from llmir.ir.signature import AttentionSignature, CpuVariant, KernelSpec, StepPolicy
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.kernel_spec import CpuVariant, KernelSpec, StepPolicy
 from llmir.kernels.gpu import toolchain
 from llmir.plan import FORMAT, Decision, Plan, PlannedKernel
 from llmir.target import Target
@@ -20,10 +21,10 @@ from llmir.workload import Workload
 @pytest.fixture
 def plan():
     """A plan for this machine with one kernel and one decision."""
-    signature = AttentionSignature(9, 3, 64, "bf16", 128, 0.125, layout="pair")
+    attention = AttentionSpec.dense(9, 3, 64, "bf16", 128, 0.125, layout="pair")
     here = Target.detect()
     variants = CpuVariant("decode", 1, 3, 64, 4, 4, 64), CpuVariant("prefill", 32, 6, 128, 4, 4, 0)
-    spec = KernelSpec(signature, here.isa, variants)
+    spec = KernelSpec(attention, here.isa, variants)
     layers = tuple(f"model.layers.{i}.self_attn.attn" for i in range(30))
     decision = Decision(
         "block_sizing",

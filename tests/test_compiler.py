@@ -12,6 +12,7 @@ from llmir.ir import text
 from llmir.ir.bindings import NAME, VERSION, ir
 from llmir.ir.dialect import context
 from llmir.ir.instruction_sets import INSTRUCTION_SETS
+from llmir.ir.module import reformat_caches
 from llmir.kernels.cpu.object_cache import object_key
 from llmir.plan import Plan
 from llmir.target import Measurements, Target, TargetError
@@ -64,7 +65,7 @@ def test_the_plan_holds_model_machine_and_kernels(module, options):
     assert plan.target_fingerprint == HOST.fingerprint and plan.workload["name"] == "chat"
     assert plan.versions[NAME] == VERSION
     assert [kernel.layers for kernel in plan.kernels] == [("layers.0", "layers.2"), ("layers.1",)]
-    assert all(kernel.spec.signature.block_size == plan.block_size for kernel in plan.kernels)
+    assert all(kernel.spec.attention.cache.block_size == plan.block_size for kernel in plan.kernels)
 
 
 def test_every_pass_leaves_a_decision_with_numbers_and_alternatives(module, options):
@@ -145,7 +146,7 @@ def test_a_quantized_cache_is_the_plan_s_element_type(options):
     with context() as ctx, ir.Location.unknown():
         plan = compiled(text.parse(text_of, ctx), GPU, options)
     (kernel,) = plan.kernels
-    assert plan.element_type == "f8E4M3FN" and kernel.spec.signature.quantized
+    assert plan.element_type == "f8E4M3FN" and kernel.spec.attention.cache.quantized
 
 
 def test_a_gpu_s_kernels_have_no_llvm_dialect(module, options):
@@ -231,15 +232,14 @@ def test_the_hash_sees_the_model(options):
 
 
 def test_caches_of_different_types_are_an_error(options):
-    mixed = module_text(windows=(0, 0)).replace(
-        "!cache1 = !llm.paged_kv_cache<bf16,", "!cache1 = !llm.paged_kv_cache<f32,"
-    )
-    with (
-        context() as ctx,
-        ir.Location.unknown(),
-        pytest.raises(LlmirError, match="one block size, layout and element type"),
-    ):
-        compiled(text.parse(mixed, ctx), options=options, build_kernels=False)
+    def of_two_types(layer, cache):
+        return replace(cache, dtype="f8E4M3FN", scales="layer") if layer == "layers.1" else cache
+
+    with context() as ctx, ir.Location.unknown():
+        mixed = text.parse(module_text(windows=(0, 0)), ctx)
+        reformat_caches(mixed, of_two_types)
+        with pytest.raises(LlmirError, match="one block size, layout and element type"):
+            compiled(mixed, GPU, options)
 
 
 def test_emitted_llm_parses_again(module, options):

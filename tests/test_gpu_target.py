@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmir.ir.signature import GPUS
+from llmir.ir.kernel_spec import GPUS
 from llmir.target import Cache, Target, TargetError, gpu_detection
 from llmir.target.gpu_detection import AMD_NODES, CUDA_LIBRARY, detect, look
 

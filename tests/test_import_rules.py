@@ -14,29 +14,32 @@ import llmir
 
 ROOT = Path(llmir.__file__).parent
 
+#: Plain records, that know neither MLIR nor torch.
+RECORDS = (
+    *("llmir.ir.dtypes", "llmir.ir.instruction_sets", "llmir.ir.cache_format", "llmir.ir.attention_spec"),
+    *("llmir.ir.records", "llmir.ir.kernel_spec", "llmir.ir.sharing_costs", "llmir.ir.ranges"),
+)
+
 #: What each room may import of llmir besides itself. A longer name goes before a shorter one.
 MAY_IMPORT = {
     "llmir": (),
     "llmir.errors": (),
     "llmir.cache": ("llmir.errors",),
     "llmir.child": (),
-    "llmir.ir.instruction_sets": (),
-    "llmir.ir.signature": ("llmir.ir.instruction_sets",),
-    "llmir.ir.sharing_costs": ("llmir.ir.signature",),
-    "llmir.ir.ranges": ("llmir.ir.signature", "llmir.ir.instruction_sets"),
-    "llmir.ir": ("llmir.errors", "llmir.ir.signature", "llmir.ir.ranges", "llmir.ir.instruction_sets"),
-    "llmir.target": ("llmir.errors", "llmir.child", "llmir.ir.signature", "llmir.ir.instruction_sets"),
+    **dict.fromkeys(RECORDS, RECORDS),
+    "llmir.ir": ("llmir.errors", *RECORDS),
+    "llmir.target": ("llmir.errors", "llmir.child", *RECORDS),
     "llmir.workload": ("llmir.errors",),
-    "llmir.plan": ("llmir.errors", "llmir.ir.signature", "llmir.ir.ranges"),
+    "llmir.plan": ("llmir.errors", *RECORDS),
     "llmir.passes": ("llmir.errors", "llmir.ir", "llmir.target", "llmir.workload"),
-    "llmir.kernels.gpu.toolchain": ("llmir.errors", "llmir.cache", "llmir.ir.signature"),
+    "llmir.kernels.gpu.toolchain": ("llmir.errors", "llmir.cache", "llmir.ir.kernel_spec"),
     "llmir.kernels": (
         *("llmir.errors", "llmir.cache", "llmir.child", "llmir.ir", "llmir.target"),
         "llmir.kernels.gpu.toolchain",
     ),
     "llmir.runtime": (
-        *("llmir.errors", "llmir.ir.signature", "llmir.ir.ranges", "llmir.ir.sharing_costs", "llmir.plan"),
-        "llmir.kernels",
+        *("llmir.errors", "llmir.plan", "llmir.kernels"),
+        *RECORDS,
     ),
     "llmir.compiler": (
         *("llmir", "llmir.errors", "llmir.cache", "llmir.ir", "llmir.target", "llmir.workload", "llmir.plan"),
@@ -79,7 +82,7 @@ SERVING = (
     "llmir",
     "llmir.cache",
     "llmir.plan",
-    "llmir.ir.signature",
+    "llmir.ir.kernel_spec",
     "llmir.ir.ranges",
     "llmir.ir.sharing_costs",
     "llmir.kernels.reference",
@@ -208,7 +211,7 @@ def test_every_form_of_import_is_seen(source, expected):
         ("llmir.passes.tiles", "llmir.kernels.cpu.builder", False),
         ("llmir.cli.check", "llmir.kernels.gpu.toolchain.require", True),
         ("llmir.cli.check", "llmir.kernels.gpu.ahead", False),
-        ("llmir.plan", "llmir.ir.signature", True),
+        ("llmir.plan", "llmir.ir.kernel_spec", True),
         ("llmir.plan", "llmir.ir.types", False),
         ("llmir.runtime.layers", "llmir.plan", True),
         ("llmir.runtime.schedule", "llmir.passes.tiles", False),

@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 
 from llmir.errors import PlanError
-from llmir.ir.signature import AttentionSignature, CpuVariant, KernelSpec, SharingCosts, StepPolicy
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.kernel_spec import CpuVariant, KernelSpec, SharingCosts, StepPolicy
 from llmir.plan import DIGEST, FORMAT, Decision, Plan, PlannedKernel, digest_of
 from llmir.target import Target
 from llmir.workload import NAMED
 
 SPEC = KernelSpec(
-    AttentionSignature(9, 3, 64, "bf16", 128, 0.125, layout="pair"),
+    AttentionSpec.dense(9, 3, 64, "bf16", 128, 0.125, layout="pair"),
     "avx512_bf16",
     (CpuVariant("decode", 1, 3, 64, 4, 4, 64), CpuVariant("prefill", 32, 6, 128, 4, 4, 0)),
 )
@@ -78,8 +79,8 @@ def test_a_kernel_that_shares_nothing_stays_so():
 
 
 def test_a_whole_number_is_read_as_the_float_it_stands_for():
-    plan = Plan.from_json(edited("kernels.0.spec.signature.scale", 1))
-    assert isinstance(plan.kernels[0].spec.signature.scale, float)
+    plan = Plan.from_json(edited("kernels.0.spec.attention.scale", 1))
+    assert isinstance(plan.kernels[0].spec.attention.scale, float)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_a_whole_number_is_read_as_the_float_it_stands_for():
         ("kernels", {}, "plan.kernels must be tuple"),
         ("kernels.0.layers", [1], r"plan.kernels\[0\].layers\[0\] must be str"),
         ("kernels.0.spec.isa", "avx9000", r"spec.isa must be Literal"),
-        ("kernels.0.spec.signature.extra", 1, r"spec.signature has missing or unknown fields \['extra'\]"),
+        ("kernels.0.spec.attention.extra", 1, r"spec.attention has missing or unknown fields \['extra'\]"),
         ("kernels.0.policy", [], "policy has missing or unknown fields"),
         ("kernels.0.policy.sharing", {}, "policy.sharing has missing or unknown fields"),
         ("kernels.0.policy.sharing.row", "1", "policy.sharing.row must be float"),
@@ -115,7 +116,7 @@ def test_a_missing_field_is_a_plan_error_that_names_it(name):
 
 
 def test_another_format_is_refused():
-    with pytest.raises(PlanError, match=r"format 99 and this llmir reads 3: compile it again"):
+    with pytest.raises(PlanError, match=r"format 99 and this llmir reads 4: compile it again"):
         Plan.from_json(edited("format", 99))
 
 
@@ -202,7 +203,11 @@ def test_a_plan_that_somebody_changed_is_refused(change):
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("block_size", 64, r"plan.block_size is 64, and must be as plan.kernels\[0\].spec.signature.block_size, 128"),
+        (
+            "block_size",
+            64,
+            r"plan.block_size is 64, and must be as plan.kernels\[0\].spec.attention.cache.block_size, 128",
+        ),
         ("layout", "row", "plan.layout is 'row', and must be as"),
         ("element_type", "f16", "plan.element_type is 'f16', and must be as"),
         ("target_fingerprint", "x86_64-avx2", "plan.target_fingerprint is 'avx2', and must be as"),
@@ -215,7 +220,7 @@ def test_a_plan_that_somebody_changed_is_refused(change):
             r"variants are \['decode', 'decode'\], and must be one decode and",
         ),
         ("kernels.0.policy.items_per_thread", 0, r"kernels\[0\].policy.items_per_thread is 0, and must be"),
-        ("kernels.0.spec.signature.sinks", True, r"signature.sinks is true, and must be false on a CPU"),
+        ("kernels.0.spec.attention.sinks", True, r"spec.attention.sinks is True, and must be False on avx512_bf16"),
     ],
 )
 def test_a_plan_that_contradicts_itself_is_refused_by_name(path, value, words):

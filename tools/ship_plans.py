@@ -14,12 +14,13 @@ from pathlib import Path
 
 from llmir import compiler
 from llmir.ir import build
-from llmir.ir.attributes import Weight
+from llmir.ir.attention_spec import QUANTIZED_DTYPE
 from llmir.ir.bindings import ir
+from llmir.ir.cache_format import CacheFormat
 from llmir.ir.dialect import context
 from llmir.ir.module import Decoder, ModelInfo, decoder, new_module
-from llmir.ir.signature import QUANTIZED_TYPE
 from llmir.ir.types import PagedKVCache, tensor
+from llmir.ir.weight import Weight
 from llmir.plan import Plan
 from llmir.target import Target
 from llmir.workload import DEFAULT
@@ -54,7 +55,7 @@ LLAMA = Model("meta-llama/Meta-Llama-3-8B", 32, 4096, 14336, 32, 8, 128, 128256,
 #: By the file's name.
 MODELS = {
     "llama-3-8b": LLAMA,
-    "llama-3-8b-fp8": replace(LLAMA, cache_type=QUANTIZED_TYPE),
+    "llama-3-8b-fp8": replace(LLAMA, cache_type=QUANTIZED_DTYPE),
     "llama-3-8b-sinks": replace(LLAMA, sinks=True),  # no such model: the features of kernels at a common shape
     "qwen2-7b": Model("Qwen/Qwen2-7B-Instruct", 28, 3584, 18944, 28, 4, 128, 152064, 32768, 1e6),
     "phi-3-mini": Model("microsoft/Phi-3-mini-128k-instruct", 32, 3072, 8192, 32, 32, 96, 32064, 131072, 1e4),
@@ -89,13 +90,9 @@ def _layer(d: Decoder, x: ir.Value, model: Model, name: str) -> ir.Value:
         build.reshape(each, [None, count, head_size])
         for each, count in ((query, heads), (key, kv_heads), (value, kv_heads))
     )
-    cache = PagedKVCache.build(
-        element_type=model.cache_type,
-        kv_heads=kv_heads,
-        head_size=head_size,
-        block_size=BLOCK_SIZES[0],
-        max_length=model.max_length,
-    )
+    scales = "layer" if model.cache_type == QUANTIZED_DTYPE else "none"
+    format = CacheFormat(model.cache_type, kv_heads, head_size, head_size, BLOCK_SIZES[0], scales=scales)
+    cache = PagedKVCache.build(format, max_length=model.max_length)
     filled = build.append_kv(d.cache(layer, cache), key, value, d.slots, layer=layer)
     attended = build.paged_attention(
         query,

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 
-from llmir.ir.signature import KernelSpec
+from llmir.ir.kernel_spec import KernelSpec
 from llmir.kernels.gpu.compilation import compile_program
 from llmir.kernels.gpu.programs import programs
 

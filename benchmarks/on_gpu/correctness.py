@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmir.ir.signature import SharingCosts, StepPolicy
+from llmir.ir.kernel_spec import SharingCosts, StepPolicy
 from llmir.runtime.gpu import GpuAttentionRunner, StepLimits
 from llmir.runtime.step import Step
 from on_gpu.checks import Check
@@ -143,7 +143,7 @@ class Checker:
     def run(self, check: Check) -> dict[str, Any]:
         """The row of a check; its "problems" are empty where all is as it must be."""
         planned, runner = self._runner(check)
-        block = planned.spec.signature.block_size
+        block = planned.spec.attention.cache.block_size
         inputs = Inputs.random(check, block, self._device, self._generator)
         batch = check.batch
         pages = self._pages(inputs, block)
@@ -166,7 +166,7 @@ class Checker:
     def run_captured(self, check: Check) -> dict[str, Any]:
         """A decode step captured as a CUDA graph, replayed for a step whose requests are shorter."""
         planned, runner = self._runner(check)
-        block = planned.spec.signature.block_size
+        block = planned.spec.attention.cache.block_size
         inputs = Inputs.random(check, block, self._device, self._generator)
         batch = check.batch
         inputs.before, inputs.slots = inputs.stored, torch.full_like(inputs.slots, -1)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from llmir.errors import PlanError
-from llmir.ir.signature import AttentionSignature, GpuVariant, KernelSpec, StepPolicy
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.kernel_spec import GpuVariant, KernelSpec, StepPolicy
 from llmir.plan import Plan, PlannedKernel
 from llmir.runtime import step as runtime
 from llmir.runtime.gpu import GpuAttentionRunner, StepLimits
@@ -67,14 +68,14 @@ class Plans:
     @property
     def block_size(self) -> int:
         """Tokens in a block of the largest blocks that any of the plans has."""
-        return max(kernel.spec.signature.block_size for _, kernel in self._kernels)
+        return max(kernel.spec.attention.cache.block_size for _, kernel in self._kernels)
 
     def kernel(self, shape: Shape, features: Features = PLAIN) -> Planned:
         """The kernel of an attention: of a plan that has it, or of the plan most like it, its tiles fitted."""
 
         def unlike(entry: tuple[str, PlannedKernel]) -> tuple[bool, int, int, int]:
-            planned = entry[1].spec.signature
-            wanted = _signature(planned, shape, features)
+            planned = entry[1].spec.attention
+            wanted = _wanted(planned, shape, features)
             group = shape.num_heads // shape.num_kv_heads
             others = sum(getattr(planned, field.name) != getattr(wanted, field.name) for field in fields(planned))
             return (
@@ -85,28 +86,29 @@ class Plans:
             )
 
         name, kernel = min(self._kernels, key=unlike)
-        signature = _signature(kernel.spec.signature, shape, features)
-        if signature == kernel.spec.signature:
+        attention = _wanted(kernel.spec.attention, shape, features)
+        if attention == kernel.spec.attention:
             return Planned(kernel.spec, kernel.policy, name)
         variants = tuple(
-            fitted(variant, signature, kernel.spec.signature.head_size) for variant in kernel.spec.gpu_variants
+            fitted(variant, attention, kernel.spec.attention.head_size) for variant in kernel.spec.gpu_variants
         )
-        return Planned(replace(kernel.spec, signature=signature, variants=variants), kernel.policy, f"like {name}")
+        return Planned(replace(kernel.spec, attention=attention, variants=variants), kernel.policy, f"like {name}")
 
 
-def _signature(planned: AttentionSignature, shape: Shape, features: Features) -> AttentionSignature:
-    return replace(
-        planned,
+def _wanted(planned: AttentionSpec, shape: Shape, features: Features) -> AttentionSpec:
+    """The attention of ``shape`` with ``features``, in blocks of their size or of the plan's."""
+    return AttentionSpec.dense(
         num_heads=shape.num_heads,
         num_kv_heads=shape.num_kv_heads,
         head_size=shape.head_size,
+        dtype=features.element_type,
+        block_size=features.block_size or planned.cache.block_size,
         scale=shape.head_size**-0.5,
-        element_type=features.element_type,
         window=features.window,
         soft_cap=features.soft_cap,
+        layout=planned.cache.layout,
         quantized=features.quantized,
         sinks=features.sinks,
-        block_size=features.block_size or planned.block_size,
     )
 
 
@@ -114,13 +116,13 @@ def _signature(planned: AttentionSignature, shape: Shape, features: Features) ->
 _LEAST_TILE = 16
 
 
-def fitted(variant: GpuVariant, signature: AttentionSignature, planned_size: int) -> GpuVariant:
+def fitted(variant: GpuVariant, attention: AttentionSpec, planned_size: int) -> GpuVariant:
     """A variant of a plan for another attention: as many rows as a token's heads need, and fewer keys a tile where
     heads are larger, so that tiles of both take no more shared memory."""
-    rows = max(variant.row_tile, power_of_two(signature.queries_per_kv))
-    shrink = max(1, power_of_two(signature.head_size) // power_of_two(planned_size))
+    rows = max(variant.row_tile, power_of_two(attention.queries_per_kv))
+    shrink = max(1, power_of_two(attention.head_size) // power_of_two(planned_size))
     chunk = max(_LEAST_TILE, variant.key_chunk // shrink)
-    tokens = max(1, rows // signature.queries_per_kv)
+    tokens = max(1, rows // attention.queries_per_kv)
     return replace(variant, row_tile=rows, key_chunk=chunk, max_tokens=tokens)
 
 
@@ -134,7 +136,7 @@ class LlmirSide:
 
     def __init__(self, name: str, planned: Planned, step: Step, runner: GpuAttentionRunner, pages: torch.Tensor):
         self.name, self._step, self._runner, self._pages = name, step, runner, list(pages)
-        block_size = planned.spec.signature.block_size
+        block_size = planned.spec.attention.cache.block_size
         self._host_table, self._table = step.host_table(block_size), step.table(block_size)
         nothing = step.query.new_empty(0, step.shape.num_kv_heads, step.shape.head_size)
         self._new = (nothing, nothing, torch.empty(0, dtype=torch.int64, device=step.device))
@@ -176,7 +178,7 @@ class Runners:
 
     def sides(self, planned: Planned, step: Step) -> list[LlmirSide]:
         """llmir on a step: as planned; and reading nothing once for several requests, where requests share anything."""
-        pages = step.pages(planned.spec.signature.block_size)
+        pages = step.pages(planned.spec.attention.cache.block_size)
         policies = {SHARING_ON: planned.policy}
         if step.batch.shared:
             policies[SHARING_OFF] = replace(planned.policy, sharing=None)

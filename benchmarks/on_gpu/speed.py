@@ -109,7 +109,7 @@ class Bench:
         return min(needed, int(free * MEMORY_PART)) // 4 * 4
 
     def _grain(self, batch: Batch) -> int:
-        block_size = self.plans.kernel(batch.shape, self.features).spec.signature.block_size
+        block_size = self.plans.kernel(batch.shape, self.features).spec.attention.cache.block_size
         return max(TINY_GRAIN if self.tiny else GRAIN, block_size)
 
     def _cache_bytes(self, batch: Batch) -> int:

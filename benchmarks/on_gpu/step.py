@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmir.ir.signature import ElementType
 from on_gpu.batches import Batch, Shape
 
 #: Tokens whose keys lie side by side in every side's cache: a multiple of every page size, so that one placement
@@ -27,9 +26,9 @@ _DRAWN_AT_ONCE = 1 << 28
 
 @dataclass(frozen=True)
 class Features:
-    """What of attention differs beyond its shape; as AttentionSignature's fields."""
+    """What of attention differs beyond its shape; as AttentionSpec's fields."""
 
-    element_type: ElementType = "bf16"
+    element_type: str = "bf16"
     window: int = 0
     soft_cap: float = 0.0
     quantized: bool = False

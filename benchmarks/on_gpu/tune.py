@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from llmir.errors import LlmirError
-from llmir.ir.signature import GpuVariant, StepPolicy
+from llmir.ir.kernel_spec import GpuVariant, StepPolicy
 from llmir.runtime.gpu import GpuAttentionRunner, StepLimits
 from on_gpu.batches import LLAMA, QWEN, TINY, Batch, decode, prefill, shared
 from on_gpu.compile import compile_all
@@ -106,9 +106,9 @@ class Tuner:
         for size in BLOCK_SIZES:
             if budget.left < 0 or step.grain % size:
                 break
-            signature = replace(planned.spec.signature, block_size=size)
+            attention = planned.spec.attention.with_cache(block_size=size)
             rows.append(
-                self._row(step, replace(planned, spec=replace(planned.spec, signature=signature)))
+                self._row(step, replace(planned, spec=replace(planned.spec, attention=attention)))
                 | {"block_size": size}
             )
         return sorted((row for row in rows if "seconds" in row), key=lambda row: row["seconds"])
@@ -124,7 +124,7 @@ class Tuner:
         return sorted((row for row in rows if "seconds" in row), key=lambda row: row["seconds"])
 
     def _step(self, batch: Batch, planned: Planned) -> Step:
-        grain = max(TINY_GRAIN if self._tiny else GRAIN, planned.spec.signature.block_size)
+        grain = max(TINY_GRAIN if self._tiny else GRAIN, planned.spec.attention.cache.block_size)
         units = sum(-(-own // grain) for own in batch.own) + sum(g * n // grain for g, n in batch.shared)
         size, room = units * grain * batch.shape.token_bytes, self._arena.tokens.numel() * 2
         layers = max(1, min(-(-ROTATED_BYTES // size), room // size, self._effort.most_layers))
@@ -135,7 +135,7 @@ class Tuner:
         limits = StepLimits(step.batch.requests, step.batch.tokens)
         try:
             runner = GpuAttentionRunner.load(planned.as_kernel(), limits, self._device)
-            side = LlmirSide("llmir", planned, step, runner, step.pages(planned.spec.signature.block_size))
+            side = LlmirSide("llmir", planned, step, runner, step.pages(planned.spec.attention.cache.block_size))
             side.prepare()
             side.run(0)
             error, _ = step.errors(side.output)

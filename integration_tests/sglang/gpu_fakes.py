@@ -12,15 +12,8 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from llmir.frontends.sglang import pool as pools
 from llmir.frontends.sglang.planning import PLAN_ATTRIBUTE
-from llmir.ir.signature import (
-    AttentionSignature,
-    GpuVariant,
-    KernelSpec,
-    SharingCosts,
-    StepPolicy,
-    Variants,
-    is_gpu,
-)
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.kernel_spec import GpuVariant, KernelSpec, SharingCosts, StepPolicy, Variants, is_gpu
 from llmir.passes import tiles
 from llmir.plan import FORMAT, Plan, PlannedKernel
 from llmir.runtime.merges import Merges
@@ -39,14 +32,14 @@ def plan(
     layers: int = 2, *, isa: str = "sm_90", quantized: bool = False, sinks: bool = False, element_type: str = "bf16"
 ) -> Plan:
     """A plan for one kernel that serves all layers."""
-    signature = AttentionSignature(
+    attention = AttentionSpec.dense(
         HEADS, KV_HEADS, HEAD_SIZE, element_type, PAGE, HEAD_SIZE**-0.5, layout="row", quantized=quantized, sinks=sinks
     )
     variants: Variants = (GpuVariant("decode", 8, 16, 32, 4, 3), GpuVariant("prefill", 16, 32, 32, 4, 3))
     if not is_gpu(isa):
-        variants = (tiles.decode_variant(signature, isa), tiles.prefill_variant(signature, isa))
+        variants = (tiles.decode_variant(attention, isa), tiles.prefill_variant(attention, isa))
     names = tuple(f"layers.{i}.attn" for i in range(layers))
-    kernel = PlannedKernel("attention", KernelSpec(signature, isa, variants), POLICY, names, None)
+    kernel = PlannedKernel("attention", KernelSpec(attention, isa, variants), POLICY, names, None)
     return Plan(
         format=FORMAT,
         framework="sglang",
@@ -56,7 +49,7 @@ def plan(
         world_size=1,
         block_size=PAGE,
         layout="row",
-        element_type=signature.cache_type,
+        element_type=attention.cache.dtype,
         fused=True,
         kernels=(kernel,),
         decisions=(),
@@ -127,8 +120,8 @@ def pool(made: Plan, monkeypatch: Any, **changes: Any) -> pools.LlmirKVPool:
     """llmir's KV pool for a plan."""
     monkeypatch.setattr(pools, "get_server_args", lambda: None)
     monkeypatch.setattr(pools, "plan_of", lambda server_args: made)
-    signature = made.kernels[0].spec.signature
-    dtype = torch.float8_e4m3fn if signature.quantized else DTYPES[signature.element_type]
+    attention = made.kernels[0].spec.attention
+    dtype = torch.float8_e4m3fn if attention.cache.quantized else DTYPES[attention.dtype]
     arguments = {
         "size": SLOTS,
         "page_size": PAGE,
@@ -155,13 +148,13 @@ def runner(made: Plan, monkeypatch: Any) -> SimpleNamespace:
     schedule = SimpleNamespace(chunked_prefill_size=256, max_prefill_tokens=512)
     monkeypatch.setattr(gpu_backend, "get_schedule", lambda: schedule)
     monkeypatch.setattr(gpu_backend, "max_prefill_buffer_tokens", lambda: 256)
-    signature = made.kernels[0].spec.signature
+    attention = made.kernels[0].spec.attention
     return SimpleNamespace(
         device="cuda",
         token_to_kv_pool=pool(made, monkeypatch),
         req_to_token_pool=ReqToTokenPool(REQUESTS, CONTEXT, "cpu", enable_memory_saver=False),
         model=Model(len(made.kernels[0].layers)),
-        model_config=SimpleNamespace(dtype=DTYPES[signature.element_type], context_len=CONTEXT),
+        model_config=SimpleNamespace(dtype=DTYPES[attention.dtype], context_len=CONTEXT),
         server_args=SimpleNamespace(**{PLAN_ATTRIBUTE: made.to_json()}),
     )
 

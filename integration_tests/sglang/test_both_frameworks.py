@@ -9,7 +9,7 @@ import pytest
 
 from llmir import compiler
 from llmir.frontends.sglang.importer import configure, import_module
-from llmir.ir.attention import PagedAttention, signature_of
+from llmir.ir.attention import PagedAttention, spec_of
 from llmir.ir.module import ops_of
 from llmir.plan import Plan
 from llmir.target import Target
@@ -40,7 +40,7 @@ def plans(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan,
         pytest.skip("no environment with vLLM: run `make .venvs/vllm` first")
     cache, output = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("plan") / "plan.json"
     module = import_module(configure(model_path=smollm2, skip_tokenizer_init=True, page_size=BLOCK_SIZE))
-    assert len({signature_of(op) for op in ops_of(module, PagedAttention)}) == 1
+    assert len({spec_of(op) for op in ops_of(module, PagedAttention)}) == 1
     options = compiler.Options(calibrate=False, cache=cache)
     from_sglang = Plan.loads(compiler.compile(module, Target.detect(), DEFAULT, options).dumps())
     command = [VLLM, "-c", READ_BY_VLLM, smollm2, str(BLOCK_SIZE), str(cache), str(output)]

@@ -10,8 +10,9 @@ from llmir.errors import LlmirError
 from llmir.frontends.common.support import UnsupportedFeatureError
 from llmir.frontends.sglang import pool as pools
 from llmir.frontends.sglang.pool import LlmirKVPool
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.instruction_sets import INSTRUCTION_SETS
-from llmir.ir.signature import AttentionSignature, KernelSpec
+from llmir.ir.kernel_spec import KernelSpec
 
 HEADS, HEAD_SIZE, SLOTS, FIRST_LAYER = 3, 64, 256, 4
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
@@ -33,8 +34,8 @@ def make_pools(monkeypatch: pytest.MonkeyPatch):
     def make(
         page_size: int, layout: str, isa: str, element_type: str, **changes: object
     ) -> tuple[LlmirKVPool, MHATokenToKVPool]:
-        signature = AttentionSignature(9, HEADS, HEAD_SIZE, element_type, page_size, 0.125, layout=layout)
-        kernel = SimpleNamespace(spec=KernelSpec(signature, isa, ()))
+        attention = AttentionSpec.dense(9, HEADS, HEAD_SIZE, element_type, page_size, 0.125, layout=layout)
+        kernel = SimpleNamespace(spec=KernelSpec(attention, isa, ()))
         plan = SimpleNamespace(block_size=page_size, kernels=(kernel,))
         monkeypatch.setattr(pools, "get_server_args", lambda: None)
         monkeypatch.setattr(pools, "plan_of", lambda server_args: plan)

@@ -26,9 +26,10 @@ from llmir.frontends.sglang.importer import configure, import_module
 from llmir.frontends.sglang.offline import import_model
 from llmir.frontends.sglang.planning import plan_of
 from llmir.frontends.sglang.versions import VERSIONS
-from llmir.ir.attention import PagedAttention, signature_of
+from llmir.ir.attention import PagedAttention, spec_of
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.kernel_spec import GpuVariant
 from llmir.ir.module import model_info, ops_of
-from llmir.ir.signature import AttentionSignature, GpuVariant
 from llmir.plan import Plan
 from llmir.target import Target, TargetError
 from llmir.workload import DEFAULT
@@ -256,8 +257,8 @@ class TestPlanFiles:
 # ---- reading models for a GPU
 
 
-def signatures(module: Any) -> list[AttentionSignature]:
-    return [signature_of(op) for op in ops_of(module, PagedAttention)]
+def signatures(module: Any) -> list[AttentionSpec]:
+    return [spec_of(op) for op in ops_of(module, PagedAttention)]
 
 
 def load(folder: str, **fields: Any) -> Any:
@@ -271,7 +272,7 @@ def test_page_sizes_are_those_of_gpus(write_model: WriteModel) -> None:
 
 def test_an_fp8_cache_is_in_the_signature(write_model: WriteModel) -> None:
     [first, _] = signatures(load(write_model("llama"), kv_cache_dtype="fp8_e4m3"))
-    assert (first.quantized, first.element_type, first.sinks) == (True, "bf16", False)
+    assert (first.cache.quantized, first.dtype, first.sinks) == (True, "bf16", False)
 
 
 def test_head_counts_are_not_padded_as_on_a_cpu(write_model: WriteModel) -> None:
@@ -281,7 +282,7 @@ def test_head_counts_are_not_padded_as_on_a_cpu(write_model: WriteModel) -> None
 
 def test_sinks_are_in_the_signature(with_sinks: str) -> None:
     found = signatures(load(with_sinks, disable_hybrid_swa_memory=True))
-    assert [(s.sinks, s.window) for s in found] == [(True, 128), (True, 0)]
+    assert [(s.sinks, s.mask.window) for s in found] == [(True, 128), (True, 0)]
 
 
 def test_sinks_are_refused_on_a_cpu(with_sinks: str) -> None:

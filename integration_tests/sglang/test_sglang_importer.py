@@ -11,10 +11,10 @@ from llmir.errors import LlmirError, UnsupportedLayerError
 from llmir.frontends.sglang.importer import configure, import_module
 from llmir.frontends.sglang.offline import import_model
 from llmir.ir import ops
-from llmir.ir.attention import PagedAttention, signature_of
+from llmir.ir.attention import PagedAttention, spec_of
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.bindings import ir
 from llmir.ir.module import caches_of, decoder_of, model_info, ops_of
-from llmir.ir.signature import AttentionSignature
 from llmir.ir.text import parse, print_module
 
 
@@ -27,8 +27,8 @@ def counts(module: ir.Module) -> Counter[str]:
     return Counter(op.operation.name.removeprefix("llm.") for op in block.operations)
 
 
-def signatures(module: ir.Module) -> list[AttentionSignature]:
-    return [signature_of(op) for op in ops_of(module, PagedAttention)]
+def signatures(module: ir.Module) -> list[AttentionSpec]:
+    return [spec_of(op) for op in ops_of(module, PagedAttention)]
 
 
 def test_each_layer_is_one_op(write_model: WriteModel) -> None:
@@ -50,7 +50,7 @@ def test_each_layer_is_one_op(write_model: WriteModel) -> None:
 @pytest.mark.parametrize("page_size", [1, 24, 128])
 def test_attention_carries_its_signature(write_model: WriteModel, page_size: int) -> None:
     module = load(write_model("llama"), page_size=page_size)
-    assert signatures(module) == [AttentionSignature(4, 2, 64, "bf16", page_size, scale=64**-0.5)] * LAYERS
+    assert signatures(module) == [AttentionSpec.dense(4, 2, 64, "bf16", page_size, scale=64**-0.5)] * LAYERS
 
 
 def test_the_data_flow_is_the_models_own(write_model: WriteModel) -> None:
@@ -86,7 +86,7 @@ def test_importing_twice_gives_the_same_text(write_model: WriteModel) -> None:
 
 def test_cache_type_follows_the_models_dtype(write_model: WriteModel) -> None:
     module = load(write_model("llama"), dtype="float32")
-    assert {cache.element_type for cache in caches_of(module).values()} == {"f32"}
+    assert {cache.format.dtype for cache in caches_of(module).values()} == {"f32"}
 
 
 def test_attention_in_another_type_than_the_models_is_converted(
@@ -102,7 +102,7 @@ def test_attention_in_another_type_than_the_models_is_converted(
         )[0],
     )
     module = load(write_model("llama"))
-    assert {s.element_type for s in signatures(module)} == {"bf16"}
+    assert {s.dtype for s in signatures(module)} == {"bf16"}
     converted = [str(op.result.type) for op in ops_of(module, ops.Elementwise) if op.function.value == "convert"]
     assert sum("xbf16" in kind for kind in converted) == 4 * LAYERS, "query, key, value, and what the model casts back"
     assert sum("xf32" in kind for kind in converted) == 4 * LAYERS, "the model's own casts, and the result"
@@ -133,16 +133,16 @@ def test_qwen3_normalizes_queries_and_keys_by_head(write_model: WriteModel) -> N
 
 
 def test_sglangs_mistral_has_no_window(write_model: WriteModel) -> None:
-    assert [s.window for s in signatures(load(write_model("mistral")))] == [0] * LAYERS
+    assert [s.mask.window for s in signatures(load(write_model("mistral")))] == [0] * LAYERS
 
 
 def test_olmo3_attends_to_windows_by_turns(write_model: WriteModel) -> None:
-    assert [s.window for s in signatures(load(write_model("olmo3")))] == [128, 0]
+    assert [s.mask.window for s in signatures(load(write_model("olmo3")))] == [128, 0]
 
 
 def test_gemma2_caps_scores_and_alternates_windows(write_model: WriteModel) -> None:
     module = load(write_model("gemma2"))
-    assert [(s.window, s.soft_cap) for s in signatures(module)] == [(128, 50.0), (0, 50.0)]
+    assert [(s.mask.window, s.soft_cap) for s in signatures(module)] == [(128, 50.0), (0, 50.0)]
     assert ops_of(module, ops.Logits)[0].soft_cap.value == 30.0
     assert ops_of(module, ops.RMSNorm)[0].weight_offset.value == 1.0
 

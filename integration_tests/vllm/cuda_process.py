@@ -94,7 +94,7 @@ def serving(config: VllmConfig) -> dict[str, Any]:
         sizes = prepare_kernel_block_sizes(caches, groups)
         tensors = allocate_kv_cache(caches, torch.device("cpu"), layout, sizes)
     for name, tensor in tensors.items():
-        check_cache(name, tensor, plan.kernel_for(name).spec.signature)
+        check_cache(name, tensor, plan.kernel_for(name).spec.attention)
     return {
         "implementations": sorted({type(layer.impl).__name__ for layer in layers.values()}),
         "layout": layout.name,

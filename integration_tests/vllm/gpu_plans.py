@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from llmir.ir.signature import AttentionSignature, GpuVariant, KernelSpec, SharingCosts, StepPolicy
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.kernel_spec import GpuVariant, KernelSpec, SharingCosts, StepPolicy
 from llmir.plan import FORMAT, Plan, PlannedKernel
 from llmir.target import Target
 from llmir.workload import NAMED
@@ -18,10 +19,10 @@ VARIANTS = (
 ALWAYS_SHARED = SharingCosts(64, 16, 10.0, ((1, 10.0),), 0.0001, 16, 0.0001, 0.0, 1.0)
 
 
-def gpu_plan(*, sharing: bool = True, **signature: Any) -> Plan:
-    """A plan of two layers with one kernel, of this signature."""
-    facts = {"element_type": "bf16", "block_size": BLOCK, "scale": SCALE, "layout": "row", **signature}
-    spec = KernelSpec(AttentionSignature(HEADS, KV_HEADS, HEAD_SIZE, **facts), "sm_90", VARIANTS)
+def gpu_plan(*, sharing: bool = True, **attention: Any) -> Plan:
+    """A plan of two layers with one kernel, of this attention."""
+    facts = {"dtype": "bf16", "block_size": BLOCK, "scale": SCALE, "layout": "row", **attention}
+    spec = KernelSpec(AttentionSpec.dense(HEADS, KV_HEADS, HEAD_SIZE, **facts), "sm_90", VARIANTS)
     policy = StepPolicy(1, 64, 2, ALWAYS_SHARED if sharing else None)
     target = Target.named("cuda:sm_90")
     return Plan(
@@ -31,9 +32,9 @@ def gpu_plan(*, sharing: bool = True, **signature: Any) -> Plan:
         model="tiny",
         rank=0,
         world_size=1,
-        block_size=spec.signature.block_size,
+        block_size=spec.attention.cache.block_size,
         layout="row",
-        element_type=spec.signature.cache_type,
+        element_type=spec.attention.cache.dtype,
         fused=True,
         kernels=(PlannedKernel(spec.symbol, spec, policy, LAYERS, None),),
         decisions=(),

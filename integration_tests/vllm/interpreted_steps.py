@@ -1,7 +1,7 @@
 """Steps through vLLM's attention layer and llmir's backend for GPUs, in Triton's interpreter, as JSON.
 
 A program for a process of its own, with TRITON_INTERPRET=1. Argument: JSON of an attention layer's features, by the
-names of AttentionSignature. Prints the errors against float64 of a step of prompts and one of new tokens, and how many
+names of AttentionSpec. Prints the errors against float64 of a step of prompts and one of new tokens, and how many
 requests the second shared prefixes of.
 """
 
@@ -32,7 +32,7 @@ KEY_SCALE, VALUE_SCALE = 0.5, 0.25
 
 def main(features: dict[str, Any]) -> dict[str, Any]:
     plugin.register()
-    plan = gpu_plan(element_type="f16", **features)
+    plan = gpu_plan(dtype="f16", **features)
     quantized, window = bool(features.get("quantized")), features.get("window")
     sinks = torch.randn(HEADS, dtype=DTYPE) if features.get("sinks") else None
     with set_current_vllm_config(VllmConfig()):
@@ -62,15 +62,15 @@ def main(features: dict[str, Any]) -> dict[str, Any]:
     builder = LlmirGpuMetadataBuilder(spec, [layer.layer_name], config, CPU)
     cache = torch.zeros(BLOCKS, KV_HEADS, BLOCK, 2 * HEAD_SIZE, dtype=cache_dtype)
     stored = np.zeros((2, BLOCKS, KV_HEADS, BLOCK, HEAD_SIZE))
-    signature = plan.kernels[0].spec.signature
+    attention = plan.kernels[0].spec.attention
     # The second request's prompt begins after the prefix, which is the first one's.
-    prompts = step(layer, builder, cache, stored, signature, sinks, [40, 5], [40, 37])
-    tokens = step(layer, builder, cache, stored, signature, sinks, [1, 1], [41, 38])
+    prompts = step(layer, builder, cache, stored, attention, sinks, [40, 5], [40, 37])
+    tokens = step(layer, builder, cache, stored, attention, sinks, [1, 1], [41, 38])
     return {"prompts": prompts, "tokens": tokens, "shared": builder._planned.sharing.requests}
 
 
 def step(
-    layer: Any, builder: Any, cache: Any, stored: Any, signature: Any, sinks: Any, new: Any, lengths: Any
+    layer: Any, builder: Any, cache: Any, stored: Any, attention: Any, sinks: Any, new: Any, lengths: Any
 ) -> float:
     """The relative error of one step, padded with a request and tokens that are none."""
     starts = np.concatenate([[0], np.cumsum([*new, 0])]).astype(np.int32)
@@ -103,17 +103,17 @@ def step(
         ),
     )
     layer.impl.forward(layer, query, key, value, cache, metadata, output)
-    kept = [keep(tensor, scale, signature) for tensor, scale in ((key, KEY_SCALE), (value, VALUE_SCALE))]
+    kept = [keep(tensor, scale, attention) for tensor, scale in ((key, KEY_SCALE), (value, VALUE_SCALE))]
     reference.append_kv(*kept, slots, *stored)
     exact = reference.attention(
-        query.numpy(), *stored, TABLE, [*lengths, 0], starts, signature, None if sinks is None else sinks.numpy()
+        query.numpy(), *stored, TABLE, [*lengths, 0], starts, attention, None if sinks is None else sinks.numpy()
     )
     return reference.relative_error(output[:real].numpy(), exact[:real])
 
 
-def keep(tensor: torch.Tensor, scale: float, signature: Any) -> np.ndarray:
+def keep(tensor: torch.Tensor, scale: float, attention: Any) -> np.ndarray:
     """What a cache keeps of keys or values, as the numbers that it stands for."""
-    if not signature.quantized:
+    if not attention.cache.quantized:
         return tensor.double().numpy()
     return (tensor.float() / scale).to(torch.float8_e4m3fn).double().numpy() * scale
 

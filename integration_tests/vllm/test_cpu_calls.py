@@ -8,10 +8,10 @@ import torch
 
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.vllm.backend import LlmirAttentionImpl, LlmirMetadata
-from llmir.ir.signature import AttentionSignature
+from llmir.ir.attention_spec import AttentionSpec
 
 HEADS, KV_HEADS, SIZE, BLOCK, TOKENS = 4, 2, 64, 32, 3
-SIGNATURE = AttentionSignature(HEADS, KV_HEADS, SIZE, "f16", BLOCK, 0.125)
+SIGNATURE = AttentionSpec.dense(HEADS, KV_HEADS, SIZE, "f16", BLOCK, 0.125)
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def layer() -> Any:
     made = LlmirAttentionImpl(HEADS, SIZE, 0.125, KV_HEADS)
     made._layer = "layers.0"
     made._runner = SimpleNamespace(  # type: ignore[assignment]
-        spec=SimpleNamespace(signature=SIGNATURE), calls=calls, attend=lambda *call: calls.append(call)
+        spec=SimpleNamespace(attention=SIGNATURE), calls=calls, attend=lambda *call: calls.append(call)
     )
     return made
 

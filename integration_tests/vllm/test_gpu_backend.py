@@ -170,7 +170,7 @@ def test_a_layer_with_everything_is_served() -> None:
     sinks = torch.zeros(HEADS, dtype=torch.bfloat16)
     layer = attention(sinks=sinks, logits_soft_cap=30.0, per_layer_sliding_window=64)
     build(gpu_plan(sinks=True, soft_cap=30.0, window=64), layer)
-    assert runner_of(layer).spec.signature.sinks
+    assert runner_of(layer).spec.attention.sinks
 
 
 # ---- steps

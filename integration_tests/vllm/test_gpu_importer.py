@@ -10,7 +10,7 @@ from vllm.model_executor.models import llama
 
 from llmir.errors import LlmirError, UnsupportedLayerError
 from llmir.frontends.vllm.offline import import_model
-from llmir.ir.attention import PagedAttention, signature_of
+from llmir.ir.attention import PagedAttention, spec_of
 from llmir.ir.bindings import ir
 from llmir.ir.module import caches_of, model_info, ops_of
 from llmir.target import Target
@@ -36,8 +36,8 @@ def test_without_a_target_it_is_this_machine(write_model: WriteModel) -> None:
 @pytest.mark.parametrize("cache_dtype", ["fp8", "fp8_e4m3"])
 def test_an_fp8_cache_is_quantized(write_model: WriteModel, cache_dtype: str) -> None:
     module = load(write_model("llama"), kv_cache_dtype=cache_dtype)
-    assert {cache.element_type for cache in caches_of(module).values()} == {"f8E4M3FN"}
-    assert {(s.quantized, s.element_type) for s in [signature_of(op) for op in ops_of(module, PagedAttention)]} == {
+    assert {cache.format.dtype for cache in caches_of(module).values()} == {"f8E4M3FN"}
+    assert {(s.cache.quantized, s.dtype) for s in [spec_of(op) for op in ops_of(module, PagedAttention)]} == {
         (True, "bf16")
     }
 
@@ -66,7 +66,7 @@ def test_sinks_are_a_weight_of_the_layer(write_model: WriteModel, monkeypatch: p
     folder = write_model("llama")
     module = load(folder, tensor_parallel_size=2)
     layers = ops_of(module, PagedAttention)
-    assert [signature_of(op).sinks for op in layers] == [True] * LAYERS
+    assert [spec_of(op).sinks for op in layers] == [True] * LAYERS
     assert layers[0].sinks.name == "model.layers.0.self_attn.attn.sinks_of_model"
     assert layers[0].sinks.type.shards == 2
     with pytest.raises(UnsupportedLayerError, match="attention sinks"):

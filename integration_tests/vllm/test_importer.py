@@ -12,10 +12,10 @@ from llmir.errors import UnsupportedLayerError
 from llmir.frontends.vllm.importer import import_module
 from llmir.frontends.vllm.offline import configure
 from llmir.ir import ops
-from llmir.ir.attention import PagedAttention, signature_of
+from llmir.ir.attention import PagedAttention, spec_of
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.bindings import ir
 from llmir.ir.module import caches_of, decoder_of, model_info, ops_of
-from llmir.ir.signature import AttentionSignature
 from llmir.ir.text import parse, print_module
 
 
@@ -28,8 +28,8 @@ def counts(module: ir.Module) -> Counter[str]:
     return Counter(op.operation.name.removeprefix("llm.") for op in block.operations)
 
 
-def signatures(module: ir.Module) -> list[AttentionSignature]:
-    return [signature_of(op) for op in ops_of(module, PagedAttention)]
+def signatures(module: ir.Module) -> list[AttentionSpec]:
+    return [spec_of(op) for op in ops_of(module, PagedAttention)]
 
 
 def test_each_layer_is_one_op(write_model: WriteModel) -> None:
@@ -50,7 +50,7 @@ def test_each_layer_is_one_op(write_model: WriteModel) -> None:
 
 def test_attention_carries_its_signature(write_model: WriteModel) -> None:
     module = load(write_model("llama"))
-    assert signatures(module) == [AttentionSignature(4, 2, 64, "bf16", 128, scale=64**-0.5)] * LAYERS
+    assert signatures(module) == [AttentionSpec.dense(4, 2, 64, "bf16", 128, scale=64**-0.5)] * LAYERS
 
 
 def test_the_data_flow_is_the_models_own(write_model: WriteModel) -> None:
@@ -98,7 +98,7 @@ def test_importing_leaves_the_configuration_alone(write_model: WriteModel) -> No
 
 def test_cache_type_follows_the_models_dtype(write_model: WriteModel) -> None:
     module = load(write_model("llama"), dtype="float32")
-    assert {cache.element_type for cache in caches_of(module).values()} == {"f32"}
+    assert {cache.format.dtype for cache in caches_of(module).values()} == {"f32"}
 
 
 def test_a_rank_has_its_share(write_model: WriteModel) -> None:
@@ -122,12 +122,12 @@ def test_qwen3_normalizes_queries_and_keys_by_head(write_model: WriteModel) -> N
 
 
 def test_mistral_attends_to_a_window(write_model: WriteModel) -> None:
-    assert [s.window for s in signatures(load(write_model("mistral")))] == [128] * LAYERS
+    assert [s.mask.window for s in signatures(load(write_model("mistral")))] == [128] * LAYERS
 
 
 def test_gemma2_caps_scores_and_alternates_windows(write_model: WriteModel) -> None:
     module = load(write_model("gemma2"))
-    assert [(s.window, s.soft_cap) for s in signatures(module)] == [(128, 50.0), (0, 50.0)]
+    assert [(s.mask.window, s.soft_cap) for s in signatures(module)] == [(128, 50.0), (0, 50.0)]
     assert ops_of(module, ops.Logits)[0].soft_cap.value == 30.0
     assert ops_of(module, ops.RMSNorm)[0].weight_offset.value == 1.0
 

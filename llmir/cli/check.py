@@ -18,7 +18,7 @@ from llmir.cache import FOLDERS, KeptFolder, UntrustedError
 from llmir.cli import frameworks
 from llmir.cli.frameworks import Finding
 from llmir.errors import KernelError, LlmirError
-from llmir.frontends.common.support import ELEMENT_TYPES
+from llmir.ir.dtypes import QUERY_DTYPES
 
 #: Room for the kernels and plans of several models, some tens of kilobytes each.
 PROBE_BYTES = 1 << 20
@@ -125,6 +125,7 @@ def _openmp_library() -> str | None:
 def kernels() -> list[Finding]:
     """Whether a kernel of each cache dtype works here: one small step of each, compiled, run and compared."""
     from llmir import kernel_test
+    from llmir.ir.dtypes import DTYPES
     from llmir.target import Target
 
     library = _openmp_library()
@@ -133,10 +134,10 @@ def kernels() -> list[Finding]:
     if library is None or bindings().remedy:
         return [Finding("kernels", "not run: something above is missing")]
     findings = []
-    for dtype, element_type in ELEMENT_TYPES.items():
-        subject = f"kernel, {dtype}"
+    for name in QUERY_DTYPES:
+        subject = f"kernel, {DTYPES[name].torch}"
         try:
-            error = kernel_test.in_own_process(element_type, library)
+            error = kernel_test.in_own_process(name, library)
         except KernelError as failure:
             remedy = 'serve another dtype, or without llmir, and report this with the line "instruction set" above'
             findings.append(Finding(subject, str(failure), remedy))

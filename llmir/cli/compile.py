@@ -75,7 +75,7 @@ def compile_model(
     ] = None,
 ) -> None:
     """Compile a model for a machine and write the plan, as JSON, or the IR."""
-    from llmir.ir.signature import is_gpu
+    from llmir.ir.kernel_spec import is_gpu
     from llmir.target import Target
     from llmir.workload import Workload
 

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from llmir.ir.signature import is_gpu
+from llmir.ir.kernel_spec import is_gpu
 from llmir.plan import Decision, Plan
 from llmir.target import Target, TargetError
 

@@ -7,12 +7,11 @@ offset), ``block_table`` ``[requests, max_blocks]`` i32, ``query_start`` ``[requ
 """
 # No `from __future__ import annotations`: ext.py reads the annotations of these classes as objects.
 
-from dataclasses import asdict
 from typing import Any
 
-from llmir.errors import UnsupportedLayerError
 from llmir.ir import types
-from llmir.ir.attributes import Selection, Weight, to_python
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.attributes import AttentionSpecAttr, Selection
 from llmir.ir.base import (
     InvalidIRError,
     LLMOp,
@@ -25,67 +24,71 @@ from llmir.ir.base import (
     shape,
 )
 from llmir.ir.bindings import ext, ir
+from llmir.ir.cache_format import CacheFormat
 from llmir.ir.instruction_sets import INSTRUCTION_SETS
+from llmir.ir.kernel_spec import GPUS, KernelSpec, StepPolicy
 from llmir.ir.ops import check_weight
 from llmir.ir.ranges import policy_problems, spec_problems, tile_problems
-from llmir.ir.signature import (
-    ELEMENT_BYTES,
-    GPUS,
-    QUANTIZED_TYPE,
-    AttentionSignature,
-    KernelSpec,
-    StepPolicy,
-)
 from llmir.ir.types import PagedKVCache
+from llmir.ir.weight import Weight
 
 
-def check_cache(cache: ir.Value) -> PagedKVCache:
-    """Verify a cache's type and return it."""
+def check_cache(cache: ir.Value) -> CacheFormat:
+    """Verify a cache's type and return its format."""
     problem = types.problem(cache.type)
     require(problem is None, str(problem))
-    return cache.type
+    format: CacheFormat = cache.type.format
+    return format
 
 
-def check_heads(value: ir.Value, heads: int | None, head_size: int, what: str) -> None:
-    """Verify that a value is ``[tokens, heads, head_size]``."""
+def check_heads(value: ir.Value, heads: int, size: int, what: str) -> None:
+    """Verify that a value is ``[tokens, heads, size]``."""
     require(
-        same_shape(shape(value), [None, heads, head_size]),
-        f"{what} must be [tokens, {'heads' if heads is None else heads}, {head_size}] to fit the cache, "
-        f"but is {value.type}",
+        same_shape(shape(value), [None, heads, size]), f"{what} must be [tokens, {heads}, {size}], not {value.type}"
     )
 
 
 def check_append(op: Any) -> None:
     """What append_kv and fused_attention have in common."""
     cache = check_cache(op.cache)
-    for what in ("key", "value"):
-        check_heads(getattr(op, what), cache.kv_heads, cache.head_size, what)
+    check_heads(op.key, cache.num_kv_heads, cache.key_size, "key")
+    check_heads(op.value, cache.num_kv_heads, cache.value_size, "value")
     require(op.cache.type == op.new_cache.type, f"cache is {op.cache.type}, but new cache {op.new_cache.type}")
     require(
         same_extent(shape(op.key)[0], shape(op.slots)[0]), f"{op.key.type} needs one slot a token, not {op.slots.type}"
     )
 
 
+def read_spec(op: Any) -> AttentionSpec:
+    """The AttentionSpec of an op; InvalidIRError where its attribute holds none that holds together."""
+    try:
+        spec: AttentionSpec = op.attributes["spec"].record
+    except TypeError as error:
+        raise InvalidIRError(f"spec cannot be read: {error}") from error
+    problem = spec.cache.problem() or spec.problem()
+    require(problem is None, str(problem))
+    return spec
+
+
 def check_attention(op: Any) -> None:
     """What paged_attention and fused_attention have in common."""
-    cache = check_cache(op.cache)
-    check_heads(op.query, None, cache.head_size, "query")
-    heads = known(shape(op.query)[1], "number of query heads")
-    require(heads % cache.kv_heads == 0, f"{heads} query heads do not share {cache.kv_heads} KV heads evenly")
-    require(op.query.type == op.result.type, f"query is {op.query.type}, but result {op.result.type}")
-    require(op.scale.value > 0, f"scale must be positive, but is {op.scale.value}")
-    require(op.window.value >= 0, f"window must be 0 (none) or a number of tokens, but is {op.window.value}")
-    require(op.soft_cap.value >= 0, f"soft_cap must be 0 (none) or positive, but is {op.soft_cap.value}")
+    cache, spec = check_cache(op.cache), read_spec(op)
+    require(spec.cache == cache, f"spec is of {spec.cache}, but the cache {cache}")
+    check_heads(op.query, spec.num_heads, cache.key_size, "query")
+    check_heads(op.result, spec.num_heads, cache.value_size, "result")
+    for value in (op.query, op.result):
+        element_type = types.element_name(value.type)
+        require(element_type == spec.dtype, f"spec is of queries in {spec.dtype}, not {element_type}")
+    require(same_extent(shape(op.query)[0], shape(op.result)[0]), f"{op.query.type} has other tokens than the result")
+    require(spec.sinks == (op.sinks is not None), f"spec.sinks is {spec.sinks}, and the weight is {op.sinks}")
     if op.sinks is not None:
-        check_weight(op.sinks, [heads], "sinks")
-    if op.alibi is not None:
-        require(len(op.alibi) == heads, f"{len(op.alibi)} ALiBi slopes for {heads} query heads")
+        check_weight(op.sinks, [spec.num_heads], "sinks")
     if op.selection is not None:
-        check_selection(op.selection, cache.block_size, cache.layout)
+        check_selection(op.selection, cache)
 
 
-def check_selection(selection: Selection, block_size: int, layout: str) -> None:
-    """Verify that a selection reads as records whose numbers are in range, for blocks of that size in ``layout``."""
+def check_selection(selection: Selection, cache: CacheFormat) -> None:
+    """Verify that a selection reads as records whose numbers are in range, for blocks of ``cache``."""
     try:
         variants, policy = selection.variants, selection.policy
     except (TypeError, ValueError) as error:
@@ -95,7 +98,7 @@ def check_selection(selection: Selection, block_size: int, layout: str) -> None:
     require(len(variants) > 0, "a selection needs at least one variant")
     problems = policy_problems(policy)
     for variant in variants:
-        problems += tile_problems(variant, selection.isa, block_size, layout, f"variant {variant.name!r}")
+        problems += tile_problems(variant, selection.isa, cache, f"variant {variant.name!r}")
     require(not problems, "; ".join(problems))
 
 
@@ -118,11 +121,10 @@ class AppendKV(LLMOp, name="append_kv"):
 
 
 class PagedAttention(LLMOp, name="paged_attention", traits=[ext.Pure]):
-    """Attention of the step's queries over the cache; result ``[tokens, heads, head_size]``.
+    """Attention of the step's queries over the cache; result ``[tokens, heads, value_size]``.
 
-    ``scale`` multiplies query-key products; ``window`` counts tokens, the query's own included (0: all);
-    ``soft_cap`` c makes a score ``c * tanh(score / c)`` (0: off); ``sinks`` is a weight ``[heads]``, ``alibi``
-    a list of slopes, one a head; ``layer`` is the framework's name of the attention layer.
+    ``spec`` says what is computed; ``sinks`` is a weight ``[heads]``; ``layer`` is the framework's name of the
+    attention layer.
     """
 
     query: ext.Operand[Any]
@@ -131,13 +133,9 @@ class PagedAttention(LLMOp, name="paged_attention", traits=[ext.Pure]):
     query_start: ext.Operand[Any]
     sequence_lengths: ext.Operand[Any]
     layer: ir.StringAttr
-    scale: ir.FloatAttr
-    window: ir.IntegerAttr
-    soft_cap: ir.FloatAttr
+    spec: AttentionSpecAttr
     result: ext.Result[Any]
-    causal: ir.IntegerAttr = false_by_default()
     sinks = optional_attribute("sinks", Weight)
-    alibi = optional_attribute("alibi", ir.ArrayAttr)
     selection = optional_attribute("selection", Selection)
 
     def check(self) -> None:
@@ -156,14 +154,10 @@ class FusedAttention(LLMOp, name="fused_attention"):
     query_start: ext.Operand[Any]
     sequence_lengths: ext.Operand[Any]
     layer: ir.StringAttr
-    scale: ir.FloatAttr
-    window: ir.IntegerAttr
-    soft_cap: ir.FloatAttr
+    spec: AttentionSpecAttr
     result: ext.Result[Any]
     new_cache: ext.Result[PagedKVCache]
-    causal: ir.IntegerAttr = false_by_default()
     sinks = optional_attribute("sinks", Weight)
-    alibi = optional_attribute("alibi", ir.ArrayAttr)
     selection = optional_attribute("selection", Selection)
     kernel = optional_attribute("kernel", ir.FlatSymbolRefAttr)
 
@@ -174,8 +168,8 @@ class FusedAttention(LLMOp, name="fused_attention"):
             # Bytecode verifies a function before its module is whole: text.verify looks for missing kernels.
             kernel = find_kernel(self, self.kernel.value)
             require(
-                kernel is None or to_python(kernel.attributes["signature"]) == asdict(signature_of(self)),
-                f"kernel @{self.kernel.value} is made for another signature than layer {self.layer}",
+                kernel is None or kernel.attributes["spec"] == self.spec,
+                f"kernel @{self.kernel.value} is made for another spec than layer {self.layer}",
             )
 
 
@@ -210,7 +204,7 @@ class LatentAttention(LLMOp, name="latent_attention"):
         rope = known(shape(self.rope_key)[-1], "size of the rotary key")
         value = known(shape(self.result)[-1], "size of a value")
         require(
-            cache.kv_heads == 1 and cache.head_size == latent + rope,
+            cache.num_kv_heads == 1 and cache.key_size == latent + rope,
             f"the cache must hold one head of {latent} + {rope} elements, but is {self.cache.type}",
         )
         check_weight(self.expand, [heads * (width - rope + value), latent], "expand")
@@ -218,10 +212,10 @@ class LatentAttention(LLMOp, name="latent_attention"):
 
 
 class Kernel(LLMOp, name="kernel"):
-    """A kernel function of the module: what ``fused_attention`` of one signature calls."""
+    """A kernel function of the module: what ``fused_attention`` of one spec calls."""
 
     sym_name: ir.StringAttr
-    signature: ir.DictAttr
+    spec: AttentionSpecAttr
     selection: Selection
 
     def check(self) -> None:
@@ -239,54 +233,18 @@ def find_kernel(op: Any, name: str) -> Any:
     return None
 
 
-def signature_of(op: Any) -> AttentionSignature:
-    """The signature of a paged_attention or fused_attention op.
-
-    Raises UnsupportedLayerError for what a signature cannot say: bidirectional attention, ALiBi, and element types
-    that no target has a kernel for.
-    """
-    layer, cache = op.layer.value, op.cache.type
-    quantized = cache.element_type == QUANTIZED_TYPE
-    element_type: Any = str(op.query.type.element_type) if quantized else cache.element_type
-    if not op.causal.value:
-        raise UnsupportedLayerError(layer, "only causal attention has a kernel")
-    if op.alibi is not None:
-        raise UnsupportedLayerError(layer, "ALiBi has no kernel")
-    if cache.element_type not in (*ELEMENT_BYTES, QUANTIZED_TYPE):
-        raise UnsupportedLayerError(layer, f"a KV cache of {cache.element_type} has no kernel")
-    return AttentionSignature(
-        num_heads=known(shape(op.query)[1], "number of query heads"),
-        num_kv_heads=cache.kv_heads,
-        head_size=cache.head_size,
-        element_type=element_type,
-        block_size=cache.block_size,
-        scale=op.scale.value,
-        window=op.window.value,
-        soft_cap=op.soft_cap.value,
-        layout=cache.layout,
-        quantized=quantized,
-        sinks=op.sinks is not None,
-    )
-
-
-def read_signature(attribute: ir.DictAttr) -> AttentionSignature:
-    """The signature a dictionary attribute holds; InvalidIRError where it holds none that a kernel can have."""
-    try:
-        signature = AttentionSignature(**to_python(attribute))
-    except TypeError as error:
-        raise InvalidIRError(f"signature cannot be read: {error}") from error
-    require(
-        signature.layout in types.LAYOUTS and signature.layout != "logical",
-        f"a kernel needs a decided cache layout, but this one has {signature.layout!r}",
-    )
-    return signature
+def spec_of(op: Any) -> AttentionSpec:
+    """The spec of a paged_attention, fused_attention or kernel op."""
+    spec: AttentionSpec = op.attributes["spec"].record
+    return spec
 
 
 def kernel_spec(op: Any) -> KernelSpec:
     """The KernelSpec of a llm.kernel op; InvalidIRError where its attributes do not hold one."""
-    signature, selection = read_signature(op.attributes["signature"]), op.attributes["selection"]
-    check_selection(selection, signature.block_size, signature.layout)
-    spec = KernelSpec(signature, selection.isa, selection.variants)
+    attention, selection = read_spec(op), op.attributes["selection"]
+    require(attention.cache.layout != "logical", "a kernel needs a decided cache layout, but this one has 'logical'")
+    check_selection(selection, attention.cache)
+    spec = KernelSpec(attention, selection.isa, selection.variants)
     problems = spec_problems(spec, f"kernel @{op.attributes['sym_name'].value}")
     require(not problems, "; ".join(problems))
     return spec

@@ -1,15 +1,17 @@
-"""Attributes of the ``llm`` dialect, and the way between Python values and MLIR attributes."""
+"""Attributes of the ``llm`` dialect that hold records, and the way between Python values and MLIR attributes."""
 # No `from __future__ import annotations`: ext.py reads the annotations of these classes as objects.
 
 import numbers
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
-from llmir.ir import types
+from llmir.ir import records
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.base import LLMAttribute
 from llmir.ir.bindings import ir
-from llmir.ir.signature import SharingCosts, StepPolicy, Variants, variants_of
+from llmir.ir.cache_format import CacheFormat
+from llmir.ir.kernel_spec import StepPolicy, Variants
 
 
 def to_attribute(value: Any) -> ir.Attribute:
@@ -50,38 +52,6 @@ def to_python(attribute: ir.Attribute) -> Any:
     raise TypeError(f"{attribute} has no Python value")
 
 
-class Weight(LLMAttribute, name="weight"):
-    """A parameter by name and type, never its data: ``#llm.weight<"model.norm.weight", tensor<576xbf16>>``."""
-
-    symbol: ir.StringAttr
-    kind: ir.TypeAttr
-
-    @classmethod
-    def build(cls, name: str, type: ir.Type) -> "Weight":
-        """``type`` is a tensor, a ShardedTensor or a QuantizedTensor."""
-        return cls.get(ir.StringAttr.get(name), types.checked(type))
-
-    @property
-    def name(self) -> str:
-        """The framework's name of the parameter."""
-        return self.symbol.value
-
-    @property
-    def type(self) -> ir.Type:
-        """The parameter's type."""
-        return self.kind.value
-
-    @property
-    def shape(self) -> list[int | None]:
-        """Shape as it lies on this rank."""
-        return types.local_shape(self.type)
-
-    @property
-    def element_type(self) -> str:
-        """Name of the stored element type."""
-        return types.element_name(self.type)
-
-
 class Selection(LLMAttribute, name="selection"):
     """What kernel selection decided for an attention op: instruction set, variants, run-time conditions."""
 
@@ -106,17 +76,45 @@ class Selection(LLMAttribute, name="selection"):
     @property
     def variants(self) -> Variants:
         """Tile sizes of each variant; TypeError where the attribute does not hold them."""
-        return variants_of(to_python(self.tiles))
+        variants: Variants = records.read(Variants, to_python(self.tiles), "variants")
+        return variants
 
     @property
     def policy(self) -> StepPolicy:
         """Run-time conditions; TypeError where the attribute does not hold them."""
-        policy = StepPolicy(**to_python(self.conditions))
-        return policy if policy.sharing is None else replace(policy, sharing=_sharing_costs(policy.sharing))
+        policy: StepPolicy = records.read(StepPolicy, to_python(self.conditions), "policy")
+        return policy
 
 
-def _sharing_costs(record: Any) -> SharingCosts:
-    """The record that a dictionary holds; its points come as lists."""
-    costs = SharingCosts(**record)
-    points: Any = costs.cached_key
-    return replace(costs, cached_key=tuple((tokens, time) for tokens, time in points))
+class CacheFormatAttr(LLMAttribute, name="cache_format"):
+    """A CacheFormat: ``#llm.cache_format<{block_size = 16 : i64, dtype = "bf16", ...}>``."""
+
+    fields: ir.DictAttr
+
+    @classmethod
+    def build(cls, format: CacheFormat) -> "CacheFormatAttr":
+        """The attribute of a record."""
+        return cls.get(to_attribute(asdict(format)))
+
+    @property
+    def record(self) -> CacheFormat:
+        """The record; TypeError where the attribute does not hold one."""
+        format: CacheFormat = records.read(CacheFormat, to_python(self.fields), "cache format")
+        return format
+
+
+class AttentionSpecAttr(LLMAttribute, name="attention_spec"):
+    """An AttentionSpec: ``#llm.attention_spec<{cache = {...}, dtype = "bf16", ...}>``."""
+
+    fields: ir.DictAttr
+
+    @classmethod
+    def build(cls, spec: AttentionSpec) -> "AttentionSpecAttr":
+        """The attribute of a record."""
+        return cls.get(to_attribute(asdict(spec)))
+
+    @property
+    def record(self) -> AttentionSpec:
+        """The record; TypeError where the attribute does not hold one."""
+        spec: AttentionSpec = records.read(AttentionSpec, to_python(self.fields), "attention spec")
+        return spec

@@ -12,9 +12,13 @@ from itertools import accumulate
 from typing import Any
 
 from llmir.ir import attention, ops, types
-from llmir.ir.attributes import Selection, Weight, to_attribute
-from llmir.ir.base import shape
+from llmir.ir.attention_spec import AttentionSpec, Mask, ScoreStage
+from llmir.ir.attributes import AttentionSpecAttr, Selection, to_attribute
+from llmir.ir.base import known, shape
 from llmir.ir.bindings import ir
+from llmir.ir.weight import Weight
+
+_CAUSAL = Mask()
 
 
 def _like(value: ir.Value, new_shape: Sequence[int | None], element_type: str | None = None) -> ir.Type:
@@ -106,16 +110,6 @@ def append_kv(cache: ir.Value, key: ir.Value, value: ir.Value, slots: ir.Value, 
     ).new_cache
 
 
-def _attention_attributes(layer: str, scale: float, causal: bool, window: int, soft_cap: float) -> dict[str, Any]:
-    return {
-        "layer": to_attribute(layer),
-        "scale": to_attribute(float(scale)),
-        "causal": to_attribute(causal),
-        "window": to_attribute(window),
-        "soft_cap": to_attribute(float(soft_cap)),
-    }
-
-
 def paged_attention(
     query: ir.Value,
     cache: ir.Value,
@@ -125,62 +119,49 @@ def paged_attention(
     *,
     layer: str,
     scale: float,
-    causal: bool = True,
-    window: int = 0,
-    soft_cap: float = 0.0,
+    mask: Mask = _CAUSAL,
+    score_stages: Sequence[ScoreStage] = (),
     sinks: Weight | None = None,
-    alibi: Sequence[float] | None = None,
-    selection: Selection | None = None,
 ) -> ir.Value:
-    """Attention of query ``[tokens, heads, head_size]`` over the cache; see ops' PagedAttention for the rest."""
+    """Attention of query ``[tokens, heads, key_size]`` over the cache: ``[tokens, heads, value_size]``.
+
+    ``sinks`` ``[heads]``; see AttentionSpec for the rest.
+    """
+    tokens, heads, _ = shape(query)
+    format, dtype = cache.type.format, types.element_name(query.type)
+    spec = AttentionSpec(
+        known(heads, "number of query heads"), dtype, float(scale), format, mask, tuple(score_stages), sinks is not None
+    )
     op = attention.PagedAttention(
         query=query,
         cache=cache,
         block_table=block_table,
         query_start=query_start,
         sequence_lengths=sequence_lengths,
-        **_attention_attributes(layer, scale, causal, window, soft_cap),
-        result=query.type,
+        layer=to_attribute(layer),
+        spec=AttentionSpecAttr.build(spec),
+        result=_like(query, [tokens, heads, format.value_size]),
     )
-    return _set(op, sinks=sinks, alibi=alibi, selection=selection).result
+    return _set(op, sinks=sinks).result
 
 
-def fused_attention(
-    query: ir.Value,
-    key: ir.Value,
-    value: ir.Value,
-    cache: ir.Value,
-    slots: ir.Value,
-    block_table: ir.Value,
-    query_start: ir.Value,
-    sequence_lengths: ir.Value,
-    *,
-    layer: str,
-    scale: float,
-    causal: bool = True,
-    window: int = 0,
-    soft_cap: float = 0.0,
-    sinks: Weight | None = None,
-    alibi: Sequence[float] | None = None,
-    selection: Selection | None = None,
-    kernel: str | None = None,
-) -> attention.FusedAttention:
-    """append_kv and paged_attention as one op, which is returned: its results are ``result`` and ``new_cache``."""
+def fused_attention(append: attention.AppendKV, attend: attention.PagedAttention) -> attention.FusedAttention:
+    """``append``, and then ``attend``, as one op, which is returned: its results are ``result`` and ``new_cache``."""
     op = attention.FusedAttention(
-        query=query,
-        key=key,
-        value=value,
-        cache=cache,
-        slots=slots,
-        block_table=block_table,
-        query_start=query_start,
-        sequence_lengths=sequence_lengths,
-        **_attention_attributes(layer, scale, causal, window, soft_cap),
-        result=query.type,
-        new_cache=cache.type,
+        query=attend.query,
+        key=append.key,
+        value=append.value,
+        cache=append.cache,
+        slots=append.slots,
+        block_table=attend.block_table,
+        query_start=attend.query_start,
+        sequence_lengths=attend.sequence_lengths,
+        layer=attend.layer,
+        spec=attend.spec,
+        result=attend.result.type,
+        new_cache=append.cache.type,
     )
-    _set(op, sinks=sinks, alibi=alibi, selection=selection)
-    return _set(op, kernel=None if kernel is None else ir.FlatSymbolRefAttr.get(kernel))
+    return _set(op, sinks=attend.sinks)
 
 
 def latent_attention(
@@ -219,10 +200,10 @@ def latent_attention(
 
 
 def kernel(spec: Any, policy: Any) -> attention.Kernel:
-    """A module-level kernel op for a KernelSpec and a StepPolicy (``llmir.ir.signature``), named ``spec.symbol``."""
+    """A module-level kernel op for a KernelSpec and a StepPolicy (``llmir.ir.kernel_spec``), named ``spec.symbol``."""
     return attention.Kernel(
         sym_name=to_attribute(spec.symbol),
-        signature=to_attribute(spec.to_json()["signature"]),
+        spec=AttentionSpecAttr.build(spec.attention),
         selection=Selection.build(isa=spec.isa, variants=spec.variants, policy=policy),
     )
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmir.ir import types
-from llmir.ir.attributes import to_attribute, to_python
+from llmir.ir.attributes import AttentionSpecAttr, to_attribute, to_python
 from llmir.ir.bindings import func, ir
+from llmir.ir.cache_format import CacheFormat
 from llmir.ir.types import PagedKVCache
 
 #: What every layer of a step shares: name, shape (None: known when it runs), element type.
@@ -172,14 +173,25 @@ def caches_of(module: Any) -> dict[str, PagedKVCache]:
     return caches
 
 
-def retype_caches(module: Any, change: Callable[[str, PagedKVCache], PagedKVCache]) -> None:
-    """Give every cache the type ``change(layer, type)``: the decoder's arguments and all that derives from them."""
+def reformat_caches(module: Any, change: Callable[[str, CacheFormat], CacheFormat]) -> None:
+    """Give every layer's cache the format ``change(layer, format)``: the decoder's arguments, and all types and specs
+    that say it again."""
+
+    def retype(layer: str, value: Any) -> None:
+        kind = value.type
+        value.set_type(PagedKVCache.build(change(layer, kind.format), max_length=kind.max_length))
+
     function = decoder_of(module)
     for argument, labels in zip(function.arguments, function.arg_attrs, strict=True):
         if "llm.layer" in labels:
-            argument.set_type(change(labels["llm.layer"].value, argument.type))
+            retype(labels["llm.layer"].value, argument)
     for op in function.entry_block.operations:
+        attributes = op.operation.attributes
         for result in op.operation.results:
             if isinstance(result.type, PagedKVCache):
-                result.set_type(change(op.attributes["layer"].value, result.type))
+                retype(attributes["layer"].value, result)
+        if "spec" in attributes:
+            spec = attributes["spec"].record
+            cache = change(attributes["layer"].value, spec.cache)
+            attributes["spec"] = AttentionSpecAttr.build(replace(spec, cache=cache))
     _set_function_type(function, [a.type for a in function.arguments], list(function.type.results))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmir.ir import build, types
 from llmir.ir.bindings import ir
+from llmir.ir.cache_format import CacheFormat
 from llmir.ir.dialect import context
 from llmir.ir.module import ModelInfo, decoder, new_module
 
@@ -13,7 +14,7 @@ LAYER = "attention"
 
 def attention_module(
     name: str,
-    element_type: str,
+    dtype: str,
     num_heads: int,
     num_kv_heads: int,
     head_size: int,
@@ -30,15 +31,10 @@ def attention_module(
         with decoder(module) as d:
             heads = {"query": num_heads, "key": num_kv_heads, "value": num_kv_heads}
             query, key, value = (
-                d.input(name, types.tensor([None, count, head_size], element_type)) for name, count in heads.items()
+                d.input(name, types.tensor([None, count, head_size], dtype)) for name, count in heads.items()
             )
-            cache_type = types.PagedKVCache.build(
-                element_type=element_type,
-                kv_heads=num_kv_heads,
-                head_size=head_size,
-                block_size=block_size,
-                max_length=max_length,
-            )
+            format = CacheFormat(dtype, num_kv_heads, head_size, head_size, block_size)
+            cache_type = types.PagedKVCache.build(format, max_length=max_length)
             cache = build.append_kv(d.cache(LAYER, cache_type), key, value, d.slots, layer=LAYER)
             step = (d.block_table, d.query_start, d.sequence_lengths)
             d.output(build.paged_attention(query, cache, *step, layer=LAYER, scale=head_size**-0.5))

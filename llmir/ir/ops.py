@@ -11,9 +11,9 @@ from math import prod
 from typing import Any
 
 from llmir.ir import types
-from llmir.ir.attributes import Weight
 from llmir.ir.base import LLMOp, false_by_default, optional_attribute, require, same_extent, same_shape, shape
 from llmir.ir.bindings import ext, ir
+from llmir.ir.weight import Weight
 
 #: Activations that read the gate from the first half of their input and the value from the second.
 GATED_ACTIVATIONS = ("silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul", "relu_and_mul", "sigmoid_and_mul")

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from llmir.ir.attention_spec import QUANTIZED_DTYPE, AttentionSpec, SoftCap
+from llmir.ir.cache_format import CacheFormat, packed_layout
+from llmir.ir.dtypes import QUERY_DTYPES
 from llmir.ir.instruction_sets import INSTRUCTION_SETS, lanes_of
-from llmir.ir.signature import (
-    ELEMENT_BYTES,
+from llmir.ir.kernel_spec import (
     GPUS,
     HEAD_SIZES,
-    AttentionSignature,
     CpuVariant,
     GpuVariant,
     Isa,
@@ -23,10 +24,12 @@ from llmir.ir.signature import (
     SharingCosts,
     StepPolicy,
     is_gpu,
-    packed_layout,
     padded,
 )
 
+#: What GPUs' kernels take: element types that tensor cores multiply, heads of whole rows of them.
+GPU_DTYPES = ("bf16", "f16")
+GPU_HEAD_SIZES = tuple(range(16, max(HEAD_SIZES) + 1, 16))
 #: Work items and block tables are of int32.
 MOST_INT32 = (1 << 31) - 1
 #: Far above any model's, and below what products of sizes would overflow with.
@@ -75,15 +78,18 @@ _COST = _Range(_LEAST_COST, _MOST_COST, real=True)
 _COST_OR_NONE = _Range(0, _MOST_COST, real=True)
 _COUNT = _Range(0, MOST_INT32)
 
-_SIGNATURE = {
+_ATTENTION = {
     "num_heads": _Range(1, _MOST_HEADS),
-    "num_kv_heads": _Range(1, _MOST_HEADS),
-    "head_size": _Range(1, max(HEAD_SIZES)),
-    "block_size": _Range(1, _MOST_BLOCK),
     "scale": _Range(2.0**-20, 2.0**10, real=True),
-    "window": _COUNT,
     "soft_cap": _Range(2.0**-10, 2.0**20, real=True, or_zero=True),
 }
+_CACHE = {
+    "num_kv_heads": _Range(1, _MOST_HEADS),
+    "key_size": _Range(1, max(HEAD_SIZES)),
+    "value_size": _Range(1, max(HEAD_SIZES)),
+    "block_size": _Range(1, _MOST_BLOCK),
+}
+_MASK = {"window": _COUNT}
 _VARIANT = {"max_tokens": _Range(1, MOST_INT32), "key_chunk": _Range(1, _MOST_CHUNK)}
 _CPU_VARIANT = {
     **_VARIANT,
@@ -134,10 +140,8 @@ def _curve_problems(costs: SharingCosts, where: str) -> list[str]:
     return [] if tokens == sorted(tokens) else [f"{where} is {points}, and its tokens must ascend"]
 
 
-def tile_problems(
-    variant: CpuVariant | GpuVariant, isa: str, block_size: int, layout: str, where: str = "variant"
-) -> list[str]:
-    """What is wrong with the tiles of one variant, by themselves and for blocks of ``block_size`` in ``layout``."""
+def tile_problems(variant: CpuVariant | GpuVariant, isa: str, cache: CacheFormat, where: str = "variant") -> list[str]:
+    """What is wrong with the tiles of one variant, by themselves and for the blocks of ``cache``."""
     if isinstance(variant, GpuVariant) != is_gpu(isa):
         return [f"{where} is of a {'CPU' if is_gpu(isa) else 'GPU'}, and the kernel is for {isa}"]
     if isinstance(variant, GpuVariant):
@@ -154,24 +158,25 @@ def tile_problems(
         sums = variant.row_tile * getattr(variant, name)
         if sums > _MOST_SUMS:
             problems.append(f"{where}.row_tile x {name} is {sums}, and must be {_MOST_SUMS} or less")
-    if layout != "row" and not _whole(variant.key_chunk, block_size):
+    if cache.layout != "row" and not _whole(variant.key_chunk, cache.block_size):
         problems.append(
-            f"{where}.key_chunk is {variant.key_chunk}, and must divide the block size {block_size}, or be a multiple "
-            f"of it"
+            f"{where}.key_chunk is {variant.key_chunk}, and must divide the block size {cache.block_size}, or be a "
+            f"multiple of it"
         )
     return problems
 
 
 def spec_problems(spec: KernelSpec, where: str = "spec") -> list[str]:
-    """What is wrong with a kernel: its signature, its variants, and whether they go together."""
-    s, at = spec.signature, f"{where}.signature"
+    """What is wrong with a kernel: its attention, its variants, and whether they go together."""
+    s, at = spec.attention, f"{where}.attention"
     known = (*INSTRUCTION_SETS, *GPUS)
     if spec.isa not in known:
         return [f"{where}.isa is {spec.isa!r}, and must be one of {', '.join(known)}"]
-    problems = _outside(s, _SIGNATURE, at)
+    problems = _outside(s, _ATTENTION, at) + _outside(s.mask, _MASK, f"{at}.mask")
+    problems += _outside(s.cache, _CACHE, f"{at}.cache")
     if problems:
         return problems
-    problems += _signature_problems(s, spec.isa, at)
+    problems += _attention_problems(s, spec.isa, at)
     if not spec.variants or len({variant.name for variant in spec.variants}) < len(spec.variants):
         problems.append(
             f"{where}.variants are {[v.name for v in spec.variants]}, and must be one at least of each name"
@@ -179,7 +184,7 @@ def spec_problems(spec: KernelSpec, where: str = "spec") -> list[str]:
     variants: tuple[CpuVariant | GpuVariant, ...] = (*spec.cpu_variants, *spec.gpu_variants)
     for number, variant in enumerate(variants):
         here = f"{where}.variants[{number}]"
-        found = tile_problems(variant, spec.isa, s.block_size, s.layout, here)
+        found = tile_problems(variant, spec.isa, s.cache, here)
         if not found and not problems:
             found = _fit_problems(spec, variant, here)
         problems += found
@@ -195,47 +200,59 @@ def step_problems(spec: KernelSpec, policy: StepPolicy, where: str = "kernel") -
     return problems
 
 
-def _signature_problems(s: AttentionSignature, isa: Isa, at: str) -> list[str]:
-    """Whether an instruction set or a GPU has kernels for a signature whose numbers are in range."""
-    types: tuple[str, ...] = ("bf16", "f16")
-    layouts: tuple[str, ...] = ("row",)
-    sizes = tuple(range(16, max(HEAD_SIZES) + 1, 16))
-    problems = []
-    if s.num_heads % s.num_kv_heads:
-        problems.append(f"{at}.num_heads is {s.num_heads}, and must be a multiple of num_kv_heads, {s.num_kv_heads}")
-    if not is_gpu(isa):
-        types, layouts, sizes = tuple(ELEMENT_BYTES), (packed_layout(s.element_type), "row"), HEAD_SIZES
-        for name in ("quantized", "sinks"):
-            if getattr(s, name):
-                problems.append(f"{at}.{name} is true, and must be false on a CPU ({isa})")
-    choices: dict[str, tuple[Any, ...]] = {"element_type": types, "layout": layouts, "head_size": sizes}
-    for name, allowed in choices.items():
-        if getattr(s, name) not in allowed:
-            words = " or ".join(map(repr, allowed)) if len(allowed) < 3 else f"one of {allowed}"
-            problems.append(f"{at}.{name} is {getattr(s, name)!r}, and must be {words} on {isa}")
-    if not is_gpu(isa) and s.layout != "row" and s.block_size % s.key_group(isa):
+def _attention_problems(s: AttentionSpec, isa: Isa, at: str) -> list[str]:
+    """Whether an instruction set or a GPU has kernels for attention whose numbers are in range."""
+    cache, on_gpu = s.cache, is_gpu(isa)
+    caches = {(s.dtype, "none"), (QUANTIZED_DTYPE, "layer")} if on_gpu else {(s.dtype, "none")}
+    problems = (
+        []
+        if s.num_heads % s.num_kv_heads == 0
+        else [f"{at}.num_heads is {s.num_heads}, and must be a multiple of num_kv_heads, {s.num_kv_heads}"]
+    )
+    problems += _not_among(
+        (f"{at}.mask.causal", s.mask.causal, (True,)),
+        (f"{at}.score_stages", s.score_stages, ((), (SoftCap(s.soft_cap),))),
+        (f"{at}.sinks", s.sinks, (False, True) if on_gpu else (False,)),
+        (f"{at}.dtype", s.dtype, GPU_DTYPES if on_gpu else QUERY_DTYPES),
+        (f"{at}.cache's dtype and scales", (cache.dtype, cache.scales), tuple(sorted(caches))),
+        (f"{at}.cache.layout", cache.layout, ("row",) if on_gpu else (packed_layout(s.dtype), "row")),
+        (f"{at}.cache.key_size", cache.key_size, GPU_HEAD_SIZES if on_gpu else HEAD_SIZES),
+        (f"{at}.cache.value_size", cache.value_size, (cache.key_size,)),
+        on=isa,
+    )
+    if not on_gpu and cache.layout != "row" and cache.block_size % cache.key_group(isa):
         problems.append(
-            f"{at}.block_size is {s.block_size}, and must hold whole groups of {s.key_group(isa)} keys on {isa}, or "
-            f"the layout be 'row'"
+            f"{at}.cache.block_size is {cache.block_size}, and must hold whole groups of {cache.key_group(isa)} keys "
+            f"on {isa}, or the layout be 'row'"
         )
     return problems
 
 
+def _not_among(*fields: tuple[str, Any, tuple[Any, ...]], on: str) -> list[str]:
+    """The fields (name, value, what is allowed on ``on``) whose value is not allowed."""
+    problems = []
+    for name, value, allowed in fields:
+        if value not in allowed:
+            words = " or ".join(map(repr, allowed)) if len(allowed) < 3 else f"one of {allowed}"
+            problems.append(f"{name} is {value!r}, and must be {words} on {on}")
+    return problems
+
+
 def _fit_problems(spec: KernelSpec, variant: CpuVariant | GpuVariant, where: str) -> list[str]:
-    """Whether a variant's tiles fit the kernel's signature, all of them in range."""
-    s = spec.signature
+    """Whether a variant's tiles fit the kernel's attention, all of them in range."""
+    s = spec.attention
     if isinstance(variant, GpuVariant):
         rows = variant.max_tokens * s.queries_per_kv
         if rows <= variant.row_tile:
             return []
         return [f"{where}.max_tokens x queries of a KV head is {rows}, and must fit row_tile, {variant.row_tile}"]
     problems = []
-    lanes, group = lanes_of(spec.isa), s.key_group(spec.isa)
+    lanes, group = lanes_of(spec.isa), s.cache.key_group(spec.isa)
     tile = variant.key_vectors * lanes
-    if s.layout != "row" and not _whole(tile, s.block_size):
+    if s.cache.layout != "row" and not _whole(tile, s.cache.block_size):
         problems.append(
             f"{where}.key_vectors is {variant.key_vectors}, and as many vectors of {lanes} keys must divide the block "
-            f"size {s.block_size}, or be a multiple of it"
+            f"size {s.cache.block_size}, or be a multiple of it"
         )
     if variant.key_chunk % tile or tile % group:
         problems.append(
@@ -253,11 +270,11 @@ def _fit_problems(spec: KernelSpec, variant: CpuVariant | GpuVariant, where: str
 
 def _stack_bytes(spec: KernelSpec, variant: CpuVariant) -> int:
     """At most so many bytes of an item's scratch: rows of queries and outputs, a tile's scores, gathered keys."""
-    s = spec.signature
+    s = spec.attention
     rows = -(-variant.max_tokens * s.queries_per_kv // variant.row_tile) * variant.row_tile
     of_row = 4 * (2 * s.head_size + 2 * lanes_of(spec.isa) + 1)
     of_tile = variant.row_tile * 4 * (2 * variant.key_chunk + lanes_of(spec.isa))
-    gathered = variant.key_chunk * s.key_bytes if s.layout == "row" else 0
+    gathered = variant.key_chunk * s.cache.token_head_bytes if s.cache.layout == "row" else 0
     return rows * of_row + of_tile + gathered
 
 

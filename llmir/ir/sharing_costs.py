@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from llmir.ir.signature import SharingCosts
+from llmir.ir.kernel_spec import SharingCosts
 
 Rows = NDArray[np.integer]
 Tokens = int | NDArray[np.integer]

@@ -1,7 +1,7 @@
 """The types of the ``llm`` dialect, each with a builder and readers in Python values.
 
 =========================================================================================  ==================
-``!llm.paged_kv_cache<bf16, [kv_heads, head_size, block_size, max_length], "layout">``      PagedKVCache
+``!llm.paged_kv_cache<#llm.cache_format<{...}>, max_length>``                               PagedKVCache
 ``!llm.sharded_tensor<tensor<..>, dim, shards, index>``                                     ShardedTensor
 ``!llm.quantized_tensor<i8, [shape], symmetric, axis, group>``                              QuantizedTensor
 =========================================================================================  ==================
@@ -12,27 +12,21 @@ Builders raise ValueError, and every op that uses the type repeats the check wit
 # No `from __future__ import annotations`: ext.py reads the annotations of these classes as objects.
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from llmir.ir.attributes import CacheFormatAttr
 from llmir.ir.base import LLMType
 from llmir.ir.bindings import ir
-from llmir.ir.instruction_sets import INSTRUCTION_SETS
-from llmir.ir.signature import ELEMENT_BYTES
+from llmir.ir.cache_format import CacheFormat
+from llmir.ir.dtypes import DTYPES, WEIGHT_STORAGE
 
 _T = TypeVar("_T", bound=ir.Type)
-
-ELEMENT_NAMES = ("bf16", "f16", "f32", "f64", "f8E4M3FN", "f8E5M2", "i1", "i4", "i8", "i16", "i32", "i64")
-CACHE_ELEMENT_NAMES = (*ELEMENT_BYTES, "f8E4M3FN", "f8E5M2", "i8")
-QUANTIZED_STORAGE_NAMES = ("i4", "i8", "f8E4M3FN", "f8E5M2")
-LAYOUTS = ("logical", "row", "lane", "pair")
-#: Keys that sit side by side in one vector of a packed layout (see AttentionSignature).
-_PACKED_KEYS = dict.fromkeys(("lane", "pair"), min(one.lanes for one in INSTRUCTION_SETS.values()))
 
 
 def element(name: str) -> ir.Type:
     """The MLIR type called ``name`` (``bf16``, ``f32``, ``i64`` ...); ValueError for another name."""
-    if name not in ELEMENT_NAMES:
-        raise ValueError(f"unknown element type {name!r}; known are {', '.join(ELEMENT_NAMES)}")
+    if name not in DTYPES:
+        raise ValueError(f"unknown element type {name!r}; known are {', '.join(DTYPES)}")
     return ir.Type.parse(name)
 
 
@@ -58,84 +52,34 @@ def _are_i64(attributes: Sequence[ir.Attribute]) -> bool:
 class PagedKVCache(LLMType, name="paged_kv_cache"):
     """One layer's KV cache on one rank, in blocks (vLLM's word; SGLang's page)."""
 
-    element: ir.TypeAttr
-    sizes: ir.ArrayAttr
-    arrangement: ir.StringAttr
+    described: CacheFormatAttr
+    longest: ir.IntegerAttr
 
     @classmethod
-    def build(
-        cls,
-        *,
-        element_type: str,
-        kv_heads: int,
-        head_size: int,
-        block_size: int,
-        max_length: int,
-        layout: str = "logical",
-    ) -> "PagedKVCache":
-        """The type; ``block_size`` and ``max_length`` are in tokens. ValueError where an invariant fails."""
-        sizes = _integers([kv_heads, head_size, block_size, max_length])
-        return checked(cls.get(element(element_type), sizes, ir.StringAttr.get(layout)))
-
-    def replace(self, **changes: Any) -> "PagedKVCache":
-        """The same type with some of the values of :meth:`build` changed."""
-        values: dict[str, Any] = {
-            "element_type": self.element_type,
-            "kv_heads": self.kv_heads,
-            "head_size": self.head_size,
-            "block_size": self.block_size,
-            "max_length": self.max_length,
-            "layout": self.layout,
-        }
-        return type(self).build(**{**values, **changes})
+    def build(cls, format: CacheFormat, *, max_length: int) -> "PagedKVCache":
+        """The type; ``max_length`` is in tokens. ValueError where an invariant fails."""
+        return checked(cls.get(CacheFormatAttr.build(format), _integer(max_length)))
 
     @property
-    def element_type(self) -> str:
-        """Name of the stored element type."""
-        return str(self.element.value)
-
-    @property
-    def kv_heads(self) -> int:
-        """KV heads on this rank."""
-        return self.sizes[0].value
-
-    @property
-    def head_size(self) -> int:
-        """Elements of one head's key, and of its value."""
-        return self.sizes[1].value
-
-    @property
-    def block_size(self) -> int:
-        """Tokens in a block."""
-        return self.sizes[2].value
+    def format(self) -> CacheFormat:
+        """How the cache lies in memory; TypeError where the type does not say it."""
+        return self.described.record
 
     @property
     def max_length(self) -> int:
         """Longest sequence, in tokens."""
-        return self.sizes[3].value
-
-    @property
-    def layout(self) -> str:
-        """How a page is arranged; ``logical`` until a pass has decided."""
-        return self.arrangement.value
+        return self.longest.value
 
     def problem(self) -> str | None:
         """The invariant that does not hold, in words."""
-        if len(self.sizes) != 4 or not _are_i64(list(self.sizes)):
-            return f"a KV cache has the four i64 sizes [kv_heads, head_size, block_size, max_length], not {self.sizes}"
-        for name in ("kv_heads", "head_size", "block_size", "max_length"):
-            if getattr(self, name) <= 0:
-                return f"{name} of a KV cache must be positive, not {getattr(self, name)}"
-        if self.element_type not in CACHE_ELEMENT_NAMES:
-            return f"a KV cache holds {', '.join(CACHE_ELEMENT_NAMES)}, not {self.element_type}"
-        if self.layout not in LAYOUTS:
-            return f"unknown KV cache layout {self.layout!r}; known are {', '.join(LAYOUTS)}"
-        packed = _PACKED_KEYS.get(self.layout, 1)
-        if self.block_size % packed:
-            return f"layout {self.layout!r} needs a block size divisible by {packed}, not {self.block_size}"
-        if self.layout == "pair" and self.head_size % 2:
-            return f"layout 'pair' needs an even head size, not {self.head_size}"
-        return None
+        if not isinstance(self.described, CacheFormatAttr) or not _are_i64([self.longest]):
+            return f"a KV cache has a format and a maximum length of i64, not {self}"
+        if self.max_length <= 0:
+            return f"max_length of a KV cache must be positive, not {self.max_length}"
+        try:
+            return self.format.problem()
+        except TypeError as error:
+            return str(error)
 
 
 class ShardedTensor(LLMType, name="sharded_tensor"):
@@ -251,8 +195,8 @@ class QuantizedTensor(LLMType, name="quantized_tensor"):
         """The invariant that does not hold, in words."""
         if not _are_i64([*self.extents, self.grouped_axis, self.group_extent]):
             return f"shape, axis and group of a quantized tensor are i64, not {self}"
-        if self.storage not in QUANTIZED_STORAGE_NAMES:
-            return f"a quantized tensor is stored as {', '.join(QUANTIZED_STORAGE_NAMES)}, not {self.storage}"
+        if self.storage not in WEIGHT_STORAGE:
+            return f"a quantized tensor is stored as {', '.join(WEIGHT_STORAGE)}, not {self.storage}"
         shape = [extent.value for extent in self.extents]
         if not shape or min(shape) <= 0:
             return f"the shape of a quantized tensor must be positive, not {shape}"
@@ -295,7 +239,7 @@ def local_shape(kind: ir.Type) -> list[int | None]:
 def element_name(kind: ir.Type) -> str:
     """Name of the element type of a tensor, sharded tensor, quantized tensor or KV cache."""
     if isinstance(kind, PagedKVCache):
-        return kind.element_type
+        return kind.format.dtype
     if isinstance(kind, ShardedTensor):
         return element_name(kind.tensor)
     if isinstance(kind, QuantizedTensor):

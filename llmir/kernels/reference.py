@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmir.ir.signature import AttentionSignature, ElementType, Isa
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.cache_format import CacheFormat
+from llmir.ir.dtypes import DTYPES
+from llmir.ir.kernel_spec import Isa
 
 Array = NDArray[Any]
 
 #: Query rows that are worked on at once, so that a long prefill's float64 scores fit in memory.
 _ROWS_AT_ONCE = 256
-
-#: numpy dtype that stores one element of a cache.
-STORAGE: dict[str, type] = {"bf16": np.uint16, "f16": np.float16, "f32": np.float32}
 
 
 def bf16_bits(values: Array) -> NDArray[np.uint16]:
@@ -40,11 +40,11 @@ def bf16_values(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (np.asarray(bits, np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
-def encode(values: Array, element_type: ElementType) -> Array:
-    """Round float32 ``values`` to ``element_type``; returns an array of ``STORAGE[element_type]``."""
-    if element_type == "bf16":
+def encode(values: Array, dtype: str) -> Array:
+    """Round float32 ``values`` to ``dtype``; returns an array of what stores it, see dtypes.py."""
+    if dtype == "bf16":
         return bf16_bits(values)
-    return np.asarray(values).astype(STORAGE[element_type])
+    return np.asarray(values).astype(DTYPES[dtype].storage)
 
 
 def decode(stored: Array) -> NDArray[np.float64]:
@@ -79,7 +79,7 @@ def attention(
     block_table: Array,
     seq_lens: Array,
     query_start: Array,
-    signature: AttentionSignature,
+    spec: AttentionSpec,
     sinks: Array | None = None,
 ) -> NDArray[np.float64]:
     """Causal attention of every new token over its request's paged KV cache, in float64.
@@ -99,37 +99,37 @@ def attention(
         for row in range(begin, end, _ROWS_AT_ONCE):
             rows = slice(row, min(row + _ROWS_AT_ONCE, end))
             positions = np.arange(rows.start, rows.stop) + seq_len - end
-            first = max(0, int(positions[0]) - signature.window + 1) if signature.window else 0
+            first = max(0, int(positions[0]) - spec.mask.window + 1) if spec.mask.window else 0
             seen = np.arange(first, int(positions[-1]) + 1)
-            blocks, offsets = block_table[request, seen // signature.block_size], seen % signature.block_size
+            blocks, offsets = block_table[request, seen // spec.cache.block_size], seen % spec.cache.block_size
             keys = decode(key_cache[blocks, :, offsets])  # [keys, KV heads, head size]
             values = decode(value_cache[blocks, :, offsets])
-            visible = _visible(positions, seen, signature)
-            output[rows] = _attend(decode(query[rows]), keys, values, visible, signature, sinks)
+            visible = _visible(positions, seen, spec)
+            output[rows] = _attend(decode(query[rows]), keys, values, visible, spec, sinks)
     return output
 
 
-def _visible(positions: Array, seen: Array, signature: AttentionSignature) -> NDArray[np.bool_]:
+def _visible(positions: Array, seen: Array, spec: AttentionSpec) -> NDArray[np.bool_]:
     """Which of the keys at ``seen`` the queries at ``positions`` may attend to: ``[queries, keys]``."""
     distance = positions[:, None] - seen[None, :]
     visible = distance >= 0
-    return visible & (distance < signature.window) if signature.window else visible
+    return visible & (distance < spec.mask.window) if spec.mask.window else visible
 
 
 def _attend(
-    query: Array, keys: Array, values: Array, visible: Array, signature: AttentionSignature, sinks: Array | None
+    query: Array, keys: Array, values: Array, visible: Array, spec: AttentionSpec, sinks: Array | None
 ) -> NDArray[np.float64]:
-    """Softmax attention of one request: query ``[queries, heads, head_size]``, keys ``[keys, KV heads, ...]``."""
+    """Softmax spec of one request: query ``[queries, heads, head_size]``, keys ``[keys, KV heads, ...]``."""
     num_new, num_heads, head_size = query.shape
-    grouped = query.reshape(num_new, signature.num_kv_heads, signature.queries_per_kv, head_size)
-    scores = np.einsum("qhgd,khd->hgqk", grouped, keys, optimize=True) * signature.scale
-    if signature.soft_cap:
-        scores = signature.soft_cap * np.tanh(scores / signature.soft_cap)
+    grouped = query.reshape(num_new, spec.num_kv_heads, spec.queries_per_kv, head_size)
+    scores = np.einsum("qhgd,khd->hgqk", grouped, keys, optimize=True) * spec.scale
+    if spec.soft_cap:
+        scores = spec.soft_cap * np.tanh(scores / spec.soft_cap)
     scores = np.where(visible, scores, -np.inf)
     highest = scores.max(axis=-1, keepdims=True)
     sink_weights = 0.0
     if sinks is not None:
-        sink = decode(sinks).reshape(signature.num_kv_heads, signature.queries_per_kv, 1, 1)
+        sink = decode(sinks).reshape(spec.num_kv_heads, spec.queries_per_kv, 1, 1)
         highest = np.maximum(highest, sink)
         sink_weights = np.exp(sink - highest)
     weights = np.exp(scores - highest)
@@ -137,37 +137,37 @@ def _attend(
     return np.einsum("hgqk,khd->qhgd", weights, values, optimize=True).reshape(num_new, num_heads, head_size)
 
 
-def pack_pages(key_cache: Array, value_cache: Array, signature: AttentionSignature, isa: Isa) -> Array:
-    """Bring logical keys and values into the pages of ``signature.layout``, in any dtype.
+def pack_pages(key_cache: Array, value_cache: Array, cache: CacheFormat, isa: Isa) -> Array:
+    """Bring logical keys and values into the pages of ``cache.layout``, in any dtype.
 
     ``key_cache``, ``value_cache``: ``[num_blocks, num_kv_heads, block_size, head_size]``. Returns
     ``[num_blocks, num_kv_heads, 2 * block_size * head_size]``, contiguous.
     """
     outer, (size, dims) = key_cache.shape[:2], key_cache.shape[2:]
-    if signature.layout == "logical":  # every slot's key with its value behind it
+    if cache.layout == "logical":  # every slot's key with its value behind it
         return np.concatenate([key_cache, value_cache], axis=-1).reshape(*outer, -1)
     keys, values = key_cache, value_cache
-    group = 1 if signature.layout == "row" else signature.key_group(isa)
-    if signature.layout == "lane":
+    group = 1 if cache.layout == "row" else cache.key_group(isa)
+    if cache.layout == "lane":
         keys = key_cache.reshape(*outer, size // group, group, dims).swapaxes(-1, -2)
-    elif signature.layout == "pair":
+    elif cache.layout == "pair":
         keys = key_cache.reshape(*outer, size // group, group, dims // 2, 2).swapaxes(-2, -3)
         values = value_cache.reshape(*outer, size // 2, 2, dims).swapaxes(-1, -2)
     return np.concatenate([keys.reshape(*outer, -1), values.reshape(*outer, -1)], axis=-1)
 
 
-def unpack_pages(pages: Array, signature: AttentionSignature, isa: Isa) -> tuple[Array, Array]:
+def unpack_pages(pages: Array, cache: CacheFormat, isa: Isa) -> tuple[Array, Array]:
     """The inverse of :func:`pack_pages`: ``(key_cache, value_cache)``."""
-    outer, size, dims = pages.shape[:2], signature.block_size, signature.head_size
+    outer, size, dims = pages.shape[:2], cache.block_size, cache.key_size
     logical = (*outer, size, dims)
-    if signature.layout == "logical":
+    if cache.layout == "logical":
         key_cache, value_cache = np.split(pages.reshape(*outer, size, 2 * dims), 2, axis=-1)
         return np.ascontiguousarray(key_cache), np.ascontiguousarray(value_cache)
     keys, values = np.split(pages.reshape(*outer, 2 * size * dims), 2, axis=-1)
-    group = 1 if signature.layout == "row" else signature.key_group(isa)
-    if signature.layout == "lane":
+    group = 1 if cache.layout == "row" else cache.key_group(isa)
+    if cache.layout == "lane":
         keys = keys.reshape(*outer, size // group, dims, group).swapaxes(-1, -2)
-    elif signature.layout == "pair":
+    elif cache.layout == "pair":
         keys = keys.reshape(*outer, size // group, dims // 2, group, 2).swapaxes(-2, -3)
         values = values.reshape(*outer, size // 2, dims, 2).swapaxes(-1, -2)
     return np.ascontiguousarray(keys.reshape(logical)), np.ascontiguousarray(values.reshape(logical))

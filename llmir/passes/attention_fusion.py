@@ -38,23 +38,7 @@ def fuse(op: PagedAttention, rewriter: Any) -> bool | None:
     if append is None:
         return True  # no match
     with rewriter.ip, op.location:
-        fused = build.fused_attention(
-            op.query,
-            append.key,
-            append.value,
-            append.cache,
-            append.slots,
-            op.block_table,
-            op.query_start,
-            op.sequence_lengths,
-            layer=op.layer.value,
-            scale=op.scale.value,
-            causal=op.causal.value,
-            window=op.window.value,
-            soft_cap=op.soft_cap.value,
-            sinks=op.sinks,
-            alibi=None if op.alibi is None else [slope.value for slope in op.alibi],
-        )
+        fused = build.fused_attention(append, op)
     rewriter.replace_op(op, [fused.result])
     append.new_cache.replace_all_uses_with(fused.new_cache)
     rewriter.erase_op(append)

@@ -10,15 +10,15 @@ that pieces of any size stream, as on GPUs, only the first kind of cost is left.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmir.errors import LlmirError
-from llmir.ir.attention import PagedAttention, signature_of
+from llmir.ir.attention import PagedAttention, spec_of
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.bindings import ir
-from llmir.ir.module import model_info, ops_of, retype_caches
+from llmir.ir.module import model_info, ops_of, reformat_caches
 from llmir.ir.remarks import Remark, add_remark
-from llmir.ir.signature import AttentionSignature
 from llmir.passes.kernel_model import KernelModel
 from llmir.passes.kernels_of_target import kernel_model
 from llmir.passes.model_cost import ModelCost
@@ -78,7 +78,7 @@ class BlockCost:
 
 def block_cost(
     block_size: int,
-    layers: Sequence[AttentionSignature],
+    layers: Sequence[AttentionSpec],
     model: ModelCost,
     workload: Workload,
     target: Target,
@@ -95,20 +95,20 @@ def block_cost(
     kernels, figures, batch = kernel_model(target), target.figures, workload.concurrency
     starts_per_step = batch / workload.mean_output_tokens
     padding = workload.mean_padding_tokens(block_size)
-    signatures = [kernels.laid_out(layer, block_size) for layer in layers]
-    pieces = [kernels.piece_bytes(signature) for signature in signatures]
+    specs = [kernels.laid_out(layer, block_size) for layer in layers]
+    pieces = [kernels.piece_bytes(attention) for attention in specs]
     read_bytes = read_seconds = prefill_seconds = gather_seconds = padding_bytes = 0.0
-    for signature, piece in zip(signatures, pieces, strict=True):
-        prefill = kernels.prefill(signature)
-        layer_bytes = batch * workload.mean_decode_tokens(signature.window) * signature.token_bytes
+    for attention, piece in zip(specs, pieces, strict=True):
+        prefill = kernels.prefill(attention)
+        layer_bytes = batch * workload.mean_decode_tokens(attention.mask.window) * attention.cache.token_bytes
         read_bytes += layer_bytes
         read_seconds += layer_bytes / figures.piece_rate(piece)
-        keys = starts_per_step * workload.mean_prefill_keys(signature.window)
-        row_key = kernels.row_key_seconds(signature, prefill)
-        prefill_seconds += keys * signature.num_heads * row_key / figures.threads
-        gathered = layer_bytes + keys / prefill.max_tokens * signature.token_bytes
-        gather_seconds += gathered * kernels.gather_seconds(signature) / figures.threads
-        padding_bytes += batch * padding * signature.token_bytes
+        keys = starts_per_step * workload.mean_prefill_keys(attention.mask.window)
+        row_key = kernels.row_key_seconds(attention, prefill)
+        prefill_seconds += keys * attention.num_heads * row_key / figures.threads
+        gathered = layer_bytes + keys / prefill.max_tokens * attention.cache.token_bytes
+        gather_seconds += gathered * kernels.gather_seconds(attention) / figures.threads
+        padding_bytes += batch * padding * attention.cache.token_bytes
     share = padding / (workload.mean_decode_tokens() + padding)
     recomputed = workload.mean_recomputed_tokens(block_size)
     return BlockCost(
@@ -148,11 +148,13 @@ class BlockSizing:
 
     def __call__(self, module: ir.Operation, _pass: Any = None) -> None:
         info = model_info(module)
-        attention = ops_of(module, PagedAttention)
-        if not attention:
+        layers = {op.layer.value: spec_of(op) for op in ops_of(module, PagedAttention)}
+        if not layers:
             raise LlmirError(f"{info.model} has no attention over a paged KV cache: there is nothing to compile")
-        layers = [signature_of(op) for op in attention]
-        current = layers[0].block_size
+        for layer, spec in layers.items():
+            self.kernels.check(layer, spec)
+        specs = list(layers.values())
+        current = specs[0].cache.block_size
         candidates = [size for size in info.allowed_block_sizes if size > 0]
         if info.block_size_fixed:
             candidates = sorted({current, *candidates})
@@ -160,11 +162,11 @@ class BlockSizing:
             allowed = ", ".join(map(str, info.allowed_block_sizes)) or "none"
             raise LlmirError(f"no block size that {info.framework} allows ({allowed}) holds a token")
         model = ModelCost.of(module)
-        costs = [block_cost(size, layers, model, self.workload, self.target) for size in candidates]
+        costs = [block_cost(size, specs, model, self.workload, self.target) for size in candidates]
         best = cheapest(costs, self.error)
         chosen = next(cost for cost in costs if cost.block_size == current) if info.block_size_fixed else best
-        retype_caches(module, lambda _layer, cache: cache.replace(block_size=chosen.block_size))
-        reading = self.kernels.reading(self.kernels.laid_out(layers[0], chosen.block_size))
+        reformat_caches(module, lambda _layer, cache: replace(cache, block_size=chosen.block_size))
+        reading = self.kernels.reading(self.kernels.laid_out(specs[0], chosen.block_size))
         add_remark(module, self._remark(chosen, best, costs, reading, fixed=info.block_size_fixed))
 
     def _remark(

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from llmir.ir import sharing_costs
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.kernel_spec import KernelVariant, SharingCosts
 from llmir.ir.sharing_costs import Rows
-from llmir.ir.signature import AttentionSignature, KernelVariant, SharingCosts
 from llmir.passes.block_sizing import FIGURES_ERROR
 from llmir.passes.kernels_of_target import kernel_model
 from llmir.target import Target
@@ -25,9 +26,7 @@ BATCHES = (2, 4, 8, 16, 32, 64, 128, 256)
 LENGTHS = (1024, 4096, 16384)
 
 
-def costs_on(
-    target: Target, signature: AttentionSignature, decode: KernelVariant, prefill: KernelVariant
-) -> SharingCosts:
+def costs_on(target: Target, attention: AttentionSpec, decode: KernelVariant, prefill: KernelVariant) -> SharingCosts:
     """What reading a part of one KV head's cache costs; ``least_tokens`` is one block, and one chunk of keys.
 
     Reading: as decode reads pages of this size with all threads at work. From a cache: requests follow one another,
@@ -35,25 +34,25 @@ def costs_on(
     its softmax steps. A row: it leaves two states, of the shared part and of its own, as if its request had been split.
     """
     kernels, figures = kernel_model(target), target.figures
-    gather = signature.key_bytes * kernels.gather_seconds(signature)
+    gather = attention.cache.token_head_bytes * kernels.gather_seconds(attention)
 
     def read(bandwidth: float) -> float:
-        return (signature.key_bytes * figures.threads / bandwidth + gather) * 1e9
+        return (attention.cache.token_head_bytes * figures.threads / bandwidth + gather) * 1e9
 
-    read_key = read(figures.piece_rate(kernels.piece_bytes(signature)))
+    read_key = read(figures.piece_rate(kernels.piece_bytes(attention)))
     # Neither is a smaller working set slower than a larger one, nor a cache than memory: something disturbed it.
     times = (read(rate) for _, rate in reversed(figures.cached_bandwidth))
     cached = reversed(list(accumulate(times, min, initial=read_key))[1:])
-    sizes = (working_set // signature.token_bytes for working_set, _ in figures.cached_bandwidth)
-    split = kernels.split_seconds(signature) / signature.queries_per_kv
+    sizes = (working_set // attention.cache.token_bytes for working_set, _ in figures.cached_bandwidth)
+    split = kernels.split_seconds(attention) / attention.queries_per_kv
     return SharingCosts(
-        most_rows=prefill.max_tokens * signature.queries_per_kv // 2,
-        least_tokens=max(signature.block_size, prefill.key_chunk),
+        most_rows=prefill.max_tokens * attention.queries_per_kv // 2,
+        least_tokens=max(attention.cache.block_size, prefill.key_chunk),
         read_key=read_key,
         cached_key=tuple(zip(sizes, cached, strict=True)),
-        tile_key=kernels.tile_key_seconds(signature, prefill) * 1e9,
-        decode_rows=decode.max_tokens * signature.queries_per_kv,
-        decode_row_key=kernels.decode_row_key_seconds(signature, decode, prefill) * 1e9,
+        tile_key=kernels.tile_key_seconds(attention, prefill) * 1e9,
+        decode_rows=decode.max_tokens * attention.queries_per_kv,
+        decode_row_key=kernels.decode_row_key_seconds(attention, decode, prefill) * 1e9,
         row=(2 * split + kernels.merge_seconds) * 1e9,
         margin=MARGIN,
     )
@@ -63,7 +62,7 @@ def costs_on(
 class BreakEven:
     """The break-even of requests that decode one token each, by their number."""
 
-    signature: AttentionSignature
+    attention: AttentionSpec
     row_tile: int
     """Of the prefill variant, by which a shared part is read."""
     costs: SharingCosts
@@ -75,7 +74,7 @@ class BreakEven:
 
         What a token gains does not fall with their number, and what rows cost is the same for any.
         """
-        sizes = range(self.signature.block_size, self.longest + 1, self.signature.block_size)
+        sizes = range(self.attention.cache.block_size, self.longest + 1, self.attention.cache.block_size)
         found = bisect_left(sizes, True, key=lambda tokens: self._pays(requests, tokens))
         return sizes[found] if found < len(sizes) else None
 
@@ -99,11 +98,11 @@ class BreakEven:
         tokens = self.curve[requests]
         point: dict[str, Any] = {
             "decoding_requests": requests,
-            "rows": requests * self.signature.queries_per_kv,
+            "rows": requests * self.attention.queries_per_kv,
             "from_tokens": "never" if tokens is None else tokens,
         }
         if tokens is not None:
-            point["from_kb_a_layer"] = tokens * self.signature.token_bytes / 1024
+            point["from_kb_a_layer"] = tokens * self.attention.cache.token_bytes / 1024
         for length in LENGTHS:
             if length <= self.longest:
                 alone, shared = self.nanoseconds(requests, length)
@@ -111,7 +110,7 @@ class BreakEven:
         return point
 
     def _rows(self, requests: int) -> Rows:
-        return np.full(requests, self.signature.queries_per_kv)
+        return np.full(requests, self.attention.queries_per_kv)
 
     def _pays(self, requests: int, tokens: int) -> bool:
         return bool(sharing_costs.pays(self.costs, tokens, self._rows(requests), self.row_tile)[0])

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.cache_format import Layout
 from llmir.ir.instruction_sets import INSTRUCTION_SETS, lanes_of
-from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature, CacheLayout, CpuVariant
+from llmir.ir.kernel_spec import CpuVariant
 from llmir.passes import tiles
 from llmir.passes.kernel_model import TILE_EFFICIENCY, KernelModel
 
@@ -23,52 +25,52 @@ class CpuKernels(KernelModel[CpuVariant]):
     merge_seconds = 30e-9
     calls_saved_by_fusion = 1
 
-    def _problem(self, signature: AttentionSignature) -> str | None:
-        if signature.sinks:
+    def _problem(self, attention: AttentionSpec) -> str | None:
+        if attention.sinks:
             return "attention sinks have no kernel on a CPU"
-        return f"a KV cache of {signature.cache_type} has no kernel on a CPU" if signature.quantized else None
+        return f"a KV cache of {attention.cache.dtype} has no kernel on a CPU" if attention.cache.quantized else None
 
-    def layout(self, element_type: str, block_size: int) -> CacheLayout:
-        return tiles.layout(self.target.isa, element_type, block_size)
+    def layout(self, dtype: str, block_size: int) -> Layout:
+        return tiles.layout(self.target.isa, dtype, block_size)
 
-    def decode(self, signature: AttentionSignature) -> CpuVariant:
-        return tiles.decode_variant(signature, self.target.isa)
+    def decode(self, attention: AttentionSpec) -> CpuVariant:
+        return tiles.decode_variant(attention, self.target.isa)
 
-    def prefill(self, signature: AttentionSignature) -> CpuVariant:
-        return tiles.prefill_variant(signature, self.target.isa)
+    def prefill(self, attention: AttentionSpec) -> CpuVariant:
+        return tiles.prefill_variant(attention, self.target.isa)
 
-    def piece_bytes(self, signature: AttentionSignature) -> int:
+    def piece_bytes(self, attention: AttentionSpec) -> int:
         """The keys that decode reads before it goes on elsewhere: those of a piece (see CpuVariant), or of a page.
 
         Of a "row" cache, the rows on their way: they lie in many places, but memory is asked for all of them at once,
         as it is for the lines of a contiguous piece.
         """
-        if signature.layout == "row":
+        if attention.cache.layout == "row":
             keys = tiles.ROWS_AHEAD
         else:
-            keys = min(signature.block_size, self.decode(signature).prefetch)
-        return keys * signature.head_size * ELEMENT_BYTES[signature.element_type]
+            keys = min(attention.cache.block_size, self.decode(attention).prefetch)
+        return keys * attention.cache.key_bytes
 
-    def gather_seconds(self, signature: AttentionSignature) -> float:
-        return tiles.GATHER_FLOPS / self.figures.f32_rate if signature.layout == "row" else 0.0
+    def gather_seconds(self, attention: AttentionSpec) -> float:
+        return tiles.GATHER_FLOPS / self.figures.f32_rate if attention.cache.layout == "row" else 0.0
 
-    def row_key_seconds(self, signature: AttentionSignature, prefill: CpuVariant) -> float:
-        flops = 4 * signature.head_size * (1 + tiles.SOFTMAX_KEYS / prefill.key_chunk)
-        return flops / self._rate(signature)
+    def row_key_seconds(self, attention: AttentionSpec, prefill: CpuVariant) -> float:
+        flops = 4 * attention.head_size * (1 + tiles.SOFTMAX_KEYS / prefill.key_chunk)
+        return flops / self._rate(attention)
 
-    def decode_row_key_seconds(self, signature: AttentionSignature, decode: CpuVariant, prefill: CpuVariant) -> float:
-        return DECODE_ROW * self.row_key_seconds(signature, prefill) / TILE_EFFICIENCY
+    def decode_row_key_seconds(self, attention: AttentionSpec, decode: CpuVariant, prefill: CpuVariant) -> float:
+        return DECODE_ROW * self.row_key_seconds(attention, prefill) / TILE_EFFICIENCY
 
-    def _rate(self, signature: AttentionSignature) -> float:
-        pairs = signature.element_type == "bf16" and INSTRUCTION_SETS[self.target.isa].multiplies_pairs
+    def _rate(self, attention: AttentionSpec) -> float:
+        pairs = attention.dtype == "bf16" and INSTRUCTION_SETS[self.target.isa].multiplies_pairs
         return self.figures.bf16_rate if pairs else self.figures.f32_rate
 
     def split_bandwidth(self) -> float:
         return self.figures.read_bandwidth
 
-    def split_seconds(self, signature: AttentionSignature) -> float:
+    def split_seconds(self, attention: AttentionSpec) -> float:
         """Its rows' states written and read once, and one random access to begin at."""
-        state_bytes = 4 * signature.queries_per_kv * (2 * lanes_of(self.target.isa) + signature.head_size)
+        state_bytes = 4 * attention.queries_per_kv * (2 * lanes_of(self.target.isa) + attention.head_size)
         piece, rate = self.figures.piece_bandwidth[0]
         access = self.figures.threads * max(0.0, piece / rate - piece / self.figures.read_bandwidth_all)
         return 2 * state_bytes / self.figures.read_bandwidth + access
@@ -82,24 +84,24 @@ class CpuKernels(KernelModel[CpuVariant]):
     def describe_tile(self, variant: CpuVariant) -> str:
         return f"{variant.row_tile} rows x {variant.key_vectors} vectors"
 
-    def numbers(self, signature: AttentionSignature, decode: CpuVariant, prefill: CpuVariant) -> dict[str, Any]:
-        flops_per_key = 4 * signature.queries_per_kv * signature.head_size
+    def numbers(self, attention: AttentionSpec, decode: CpuVariant, prefill: CpuVariant) -> dict[str, Any]:
+        flops_per_key = 4 * attention.queries_per_kv * attention.head_size
         return {
             "decode_registers": _registers(decode),
             "prefill_registers": _registers(prefill),
             "registers": INSTRUCTION_SETS[self.target.isa].registers,
             "prefill_loads_per_product": tiles.loads_per_product(prefill.row_tile, prefill.key_vectors),
-            "decode_read_ns_per_key": signature.key_bytes / self.figures.read_bandwidth * 1e9,
-            "decode_multiply_ns_per_key": flops_per_key / self._rate(signature) * 1e9,
+            "decode_read_ns_per_key": attention.cache.token_head_bytes / self.figures.read_bandwidth * 1e9,
+            "decode_multiply_ns_per_key": flops_per_key / self._rate(attention) * 1e9,
             "l1_kb": self.target.cache_bytes(1) / 1024,
-            "prefill_chunk_kb": prefill.key_chunk * signature.key_bytes / 1024,
+            "prefill_chunk_kb": prefill.key_chunk * attention.cache.token_head_bytes / 1024,
         }
 
-    def alternatives(self, signature: AttentionSignature, prefill: CpuVariant) -> list[dict[str, Any]]:
+    def alternatives(self, attention: AttentionSpec, prefill: CpuVariant) -> list[dict[str, Any]]:
         """Tiles of other heights, each as wide as it can be."""
         others = []
         for rows in (2, 4, 6, 8, 12):
-            vectors = tiles.key_vectors(signature, self.target.isa, rows, prefill.key_chunk)
+            vectors = tiles.key_vectors(attention, self.target.isa, rows, prefill.key_chunk)
             tile = replace(prefill, row_tile=rows, key_vectors=vectors)
             if tile.row_tile != prefill.row_tile:
                 others.append(
@@ -111,9 +113,9 @@ class CpuKernels(KernelModel[CpuVariant]):
                 )
         return others
 
-    def reading(self, signature: AttentionSignature) -> dict[str, Any]:
+    def reading(self, attention: AttentionSpec) -> dict[str, Any]:
         """Each thread waits for the beginning of every piece; enough of them stream all the same."""
-        piece, figures = self.piece_bytes(signature), self.figures
+        piece, figures = self.piece_bytes(attention), self.figures
         one = figures.found_piece_rate(piece) / figures.threads
         return {
             "gb_per_s_of_a_thread": one / 1e9,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmir.ir.signature import AttentionSignature, CacheLayout, GpuVariant, padded
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.cache_format import Layout
+from llmir.ir.kernel_spec import GpuVariant, padded
+from llmir.ir.ranges import GPU_DTYPES
 from llmir.passes import gpu_tiles
 from llmir.passes.kernel_model import TILE_EFFICIENCY, KernelModel
 
-#: Element types that tensor cores multiply and Triton compiles for every architecture here.
-ELEMENT_TYPES = ("bf16", "f16")
 #: Architectures with f8E4M3FN: Triton has none on sm_80, and gfx942's 8-bit numbers are of another format.
 QUANTIZED_ISAS = ("sm_90", "sm_100")
 #: float32 operations that take as long as one score's part of the softmax: an exponential is as long as 16 of them
@@ -30,12 +31,12 @@ class GpuKernels(KernelModel[GpuVariant]):
     #: Append and attention are launched one after the other in any case.
     calls_saved_by_fusion = 0
 
-    def _problem(self, signature: AttentionSignature) -> str | None:
-        s, isa = signature, self.target.isa
-        if s.element_type not in ELEMENT_TYPES:
-            return f"queries of {s.element_type} have no kernel on a GPU; there are kernels for bf16 and f16"
-        if s.quantized and isa not in QUANTIZED_ISAS:
-            return f"a KV cache of {s.cache_type} has no kernel on {isa}; there are for {', '.join(QUANTIZED_ISAS)}"
+    def _problem(self, attention: AttentionSpec) -> str | None:
+        s, isa = attention, self.target.isa
+        if s.dtype not in GPU_DTYPES:
+            return f"queries of {s.dtype} have no kernel on a GPU; there are kernels for bf16 and f16"
+        if s.cache.quantized and isa not in QUANTIZED_ISAS:
+            return f"a KV cache of {s.cache.dtype} has no kernel on {isa}; there are for {', '.join(QUANTIZED_ISAS)}"
         if s.queries_per_kv > gpu_tiles.MOST_ROWS:
             return (
                 f"{s.queries_per_kv} query heads share a KV head, and a tile of a GPU's kernels has at most "
@@ -43,39 +44,39 @@ class GpuKernels(KernelModel[GpuVariant]):
             )
         return None
 
-    def layout(self, element_type: str, block_size: int) -> CacheLayout:
+    def layout(self, dtype: str, block_size: int) -> Layout:
         return "row"
 
-    def decode(self, signature: AttentionSignature) -> GpuVariant:
-        return gpu_tiles.decode_variant(signature, self.target.isa)
+    def decode(self, attention: AttentionSpec) -> GpuVariant:
+        return gpu_tiles.decode_variant(attention, self.target.isa)
 
-    def prefill(self, signature: AttentionSignature) -> GpuVariant:
-        return gpu_tiles.prefill_variant(signature, self.target.isa)
+    def prefill(self, attention: AttentionSpec) -> GpuVariant:
+        return gpu_tiles.prefill_variant(attention, self.target.isa)
 
-    def piece_bytes(self, signature: AttentionSignature) -> int:
+    def piece_bytes(self, attention: AttentionSpec) -> int:
         """The keys of a tile that lie in one page."""
-        return min(signature.block_size, self.decode(signature).key_chunk) * signature.key_bytes // 2
+        return min(attention.cache.block_size, self.decode(attention).key_chunk) * attention.cache.key_bytes
 
-    def gather_seconds(self, signature: AttentionSignature) -> float:
+    def gather_seconds(self, attention: AttentionSpec) -> float:
         return 0.0
 
-    def row_key_seconds(self, signature: AttentionSignature, prefill: GpuVariant) -> float:
+    def row_key_seconds(self, attention: AttentionSpec, prefill: GpuVariant) -> float:
         """Products of the padded head, and then the softmax; that they overlap is not counted on."""
-        products = 4 * padded(signature.head_size) / self.figures.bf16_rate
+        products = 4 * padded(attention.head_size) / self.figures.bf16_rate
         return products + SOFTMAX_FLOPS / self.figures.f32_rate
 
-    def decode_row_key_seconds(self, signature: AttentionSignature, decode: GpuVariant, prefill: GpuVariant) -> float:
+    def decode_row_key_seconds(self, attention: AttentionSpec, decode: GpuVariant, prefill: GpuVariant) -> float:
         """A tile is as long as its rows padded, whichever of them are there."""
-        rows = decode.max_tokens * signature.queries_per_kv
-        return decode.row_tile / rows * self.row_key_seconds(signature, prefill) / TILE_EFFICIENCY
+        rows = decode.max_tokens * attention.queries_per_kv
+        return decode.row_tile / rows * self.row_key_seconds(attention, prefill) / TILE_EFFICIENCY
 
     def split_bandwidth(self) -> float:
         """An SM's share: its splits run while others' do."""
         return self.figures.read_bandwidth_all / self.figures.threads
 
-    def split_seconds(self, signature: AttentionSignature) -> float:
+    def split_seconds(self, attention: AttentionSpec) -> float:
         """Its rows' states written and read once, and one access to memory that nothing hides."""
-        state_bytes = 4 * signature.queries_per_kv * (STATE_STATISTICS + signature.head_size)
+        state_bytes = 4 * attention.queries_per_kv * (STATE_STATISTICS + attention.head_size)
         return 2 * state_bytes / self.split_bandwidth() + self.figures.latency_seconds
 
     def describe(self, variant: GpuVariant) -> str:
@@ -87,45 +88,45 @@ class GpuKernels(KernelModel[GpuVariant]):
     def describe_tile(self, variant: GpuVariant) -> str:
         return f"{variant.row_tile} rows x {variant.key_chunk} keys"
 
-    def numbers(self, signature: AttentionSignature, decode: GpuVariant, prefill: GpuVariant) -> dict[str, Any]:
-        row_key = self.row_key_seconds(signature, prefill)
+    def numbers(self, attention: AttentionSpec, decode: GpuVariant, prefill: GpuVariant) -> dict[str, Any]:
+        row_key = self.row_key_seconds(attention, prefill)
         return {
-            "decode_tiles_kb": self._shared_bytes(signature, decode) / 1024,
-            "prefill_tiles_kb": self._shared_bytes(signature, prefill) / 1024,
+            "decode_tiles_kb": self._shared_bytes(attention, decode) / 1024,
+            "prefill_tiles_kb": self._shared_bytes(attention, prefill) / 1024,
             "shared_memory_kb": self.target.shared_memory / 1024,
-            "decode_rows_used": f"{decode.max_tokens * signature.queries_per_kv} of {decode.row_tile}",
-            "prefill_rows_used": f"{prefill.max_tokens * signature.queries_per_kv} of {prefill.row_tile}",
-            "decode_read_ns_per_key": signature.key_bytes / self.split_bandwidth() * 1e9,
+            "decode_rows_used": f"{decode.max_tokens * attention.queries_per_kv} of {decode.row_tile}",
+            "prefill_rows_used": f"{prefill.max_tokens * attention.queries_per_kv} of {prefill.row_tile}",
+            "decode_read_ns_per_key": attention.cache.token_head_bytes / self.split_bandwidth() * 1e9,
             "decode_multiply_ns_per_key": decode.row_tile * row_key * 1e9,
             "prefill_multiply_ns_per_key": prefill.row_tile * row_key * 1e9,
         }
 
-    def _shared_bytes(self, signature: AttentionSignature, variant: GpuVariant) -> int:
-        return gpu_tiles.shared_bytes(signature, variant, self.target.isa)
+    def _shared_bytes(self, attention: AttentionSpec, variant: GpuVariant) -> int:
+        return gpu_tiles.shared_bytes(attention, variant, self.target.isa)
 
-    def alternatives(self, signature: AttentionSignature, prefill: GpuVariant) -> list[dict[str, Any]]:
+    def alternatives(self, attention: AttentionSpec, prefill: GpuVariant) -> list[dict[str, Any]]:
         """Tiles of other sizes, and how often each key is read for a prompt's rows."""
-        others = []
+        others, read = [], attention.cache.token_head_bytes / self.split_bandwidth() * 1e9
         for rows, keys in ((64, 64), (128, 32), (128, 64), (128, 128)):
-            tile = gpu_tiles.resized(prefill, rows, keys, signature.queries_per_kv)
-            if tile != prefill and tile.max_tokens * signature.queries_per_kv <= rows:
+            tile = gpu_tiles.resized(prefill, rows, keys, attention.queries_per_kv)
+            if tile != prefill and tile.max_tokens * attention.queries_per_kv <= rows:
                 others.append(
                     {
                         "prefill_tile": self.describe_tile(tile),
-                        "tiles_kb": self._shared_bytes(signature, tile) / 1024,
-                        "read_ns_per_row_and_key": signature.key_bytes / self.split_bandwidth() / rows * 1e9,
+                        "tiles_kb": self._shared_bytes(attention, tile) / 1024,
+                        "read_ns_per_row_and_key": read / rows,
                     }
                 )
         return others
 
-    def reading(self, signature: AttentionSignature) -> dict[str, Any]:
+    def reading(self, attention: AttentionSpec) -> dict[str, Any]:
         """Little's law: as long as so much is on its way, memory streams, in whatever pieces."""
-        decode = self.decode(signature)
+        decode = self.decode(attention)
         needed = self.figures.read_bandwidth_all * self.figures.latency_seconds / self.figures.threads
         return {
             "kb_on_their_way_to_a_thread_block": max(1, decode.stages - 1)
             * decode.key_chunk
-            * signature.key_bytes
+            * attention.cache.token_head_bytes
             / 1024,
             "kb_that_hide_the_latency": needed / 1024,
         }

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature, GpuVariant, padded
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.dtypes import DTYPES
+from llmir.ir.kernel_spec import GpuVariant, padded
 
 #: Fewest rows of a tensor core's product.
 LEAST_ROWS = 16
@@ -55,36 +57,36 @@ SMALLER_DECODE = {
 }
 
 
-def shared_bytes(signature: AttentionSignature, variant: GpuVariant, isa: str) -> int:
+def shared_bytes(attention: AttentionSpec, variant: GpuVariant, isa: str) -> int:
     """About the shared memory of a thread block: queries, tiles of keys and of values on their way, probabilities.
 
     Triton takes exactly so much for decode, and up to 1.3 times as much for prefill on Hopper and Blackwell, where it
     copies a tile once more.
     """
-    head, rows, keys = padded(signature.head_size), variant.row_tile, variant.key_chunk
-    element = ELEMENT_BYTES[signature.element_type]
-    tiles = max(1, variant.stages - 1) * keys * head * signature.key_bytes // signature.head_size
+    head, rows, keys = padded(attention.head_size), variant.row_tile, variant.key_chunk
+    element = DTYPES[attention.dtype].bytes_of(1)
+    tiles = max(1, variant.stages - 1) * keys * head * attention.cache.token_head_bytes // attention.head_size
     queries = 0 if isa in QUERIES_IN_REGISTERS else rows * head * element
     return queries + tiles + rows * keys * element
 
 
-def decode_variant(signature: AttentionSignature, isa: str) -> GpuVariant:
+def decode_variant(attention: AttentionSpec, isa: str) -> GpuVariant:
     """A token or a few of one request: the query heads of a KV head, padded to a tile."""
-    rows = padded(signature.queries_per_kv)
+    rows = padded(attention.queries_per_kv)
     if rows >= MANY_ROWS:
-        return _variant("decode", _prefill_tile(signature, isa)._replace(rows=rows), signature.queries_per_kv)
-    tile = SMALLER_DECODE.get((isa, padded(signature.head_size)), DECODE)
+        return _variant("decode", _prefill_tile(attention, isa)._replace(rows=rows), attention.queries_per_kv)
+    tile = SMALLER_DECODE.get((isa, padded(attention.head_size)), DECODE)
     warps = tile.warps * max(rows, LEAST_ROWS) // LEAST_ROWS
-    return _variant("decode", tile._replace(warps=warps), signature.queries_per_kv)
+    return _variant("decode", tile._replace(warps=warps), attention.queries_per_kv)
 
 
-def prefill_variant(signature: AttentionSignature, isa: str) -> GpuVariant:
+def prefill_variant(attention: AttentionSpec, isa: str) -> GpuVariant:
     """Many tokens: as many rows as there are registers for."""
-    return _variant("prefill", _prefill_tile(signature, isa), signature.queries_per_kv)
+    return _variant("prefill", _prefill_tile(attention, isa), attention.queries_per_kv)
 
 
-def _prefill_tile(signature: AttentionSignature, isa: str) -> Tile:
-    return SMALLER_PREFILL.get((isa, padded(signature.head_size)), PREFILL)
+def _prefill_tile(attention: AttentionSpec, isa: str) -> Tile:
+    return SMALLER_PREFILL.get((isa, padded(attention.head_size)), PREFILL)
 
 
 def _variant(name: Literal["decode", "prefill"], tile: Tile, queries_per_kv: int) -> GpuVariant:

@@ -8,18 +8,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from llmir.errors import UnsupportedLayerError
-from llmir.ir.signature import (
-    HEAD_SIZES,
-    AttentionSignature,
-    CacheLayout,
-    CpuVariant,
-    GpuVariant,
-    StepPolicy,
-)
+from llmir.ir.attention_spec import QUANTIZED_DTYPE, Alibi, AttentionSpec
+from llmir.ir.cache_format import Layout
+from llmir.ir.kernel_spec import HEAD_SIZES, CpuVariant, GpuVariant, StepPolicy
 from llmir.target import Target
 
 #: A split's own cost may be this part of its reading.
@@ -47,74 +41,79 @@ class KernelModel(ABC, Generic[VariantT]):
 
     # -- what there are kernels for
 
-    def check(self, layer: str, signature: AttentionSignature) -> None:
-        """Raise UnsupportedLayerError for a signature that there is no kernel for."""
-        s = signature
+    def check(self, layer: str, attention: AttentionSpec) -> None:
+        """Raise UnsupportedLayerError for attention that there is no kernel for."""
+        s, known = attention, ", ".join(map(str, HEAD_SIZES))
         problem = self._problem(s)
-        if s.head_size not in HEAD_SIZES:
-            known = ", ".join(map(str, HEAD_SIZES))
+        if not s.mask.causal:
+            problem = "only causal attention has a kernel"
+        elif any(isinstance(stage, Alibi) for stage in s.score_stages):
+            problem = "ALiBi has no kernel"
+        elif (s.cache.dtype, s.cache.scales) not in ((s.dtype, "none"), (QUANTIZED_DTYPE, "layer")):
+            problem = f"a KV cache of {s.cache.dtype} has no kernel"
+        elif s.head_size not in HEAD_SIZES:
             problem = f"its head size is {s.head_size}, and there are kernels for {known}"
-        elif s.num_heads % s.num_kv_heads:
-            problem = f"{s.num_heads} query heads do not share {s.num_kv_heads} KV heads evenly"
+        elif s.cache.value_size != s.head_size:
+            problem = f"its values are of another size ({s.cache.value_size}) than keys ({s.head_size})"
         if problem is not None:
             raise UnsupportedLayerError(layer, problem)
 
     @abstractmethod
-    def _problem(self, signature: AttentionSignature) -> str | None:
-        """Why there is no kernel for ``signature`` on this kind of machine; None: there is one."""
+    def _problem(self, attention: AttentionSpec) -> str | None:
+        """Why there is no kernel for ``attention`` on this kind of machine; None: there is one."""
 
     # -- tiles
 
     @abstractmethod
-    def layout(self, element_type: str, block_size: int) -> CacheLayout:
+    def layout(self, dtype: str, block_size: int) -> Layout:
         """Arrangement of a page of ``block_size`` tokens."""
 
-    def laid_out(self, layer: AttentionSignature, block_size: int) -> AttentionSignature:
+    def laid_out(self, layer: AttentionSpec, block_size: int) -> AttentionSpec:
         """``layer`` with blocks of ``block_size`` tokens, in the layout they get."""
-        return replace(layer, block_size=block_size, layout=self.layout(layer.element_type, block_size))
+        return layer.with_cache(block_size=block_size, layout=self.layout(layer.dtype, block_size))
 
     @abstractmethod
-    def decode(self, signature: AttentionSignature) -> VariantT:
+    def decode(self, attention: AttentionSpec) -> VariantT:
         """The variant for few tokens a request."""
 
     @abstractmethod
-    def prefill(self, signature: AttentionSignature) -> VariantT:
+    def prefill(self, attention: AttentionSpec) -> VariantT:
         """The variant for many tokens a request, and for what requests share."""
 
     # -- costs
 
     @abstractmethod
-    def piece_bytes(self, signature: AttentionSignature) -> int:
+    def piece_bytes(self, attention: AttentionSpec) -> int:
         """Bytes decode reads at one place of memory."""
 
     @abstractmethod
-    def gather_seconds(self, signature: AttentionSignature) -> float:
+    def gather_seconds(self, attention: AttentionSpec) -> float:
         """Gathering one byte of the cache before it is multiplied; 0 where it is read as it lies."""
 
     @abstractmethod
-    def row_key_seconds(self, signature: AttentionSignature, prefill: VariantT) -> float:
+    def row_key_seconds(self, attention: AttentionSpec, prefill: VariantT) -> float:
         """One query row against one key and its value in a tile of prefill, its part of the softmax included."""
 
     @abstractmethod
-    def decode_row_key_seconds(self, signature: AttentionSignature, decode: VariantT, prefill: VariantT) -> float:
+    def decode_row_key_seconds(self, attention: AttentionSpec, decode: VariantT, prefill: VariantT) -> float:
         """The same in a tile of decode, with TILE_EFFICIENCY."""
 
-    def tile_key_seconds(self, signature: AttentionSignature, prefill: VariantT) -> float:
+    def tile_key_seconds(self, attention: AttentionSpec, prefill: VariantT) -> float:
         """A tile of prefill against one key, with TILE_EFFICIENCY."""
-        return prefill.row_tile * self.row_key_seconds(signature, prefill) / TILE_EFFICIENCY
+        return prefill.row_tile * self.row_key_seconds(attention, prefill) / TILE_EFFICIENCY
 
     @abstractmethod
     def split_bandwidth(self) -> float:
         """Bytes a second at which one thread reads a split."""
 
     @abstractmethod
-    def split_seconds(self, signature: AttentionSignature) -> float:
+    def split_seconds(self, attention: AttentionSpec) -> float:
         """What one more split costs."""
 
-    def policy(self, signature: AttentionSignature, decode: VariantT) -> StepPolicy:
+    def policy(self, attention: AttentionSpec, decode: VariantT) -> StepPolicy:
         """The run-time conditions: a split is so long that its own cost is at most SPLIT_OVERHEAD of its reading."""
-        key_seconds = signature.key_bytes / self.split_bandwidth()
-        keys = self.split_seconds(signature) / SPLIT_OVERHEAD / key_seconds
+        key_seconds = attention.cache.token_head_bytes / self.split_bandwidth()
+        keys = self.split_seconds(attention) / SPLIT_OVERHEAD / key_seconds
         return StepPolicy(
             decode_tokens=decode.max_tokens,
             split_keys=math.ceil(keys / decode.key_chunk) * decode.key_chunk,
@@ -132,13 +131,13 @@ class KernelModel(ABC, Generic[VariantT]):
         """What a tile of ``variant`` is, in fewer words."""
 
     @abstractmethod
-    def numbers(self, signature: AttentionSignature, decode: VariantT, prefill: VariantT) -> dict[str, Any]:
+    def numbers(self, attention: AttentionSpec, decode: VariantT, prefill: VariantT) -> dict[str, Any]:
         """What the tile sizes rest on."""
 
     @abstractmethod
-    def alternatives(self, signature: AttentionSignature, prefill: VariantT) -> list[dict[str, Any]]:
+    def alternatives(self, attention: AttentionSpec, prefill: VariantT) -> list[dict[str, Any]]:
         """Other tiles of prefill, with what speaks against them."""
 
     @abstractmethod
-    def reading(self, signature: AttentionSignature) -> dict[str, Any]:
+    def reading(self, attention: AttentionSpec) -> dict[str, Any]:
         """Why pieces of memory are read as fast as they are."""

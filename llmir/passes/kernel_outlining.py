@@ -1,4 +1,4 @@
-"""Attention layers of one signature share one kernel of the module."""
+"""Attention layers of one spec share one kernel of the module."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 from llmir.errors import LlmirError, UnsupportedLayerError
 from llmir.ir import build
-from llmir.ir.attention import FusedAttention, Kernel, PagedAttention, signature_of
+from llmir.ir.attention import FusedAttention, Kernel, PagedAttention, spec_of
 from llmir.ir.attributes import to_attribute
 from llmir.ir.bindings import ir
+from llmir.ir.kernel_spec import KernelSpec
 from llmir.ir.module import body, ops_of
 from llmir.ir.remarks import Remark, add_remark
-from llmir.ir.signature import KernelSpec
 
 
 def free_symbol(wanted: str, taken: set[str]) -> str:
@@ -21,7 +21,7 @@ def free_symbol(wanted: str, taken: set[str]) -> str:
 
 
 class KernelOutlining:
-    """Makes one ``llm.kernel`` for each signature and selection, which its layers then name."""
+    """Makes one ``llm.kernel`` for each spec and selection, which its layers then name."""
 
     name = "kernel-outlining"
 
@@ -34,7 +34,7 @@ class KernelOutlining:
         for op in ops_of(module, FusedAttention):
             if op.selection is None:
                 raise LlmirError(f"layer {op.layer.value!r} has no kernel selected: run kernel-selection first")
-            spec = KernelSpec(signature_of(op), op.selection.isa, op.selection.variants)
+            spec = KernelSpec(spec_of(op), op.selection.isa, op.selection.variants)
             key = (spec, op.selection.policy)
             if key not in symbols:
                 symbols[key] = free_symbol(spec.symbol, {*symbols.values(), *_symbols(module)})

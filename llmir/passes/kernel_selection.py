@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from llmir.errors import UnsupportedLayerError
-from llmir.ir.attention import FusedAttention, LatentAttention, PagedAttention, signature_of
+from llmir.ir.attention import FusedAttention, LatentAttention, PagedAttention, spec_of
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.attributes import Selection
 from llmir.ir.bindings import ir
-from llmir.ir.module import ops_of, retype_caches
+from llmir.ir.cache_format import CacheFormat
+from llmir.ir.kernel_spec import KernelVariant, StepPolicy, Variants
+from llmir.ir.module import ops_of, reformat_caches
 from llmir.ir.remarks import Remark, add_remark, of_layers
-from llmir.ir.signature import AttentionSignature, KernelVariant, StepPolicy, Variants
-from llmir.ir.types import PagedKVCache
 from llmir.passes.kernel_model import KernelModel
 from llmir.passes.kernels_of_target import kernel_model
 from llmir.target import Target
@@ -29,42 +31,42 @@ class KernelSelection:
         isa = self.kernels.target.isa
         for op in ops_of(module, LatentAttention):
             raise UnsupportedLayerError(op.layer.value, "latent attention (MLA) has no kernel")
-        attention = ops_of(module, FusedAttention, PagedAttention)
-        for op in attention:
-            self.kernels.check(op.layer.value, signature_of(op))
-        retype_caches(module, self._laid_out)
-        layers: dict[AttentionSignature, list[str]] = {}
-        for op in attention:
-            layers.setdefault(signature_of(op), []).append(op.layer.value)
-        chosen = {signature: self._select(signature) for signature in layers}
-        for op in attention:
-            variants, policy = chosen[signature_of(op)]
+        ops = ops_of(module, FusedAttention, PagedAttention)
+        for op in ops:
+            self.kernels.check(op.layer.value, spec_of(op))
+        reformat_caches(module, self._laid_out)
+        layers: dict[AttentionSpec, list[str]] = {}
+        for op in ops:
+            layers.setdefault(spec_of(op), []).append(op.layer.value)
+        chosen = {attention: self._select(attention) for attention in layers}
+        for op in ops:
+            variants, policy = chosen[spec_of(op)]
             op.attributes["selection"] = Selection.build(isa=isa, variants=variants, policy=policy)
-        for signature, names in layers.items():
-            add_remark(module, self._remark(signature, names, *chosen[signature]))
+        for attention, names in layers.items():
+            add_remark(module, self._remark(attention, names, *chosen[attention]))
 
-    def _laid_out(self, _layer: str, cache: PagedKVCache) -> PagedKVCache:
-        return cache.replace(layout=self.kernels.layout(cache.element_type, cache.block_size))
+    def _laid_out(self, _layer: str, cache: CacheFormat) -> CacheFormat:
+        return replace(cache, layout=self.kernels.layout(cache.dtype, cache.block_size))
 
-    def _select(self, signature: AttentionSignature) -> tuple[Variants, StepPolicy]:
-        decode = self.kernels.decode(signature)
-        return (decode, self.kernels.prefill(signature)), self.kernels.policy(signature, decode)
+    def _select(self, attention: AttentionSpec) -> tuple[Variants, StepPolicy]:
+        decode = self.kernels.decode(attention)
+        return (decode, self.kernels.prefill(attention)), self.kernels.policy(attention, decode)
 
     def _remark(
         self,
-        signature: AttentionSignature,
+        attention: AttentionSpec,
         layers: list[str],
         variants: tuple[KernelVariant, ...],
         policy: StepPolicy,
     ) -> Remark:
         kernels = self.kernels
         decode, prefill = variants
-        split_us = kernels.split_seconds(signature) * 1e6
-        most = policy.decode_tokens
+        split_us = kernels.split_seconds(attention) * 1e6
+        most, layout = policy.decode_tokens, attention.cache.layout
         return Remark(
             pass_name=self.name,
             subject=of_layers(layers),
-            decision=f"{kernels.describe(decode)}; {kernels.describe(prefill)}; pages in layout {signature.layout!r}",
+            decision=f"{kernels.describe(decode)}; {kernels.describe(prefill)}; pages in layout {layout!r}",
             reason=(
                 f"a request of up to {most} new token{'s' if most > 1 else ''} uses decode, others prefill; a cache is "
                 f"split into parts of {policy.split_keys} keys while a step has under {policy.items_per_thread} items "
@@ -72,11 +74,11 @@ class KernelSelection:
             ),
             numbers={
                 "instruction_set": kernels.target.isa,
-                **kernels.numbers(signature, decode, prefill),
+                **kernels.numbers(attention, decode, prefill),
                 "split_us": split_us,
                 "split_keys": policy.split_keys,
-                "prefill_rows": prefill.max_tokens * signature.queries_per_kv,
+                "prefill_rows": prefill.max_tokens * attention.queries_per_kv,
                 "figures": kernels.figures.origin,
             },
-            alternatives=kernels.alternatives(signature, prefill),
+            alternatives=kernels.alternatives(attention, prefill),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmir.ir.signature import is_gpu
+from llmir.ir.kernel_spec import is_gpu
 from llmir.passes.cpu_kernels import CpuKernels
 from llmir.passes.gpu_kernels import GpuKernels
 from llmir.passes.kernel_model import KernelModel

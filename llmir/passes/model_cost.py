@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from llmir.ir.attributes import Weight
+from llmir.ir.dtypes import DTYPES
 from llmir.ir.module import ops_of
 from llmir.ir.ops import Linear, Logits, MoE
 from llmir.target import Measurements
-
-_BITS = {"f32": 32, "bf16": 16, "f16": 16, "i8": 8, "f8E4M3FN": 8, "f8E5M2": 8, "i4": 4}
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class ModelCost:
             used = _share_of_experts(op) if isinstance(op, MoE) else 1.0
             for weight in weights:
                 elements = prod(size or 0 for size in weight.shape)
-                weight_bytes += elements * _bits(weight) / 8
+                weight_bytes += elements * DTYPES[weight.element_type].bits / 8
                 token_flops += 2 * elements * used
                 types.add(weight.element_type)
         return cls(weight_bytes, token_flops, bool(types) and types <= {"bf16"})
@@ -54,7 +52,3 @@ def _share_of_experts(op: MoE) -> float:
     """The part of a rank's experts that one token goes through, on average."""
     experts = op.router_logits.type.shape[-1]
     return op.top_k.value / experts
-
-
-def _bits(weight: Weight) -> int:
-    return _BITS[weight.element_type]

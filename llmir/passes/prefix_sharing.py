@@ -7,19 +7,20 @@ each what it would have got alone if the copy is the same for everybody who read
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import groupby
 from typing import Any
 
 from llmir.errors import LlmirError
-from llmir.ir.attention import AppendKV, FusedAttention, LatentAttention, PagedAttention, signature_of
+from llmir.ir.attention import AppendKV, FusedAttention, LatentAttention, PagedAttention, spec_of
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.attributes import Selection
 from llmir.ir.bindings import ir
+from llmir.ir.kernel_spec import KernelVariant
 from llmir.ir.module import STEP_INPUTS, decoder_of, ops_of
 from llmir.ir.ops import Embedding, Linear, MoE, Rope
 from llmir.ir.remarks import Remark, add_remark, of_layers
 from llmir.ir.sharing_costs import cached_key
-from llmir.ir.signature import AttentionSignature, KernelVariant
 from llmir.ir.types import PagedKVCache
 from llmir.passes.break_even import LENGTHS, BreakEven, costs_on
 from llmir.passes.kernels_of_target import kernel_model
@@ -31,8 +32,6 @@ _BOOKKEEPING = {name for name, _, _ in STEP_INPUTS} - {"input_ids"}
 _PLACES = ("slots", "block_table", "query_start", "sequence_lengths")
 #: After these a value is another one, which nothing has turned yet.
 _PROJECTIONS = (Embedding, Linear, MoE, FusedAttention, PagedAttention, LatentAttention)
-#: What decides which keys of a cache a query sees, and with what weight.
-_MASK = ("causal", "window", "soft_cap", "sinks", "alibi")
 #: The decision not to share.
 ALONE = "read by each request for itself"
 
@@ -87,7 +86,7 @@ def obstacle(op: FusedAttention | PagedAttention, flow: DataFlow) -> str | None:
     It may where queries see a prefix (causal), found by the step's own block table; where all that is in the cache is
     the layer's own tokens, keys final when they are written; and where all layers that read it see it through one mask.
     """
-    if not op.causal.value:
+    if not spec_of(op).mask.causal:
         return "its attention is not causal: a query sees more than the prefix that requests have in common"
     for name in _PLACES:
         found = flow.names.get(getattr(op, name, None), name)
@@ -102,11 +101,17 @@ def _masked_otherwise(op: Any, users: list[Any]) -> str | None:
     for user in users:
         if not isinstance(user, FusedAttention | PagedAttention) or user.layer == op.layer:
             continue
-        for name in _MASK:
-            own, other = getattr(op, name), getattr(user, name)
-            if own != other:
-                return f"it shares its cache with {user.layer.value}, whose {name} is another: {other}, not {own}"
+        own, others = _mask_of(op), _mask_of(user)
+        for name, other in others.items():
+            if other != own[name]:
+                return f"it shares its cache with {user.layer.value}, whose {name} is another: {other}, not {own[name]}"
     return None
+
+
+def _mask_of(op: FusedAttention | PagedAttention) -> dict[str, Any]:
+    """What decides which keys of a cache a query sees, and with what weight."""
+    spec = spec_of(op)
+    return {**asdict(spec.mask), "score stages": spec.score_stages, "sinks": op.sinks}
 
 
 def _written_by_others(op: Any, users: list[Any]) -> str | None:
@@ -150,17 +155,17 @@ class PrefixSharing:
 
     def __call__(self, module: ir.Operation, _pass: Any = None) -> None:
         flow = DataFlow(module)
-        layers: dict[tuple[AttentionSignature, str | None], list[Any]] = defaultdict(list)
+        layers: dict[tuple[AttentionSpec, str | None], list[Any]] = defaultdict(list)
         for op in ops_of(module, FusedAttention, PagedAttention):
             if op.selection is None:
                 raise LlmirError(f"layer {op.layer.value!r} has no kernel selected: run kernel-selection first")
             problem = obstacle(op, flow) if self.allowed else "switched off by the user"
-            layers[signature_of(op), problem].append(op)
-        # Layers of one signature that differ in what they may get kernels of their own: outlining compares policies.
-        for (signature, problem), ops in layers.items():
-            add_remark(module, self._decide(signature, problem, ops))
+            layers[spec_of(op), problem].append(op)
+        # Layers of one spec that differ in what they may get kernels of their own: outlining compares policies.
+        for (attention, problem), ops in layers.items():
+            add_remark(module, self._decide(attention, problem, ops))
 
-    def _decide(self, signature: AttentionSignature, problem: str | None, ops: list[Any]) -> Remark:
+    def _decide(self, attention: AttentionSpec, problem: str | None, ops: list[Any]) -> Remark:
         """Sets the selection of layers that are alike, and says why."""
         subject = of_layers([op.layer.value for op in ops])
         if problem is not None:
@@ -170,10 +175,10 @@ class PrefixSharing:
             next(variant for variant in variants if variant.name == name) for name in ("decode", "prefill")
         )
         longest = max(op.cache.type.max_length for op in ops)
-        if signature.window:
-            longest = min(longest, signature.window - 1)  # the query's own token is in its window too
-        costs = costs_on(self.target, signature, decode, prefill)
-        even = BreakEven(signature, prefill.row_tile, costs, longest)
+        if attention.mask.window:
+            longest = min(longest, attention.mask.window - 1)  # the query's own token is in its window too
+        costs = costs_on(self.target, attention, decode, prefill)
+        even = BreakEven(attention, prefill.row_tile, costs, longest)
         if even.least_tokens is not None:
             costs = replace(costs, least_tokens=even.least_tokens)
             for op in ops:
@@ -182,7 +187,7 @@ class PrefixSharing:
         return self._remark(subject, even, prefill)
 
     def _remark(self, subject: str, even: BreakEven, prefill: KernelVariant) -> Remark:
-        costs, window = even.costs, even.signature.window
+        costs, window = even.costs, even.attention.mask.window
         tile = kernel_model(self.target).describe_tile(prefill)
         reason = "causal, its own keys, final when they are written"
         if window:
@@ -230,6 +235,6 @@ def _described(even: BreakEven) -> str:
             first, *others = batches
             requests = f"{first} to {others[-1]}" if others else str(first)
             parts.append(
-                f"{tokens} tokens ({tokens * even.signature.token_bytes / 1024:.0f} KB) for {requests} requests"
+                f"{tokens} tokens ({tokens * even.attention.cache.token_bytes / 1024:.0f} KB) for {requests} requests"
             )
     return ", ".join(parts)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.cache_format import Layout, packed_layout
 from llmir.ir.instruction_sets import INSTRUCTION_SETS, SUMS_IN_FLIGHT, lanes_of
-from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature, CacheLayout, CpuVariant, Isa, packed_layout
+from llmir.ir.kernel_spec import CpuVariant, Isa
 
 #: Rows in registers: with 6 x 4 sums a product loads 10 operands for 24 results, and 204-219 of 236 GFLOP/s were
 #: measured on Zen 4; taller tiles spill.
@@ -42,11 +44,11 @@ DECODE_VALUE_VECTORS = 8
 WHOLE_LINE_REGISTERS = 32
 
 
-def layout(isa: str, element_type: str, block_size: int) -> CacheLayout:
+def layout(isa: str, dtype: str, block_size: int) -> Layout:
     """Arrangement of a page: as the products read it, where a block holds whole vectors, else rows."""
     if block_size % lanes_of(isa):
         return "row"
-    return packed_layout(element_type)
+    return packed_layout(dtype)
 
 
 def registers(rows: int, vectors: int) -> int:
@@ -74,28 +76,28 @@ def balanced(total: int, most: int) -> int:
     return math.ceil(total / math.ceil(total / most))
 
 
-def key_chunk(signature: AttentionSignature, isa: Isa, most: int) -> int:
+def key_chunk(attention: AttentionSpec, isa: Isa, most: int) -> int:
     """Keys between two softmax steps, up to ``most``: whole blocks, or of a larger block the most whole key groups
     that divide it.
 
     Of a "row" cache, the most whose gathered keys and values are STAGED_BYTES or less, as a power of two of groups.
     """
-    s, group = signature, signature.key_group(isa)
-    if s.layout != "row":
-        if s.block_size <= most:
-            return most // s.block_size * s.block_size
-        return max(keys for keys in range(group, max(most, group) + 1, group) if s.block_size % keys == 0)
-    fitting = min(most, STAGED_BYTES // (2 * s.head_size * ELEMENT_BYTES[s.element_type]))
+    s, group = attention, attention.cache.key_group(isa)
+    if s.cache.layout != "row":
+        if s.cache.block_size <= most:
+            return most // s.cache.block_size * s.cache.block_size
+        return max(keys for keys in range(group, max(most, group) + 1, group) if s.cache.block_size % keys == 0)
+    fitting = min(most, STAGED_BYTES // s.cache.token_head_bytes)
     return group * 2 ** int(math.log2(max(1, fitting // group)))
 
 
-def key_vectors(signature: AttentionSignature, isa: Isa, rows: int, chunk: int) -> int:
+def key_vectors(attention: AttentionSpec, isa: Isa, rows: int, chunk: int) -> int:
     """Vectors of scores a row keeps: the most whole key groups that divide a chunk and fit; one group at least.
 
     They divide what of a chunk lies in one page, or are several pages.
     """
-    lanes, group = lanes_of(isa), signature.key_group(isa)
-    page = chunk if signature.layout == "row" else min(chunk, signature.block_size)
+    lanes, group = lanes_of(isa), attention.cache.key_group(isa)
+    page = chunk if attention.cache.layout == "row" else min(chunk, attention.cache.block_size)
     tiles = [
         tile
         for tile in range(group, MOST_VECTORS * lanes + 1, group)
@@ -104,20 +106,20 @@ def key_vectors(signature: AttentionSignature, isa: Isa, rows: int, chunk: int) 
     return max(tile // lanes for tile in tiles if tile == group or fits(isa, rows, tile // lanes))
 
 
-def value_vectors(signature: AttentionSignature, isa: Isa, rows: int, most: int) -> int:
+def value_vectors(attention: AttentionSpec, isa: Isa, rows: int, most: int) -> int:
     """Vectors of output a row keeps: the head in equal parts, each at most ``most`` and fitting.
 
     Where equal parts would be less than half of what fits, or too few to keep the multipliers busy, the last one is
     smaller: 3 + 2 of 5, not five times 1.
     """
-    head_vectors = signature.head_size // lanes_of(isa)
+    head_vectors = attention.head_size // lanes_of(isa)
     fitting = max(v for v in range(1, most + 1) if v == 1 or fits(isa, rows, v))
     equal = max(v for v in range(1, fitting + 1) if head_vectors % v == 0)
     enough = min(fitting, math.ceil(SUMS_IN_FLIGHT / rows))
     return equal if 2 * equal >= min(fitting, head_vectors) and equal >= enough else balanced(head_vectors, fitting)
 
 
-def keys_ahead(signature: AttentionSignature, chunk: int, one_pass: bool) -> int:
+def keys_ahead(attention: AttentionSpec, chunk: int, one_pass: bool) -> int:
     """Keys of a piece, which is how far ahead memory is asked for.
 
     Where the output takes one pass over the values (``one_pass``), reading is forward whatever the pieces: they are
@@ -125,9 +127,9 @@ def keys_ahead(signature: AttentionSignature, chunk: int, one_pass: bool) -> int
     blocks of 128 took 0.87-0.95 times as long so; from blocks of 16, 32 and 64 tokens it takes 0.9-1.1, 0.9-1.0 and
     0.9-1.0 times as long as from blocks of 128 on two threads, and on one 1.1-1.3, 0.9-1.2 and 0.9-1.0.
     """
-    if signature.layout == "row":
+    if attention.cache.layout == "row":
         return ROWS_AHEAD
-    return chunk if one_pass else PIECE_BYTES // (signature.key_bytes // 2)
+    return chunk if one_pass else PIECE_BYTES // attention.cache.key_bytes
 
 
 def prefill_tokens(queries_per_kv: int) -> int:
@@ -135,17 +137,17 @@ def prefill_tokens(queries_per_kv: int) -> int:
     return max(1, PREFILL_ROWS // queries_per_kv)
 
 
-def decode_variant(signature: AttentionSignature, isa: Isa) -> CpuVariant:
+def decode_variant(attention: AttentionSpec, isa: Isa) -> CpuVariant:
     """One token a request: all query heads of a KV head against keys and values read strictly forward."""
-    instructions, keys = INSTRUCTION_SETS[isa], signature.key_group(isa) // lanes_of(isa)
+    instructions, keys = INSTRUCTION_SETS[isa], attention.cache.key_group(isa) // lanes_of(isa)
     if instructions.registers >= WHOLE_LINE_REGISTERS:
-        most_values = balanced(signature.head_size // instructions.lanes, DECODE_VALUE_VECTORS)
+        most_values = balanced(attention.head_size // instructions.lanes, DECODE_VALUE_VECTORS)
         most_rows = min(MOST_ROWS, instructions.accumulators // most_values)
     else:
         most_values = MOST_VECTORS
         most_rows = max(r for r in range(1, MOST_ROWS + 1) if r == 1 or fits(isa, r, keys))
-    rows = balanced(signature.queries_per_kv, most_rows)
-    chunk, values = key_chunk(signature, isa, DECODE_KEYS), value_vectors(signature, isa, rows, most_values)
+    rows = balanced(attention.queries_per_kv, most_rows)
+    chunk, values = key_chunk(attention, isa, DECODE_KEYS), value_vectors(attention, isa, rows, most_values)
     return CpuVariant(
         name="decode",
         max_tokens=1,
@@ -153,23 +155,23 @@ def decode_variant(signature: AttentionSignature, isa: Isa) -> CpuVariant:
         key_chunk=chunk,
         key_vectors=keys,
         value_vectors=values,
-        prefetch=keys_ahead(signature, chunk, one_pass=values * instructions.lanes >= signature.head_size),
+        prefetch=keys_ahead(attention, chunk, one_pass=values * instructions.lanes >= attention.head_size),
     )
 
 
-def prefill_variant(signature: AttentionSignature, isa: Isa) -> CpuVariant:
+def prefill_variant(attention: AttentionSpec, isa: Isa) -> CpuVariant:
     """Many tokens a request: a register tile of a matrix product.
 
     Its memory is asked for a whole piece ahead: against not asking, prefill of a few tokens after 4096 others took
     0.6-0.9 times as long (Zen 5), of whole prompts 0.95-1.02.
     """
-    keys = key_chunk(signature, isa, PREFILL_KEYS)
+    keys = key_chunk(attention, isa, PREFILL_KEYS)
     return CpuVariant(
         name="prefill",
-        max_tokens=prefill_tokens(signature.queries_per_kv),
+        max_tokens=prefill_tokens(attention.queries_per_kv),
         row_tile=MOST_ROWS,
         key_chunk=keys,
-        key_vectors=key_vectors(signature, isa, MOST_ROWS, keys),
-        value_vectors=value_vectors(signature, isa, MOST_ROWS, MOST_VECTORS),
-        prefetch=keys_ahead(signature, keys, one_pass=True),
+        key_vectors=key_vectors(attention, isa, MOST_ROWS, keys),
+        value_vectors=value_vectors(attention, isa, MOST_ROWS, MOST_VECTORS),
+        prefetch=keys_ahead(attention, keys, one_pass=True),
     )

@@ -6,7 +6,7 @@ import ctypes
 
 import numpy as np
 
-from llmir.ir.signature import StepPolicy
+from llmir.ir.kernel_spec import StepPolicy
 from llmir.kernels.cpu.abi import Arguments, state_bytes
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.cpu.object_cache import ObjectCache
@@ -19,7 +19,7 @@ from llmir.runtime.step import Step
 
 
 class AttentionRunner:
-    """One kernel with the buffers its calls need; every layer of its signature shares it.
+    """One kernel with the buffers its calls need; every layer of its spec shares it.
 
     Not for concurrent use: the layers of a model run one after the other.
     """
@@ -30,7 +30,7 @@ class AttentionRunner:
         self._call = kernel.function
         self._arguments = Arguments(**kernel.openmp)
         self._address = ctypes.addressof(self._arguments)
-        self._state_bytes = kernel.spec.signature.num_kv_heads * state_bytes(kernel.spec)
+        self._state_bytes = kernel.spec.attention.num_kv_heads * state_bytes(kernel.spec)
         self._buffers: dict[str, np.ndarray] = {}
         self._step: tuple[Schedule, Int32, Int32] | None = None
 
@@ -45,7 +45,7 @@ class AttentionRunner:
         assert block_table is not None, "on a CPU the kernel reads the host's block table"
         schedule = self._scheduler.schedule(step, ByThread(threads))
         merges, arguments = schedule.merges, self._arguments
-        items = _of_all_heads(schedule.items, self.spec.signature.num_kv_heads)
+        items = _of_all_heads(schedule.items, self.spec.attention.num_kv_heads)
         arguments.items = items.ctypes.data
         arguments.item_count = len(items)
         arguments.block_table = block_table.ctypes.data
@@ -57,7 +57,7 @@ class AttentionRunner:
         arguments.merge_sources = merges.sources.ctypes.data
         arguments.merges, arguments.state_rows = merges.count, merges.state_rows
         arguments.states = self._buffer("states", merges.state_rows * self._state_bytes)
-        arguments.merge_counters = self._buffer("merge_counters", merges.count * 4 * self.spec.signature.num_kv_heads)
+        arguments.merge_counters = self._buffer("merge_counters", merges.count * 4 * self.spec.attention.num_kv_heads)
         self._step = (schedule, items, block_table)  # keeps what the kernel has addresses of
         return schedule
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from llmir.errors import KernelError
-from llmir.ir.signature import KernelSpec, StepPolicy
+from llmir.ir.kernel_spec import KernelSpec, StepPolicy
 from llmir.kernels.gpu.launch import Launch, emulated
 from llmir.kernels.gpu.programs import programs
 from llmir.kernels.gpu.step import HEADER_FIELDS, item_counts, pack
@@ -45,7 +45,7 @@ class StepLimits:
 
 
 class GpuAttentionRunner:
-    """One kernel with the buffers its calls need; every layer of its signature shares it.
+    """One kernel with the buffers its calls need; every layer of its spec shares it.
 
     Not for concurrent use: the layers of a model run one after the other, on one stream.
     """
@@ -68,7 +68,7 @@ class GpuAttentionRunner:
         room = _Room.of(spec, policy, limits, self._programs)
         self._step = torch.zeros(room.numbers, dtype=torch.int32, device=device)
         self._staging = _Staging(room.numbers, device)
-        rows, size = spec.signature.num_kv_heads * room.state_rows, spec.signature.head_size
+        rows, size = spec.attention.num_kv_heads * room.state_rows, spec.attention.head_size
         self._room = room
         self._state_stats = torch.empty(rows * 2, dtype=torch.float32, device=device)
         self._state_values = torch.empty(rows * size, dtype=torch.float32, device=device)
@@ -126,9 +126,9 @@ class GpuAttentionRunner:
         ``sinks`` [heads] where the layer has them, in the queries' type. With ``append_tokens`` 0 the cache is only
         read. While a CUDA graph is captured, grids do not depend on the step.
         """
-        s = self.spec.signature
+        s = self.spec.attention
         captured = self._is_captured()
-        scales = (key_scale, value_scale) if s.quantized else ()
+        scales = (key_scale, value_scale) if s.cache.quantized else ()
         own_sinks = (sinks,) if s.sinks else ()
         if append_tokens:
             strides = _stride("key", key), _stride("value", value)
@@ -180,7 +180,7 @@ class _Room:
         and at most twice as many pieces. Who shares leaves a state of its own part and one a level. ``threads``: of
         each variant, thread blocks that run at a time.
         """
-        s, variants = spec.signature, spec.variants
+        s, variants = spec.attention, spec.variants
         pieces = [2 * -(-policy.items_per_thread * count // s.num_kv_heads) for count in threads]
         tiles = limits.requests + -(-limits.tokens // min(v.max_tokens for v in variants))
         shared = limits.requests if policy.sharing is not None else 0

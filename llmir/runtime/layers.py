@@ -7,41 +7,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from llmir.errors import UnsupportedLayerError
-from llmir.ir.signature import AttentionSignature, KernelSpec
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.kernel_spec import KernelSpec
 from llmir.plan import Plan, PlannedKernel
 from llmir.runtime.schedule import Schedule
 from llmir.runtime.step import Step
 
 #: A framework may have computed a layer's scale in another order than when the plan was made.
 SCALE_TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True)
-class LayerFacts:
-    """An attention layer as the serving framework has it, on this rank."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_size: int
-    element_type: str
-    """Of queries, and of the layer's KV cache where it is not quantized, by its name in the IR: bf16, f16, f32."""
-    block_size: int
-    """Tokens in a block of the framework's cache."""
-    scale: float
-    """Factor on query-key products."""
-    window: int = 0
-    """Tokens a query may attend to, itself included; 0: all."""
-    soft_cap: float = 0.0
-    """See AttentionSignature; 0: none."""
-    quantized: bool = False
-    """See AttentionSignature."""
-    sinks: bool = False
-    """See AttentionSignature."""
 
 
 @dataclass
@@ -90,14 +68,14 @@ class PlannedLayers(Generic[RunnerT]):
         """Layers bound so far, by the symbol of their kernel."""
         return dict(self._layers)
 
-    def bind(self, layer: str, facts: LayerFacts) -> RunnerT:
+    def bind(self, layer: str, found: AttentionSpec) -> RunnerT:
         """What computes the layer that the framework calls ``layer``; layers of one kernel get the same.
 
-        Raises PlanError where the plan has no such layer, UnsupportedLayerError where its layer is unlike ``facts``,
+        Raises PlanError where the plan has no such layer, UnsupportedLayerError where its layer is unlike ``found``,
         KernelError where the kernel cannot be loaded.
         """
         kernel = self._plan.kernel_for(layer)
-        _check(layer, kernel.spec.signature, facts)
+        _check(layer, kernel.spec.attention, found)
         if kernel.symbol not in self._runners:
             self._runners[kernel.symbol] = self._load(kernel)
         self._layers[kernel.symbol] += 1
@@ -110,7 +88,8 @@ class PlannedLayers(Generic[RunnerT]):
             schedule = runner.begin_step(step, threads)
             requests = max(requests, schedule.shared_requests)
             without_room |= schedule.without_room
-            self.sharing.kv_bytes += schedule.keys_not_read * runner.spec.signature.token_bytes * self._layers[symbol]
+            token_bytes = runner.spec.attention.cache.token_bytes * self._layers[symbol]
+            self.sharing.kv_bytes += schedule.keys_not_read * token_bytes
         self.sharing.steps += requests > 0
         self.sharing.requests += requests
         self.sharing.steps_without_room += without_room
@@ -132,23 +111,25 @@ def side_by_side(tensor: Any, head_size: int) -> bool:
     return element == 1 and (head == head_size or tensor.shape[1] <= 1)
 
 
-def _check(layer: str, planned: AttentionSignature, found: LayerFacts) -> None:
-    """Raise UnsupportedLayerError where the plan was made for a layer unlike this one."""
-    pairs: dict[str, tuple[object, object]] = {
-        "query heads": (planned.num_heads, found.num_heads),
-        "KV heads": (planned.num_kv_heads, found.num_kv_heads),
-        "head size": (planned.head_size, found.head_size),
-        "window": (planned.window, found.window),
-        "soft cap": (planned.soft_cap, found.soft_cap),
-        "block size": (planned.block_size, found.block_size),
-        "element type": (planned.element_type, found.element_type),
-        "quantized cache": (planned.quantized, found.quantized),
-        "sinks": (planned.sinks, found.sinks),
-    }
-    if not math.isclose(planned.scale, found.scale, rel_tol=SCALE_TOLERANCE):
-        pairs["scale"] = (planned.scale, found.scale)
-    for what, (in_plan, in_framework) in pairs.items():
-        if in_plan != in_framework:
-            raise UnsupportedLayerError(
-                layer, f"its {what} is {in_framework} and the plan was made for {in_plan}; compile a new plan"
-            )
+def _check(layer: str, planned: AttentionSpec, found: AttentionSpec) -> None:
+    """Raise UnsupportedLayerError where the plan was made for a layer unlike this one; its layout is the plan's own."""
+    in_plan, in_framework = dict(_fields(planned)), dict(_fields(found.with_cache(layout=planned.cache.layout)))
+    if math.isclose(planned.scale, found.scale, rel_tol=SCALE_TOLERANCE):
+        in_framework["scale"] = planned.scale
+    differing = [name for name, value in in_framework.items() if value != in_plan[name]]
+    if differing:
+        found_words = ", ".join(f"{name} {in_framework[name]}" for name in differing)
+        plan_words = ", ".join(f"{name} {in_plan[name]}" for name in differing)
+        raise UnsupportedLayerError(
+            layer, f"it has {found_words}, and the plan was made for {plan_words}; compile a new plan"
+        )
+
+
+def _fields(record: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values of a record's fields, those of records in it with dots."""
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if is_dataclass(value):
+            yield from _fields(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from llmir.ir.signature import AttentionSignature, Isa
+from llmir.ir.cache_format import CacheFormat
+from llmir.ir.kernel_spec import Isa
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,14 @@ class TokenRows:
         return block, offset // group, offset % group
 
 
-def key_and_value_rows(pages: Any, signature: AttentionSignature, isa: Isa) -> tuple[TokenRows, TokenRows]:
-    """Both halves of ``pages`` ``[blocks, KV heads, 2, block_size * head_size]``, laid out as ``signature`` says."""
-    s = signature
-    blocks, heads = pages.shape[0], s.num_kv_heads
+def key_and_value_rows(pages: Any, cache: CacheFormat, isa: Isa) -> tuple[TokenRows, TokenRows]:
+    """Both halves of ``pages`` ``[blocks, KV heads, 2, block_size * key_size]``, laid out as ``cache`` says."""
+    blocks, heads, step = pages.shape[0], cache.num_kv_heads, cache.step
     keys, values = pages[:, :, 0], pages[:, :, 1]
-    group = 1 if s.layout == "row" else s.key_group(isa)
-    pair = 2 if s.layout == "pair" else 1
-    # Keys [groups][head_size / pair][group][pair]; values [block_size / pair][head_size][pair].
-    keys = keys.view(blocks, heads, s.block_size // group, s.head_size // pair, group, pair).permute(0, 2, 4, 1, 3, 5)
-    values = values.view(blocks, heads, s.block_size // pair, s.head_size, pair).permute(0, 2, 4, 1, 3)
-    return TokenRows(keys, s.head_size), TokenRows(values, s.head_size)
+    group = 1 if cache.layout == "row" else cache.key_group(isa)
+    # Keys [groups][key_size / step][group][step]; values [block_size / step][value_size][step].
+    groups = (cache.block_size // group, cache.key_size // step, group, step)
+    keys = keys.view(blocks, heads, *groups).permute(0, 2, 4, 1, 3, 5)
+    lines = (cache.block_size // step, cache.value_size, step)
+    values = values.view(blocks, heads, *lines).permute(0, 2, 4, 1, 3)
+    return TokenRows(keys, cache.key_size), TokenRows(values, cache.value_size)

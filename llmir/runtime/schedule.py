@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmir.errors import KernelError
+from llmir.ir.kernel_spec import KernelSpec, StepPolicy
 from llmir.ir.ranges import step_problems
-from llmir.ir.signature import KernelSpec, StepPolicy
 from llmir.kernels.work_list import ITEM_FIELDS, Item
 from llmir.runtime.merges import Merges, merges_of
 from llmir.runtime.prefix_finder import PrefixFinder
@@ -52,10 +52,10 @@ class Scheduler:
         """Raises KernelError where a step's new tokens would not all find an item: seen here once, and in no step."""
         if problems := step_problems(spec, policy):
             raise KernelError(f"no step can be scheduled for {spec.symbol}: {'; '.join(problems)}")
-        self._heads = spec.signature.num_kv_heads
-        self._queries_per_kv = spec.signature.queries_per_kv
-        self._window = spec.signature.window
-        self._block_size = spec.signature.block_size
+        self._heads = spec.attention.num_kv_heads
+        self._queries_per_kv = spec.attention.queries_per_kv
+        self._window = spec.attention.mask.window
+        self._block_size = spec.attention.cache.block_size
         self._policy = policy
         names = [variant.name for variant in spec.variants]
         self._decode, self._prefill = names.index("decode"), names.index("prefill")

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from llmir.ir.instruction_sets import INSTRUCTION_SETS
-from llmir.ir.signature import Isa
+from llmir.ir.kernel_spec import Isa
 from llmir.target.records import Cache, Hardware, Measurements
 
 #: What kernels of a CPU are compiled for, as the system calls it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmir.ir.signature import Isa
+from llmir.ir.kernel_spec import Isa
 from llmir.target.records import Cache, Hardware, Measurements
 
 #: Bytes on their way to an SM or CU: two tiles of 64 keys and values at head size 128, as decode asks for them.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llmir.child import python
-from llmir.ir.signature import GPUS, Isa
+from llmir.ir.kernel_spec import GPUS, Isa
 from llmir.target import gpu
 from llmir.target.records import Cache, Hardware, TargetError
 

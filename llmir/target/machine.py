@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmir.ir.instruction_sets import INSTRUCTION_SETS
-from llmir.ir.signature import Isa, is_gpu
+from llmir.ir.kernel_spec import Isa, is_gpu
 from llmir.target import cpu, gpu, gpu_detection
 from llmir.target.records import Cache, Hardware, Measurements, TargetError
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmir.errors import LlmirError
-from llmir.ir.signature import Isa
+from llmir.ir.kernel_spec import Isa
 
 
 class TargetError(LlmirError):

@@ -81,8 +81,8 @@ def test_a_plan_for_another_attention_says_so(tmp_path):
 
 def test_tiles_are_fitted_to_larger_heads_and_groups(tmp_path):
     write_plan(tmp_path)
-    signature = Plans(tmp_path).kernel(Shape("large", 32, 1, 256)).spec.signature
-    variant = fitted(VARIANTS[1], signature, SIGNATURE.head_size)
+    attention = Plans(tmp_path).kernel(Shape("large", 32, 1, 256)).spec.attention
+    variant = fitted(VARIANTS[1], attention, SIGNATURE.head_size)
     assert (variant.row_tile, variant.key_chunk, variant.max_tokens) == (32, 16, 1)
 
 

@@ -1,18 +1,17 @@
 """Batches and steps of the GPU benchmark."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from on_gpu.batches import LLAMA, TINY, Batch, decode, skewed, timed
 from on_gpu.step import Features, exact_rows, from_pages, relative_error, to_pages
 from small_steps import DECODE, MIXED, TREE, step_of
+from specs import changed
 
-from llmir.ir.signature import AttentionSignature
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.kernels import reference
 
-SIGNATURE = AttentionSignature(4, 2, 64, "f32", block_size=16, scale=64**-0.5, layout="row")
+SIGNATURE = AttentionSpec.dense(4, 2, 64, "f32", block_size=16, scale=64**-0.5, layout="row")
 
 
 @pytest.mark.parametrize(
@@ -23,10 +22,10 @@ def test_the_exact_answer_is_the_references(features):
     query, keys, values = torch.randn(5, 4, 64), torch.randn(32, 2, 64), torch.randn(32, 2, 64)
     sinks = torch.randn(4) if features.sinks else None
     exact = exact_rows(query, torch.arange(27, 32), keys, values, features, sinks)
-    signature = replace(SIGNATURE, window=features.window, soft_cap=features.soft_cap, sinks=features.sinks)
+    attention = changed(SIGNATURE, window=features.window, soft_cap=features.soft_cap, sinks=features.sinks)
     caches = (x.view(2, 16, 2, 64).transpose(1, 2).numpy() for x in (keys, values))
     lengths = (np.array([[0, 1]]), np.array([32]), np.array([0, 5]))
-    expected = reference.attention(query.numpy(), *caches, *lengths, signature, sinks)
+    expected = reference.attention(query.numpy(), *caches, *lengths, attention, sinks)
     assert np.allclose(exact.numpy(), expected, rtol=1e-12)
 
 
@@ -35,7 +34,7 @@ def test_pages_are_those_of_layout_row():
     pages = torch.empty(3, 2, 2, 16, 64)
     to_pages(keys, values, 16, pages)
     caches = (x.view(3, 16, 2, 64).transpose(1, 2).numpy() for x in (keys, values))
-    assert np.array_equal(pages.view(3, 2, -1).numpy(), reference.pack_pages(*caches, SIGNATURE, "avx2"))
+    assert np.array_equal(pages.view(3, 2, -1).numpy(), reference.pack_pages(*caches, SIGNATURE.cache, "avx2"))
 
 
 def test_pages_can_be_read_back():

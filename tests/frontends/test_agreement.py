@@ -27,7 +27,7 @@ def check_on_all(plans: list[Plan]) -> None:
 
 def with_blocks(size: int) -> Plan:
     kernel = PLAN.kernels[0]
-    spec = replace(kernel.spec, signature=replace(kernel.spec.signature, block_size=size))
+    spec = replace(kernel.spec, attention=kernel.spec.attention.with_cache(block_size=size))
     return replace(PLAN, block_size=size, kernels=(replace(kernel, spec=spec),))
 
 

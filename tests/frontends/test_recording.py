@@ -14,10 +14,10 @@ from llmir.frontends.common import layers as emit
 from llmir.frontends.common.building import ImportModelError, build_on_meta
 from llmir.frontends.common.recording import Handler, Recorder, record
 from llmir.ir import ops
-from llmir.ir.attention import PagedAttention, signature_of
+from llmir.ir.attention import PagedAttention, spec_of
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.bindings import ir
 from llmir.ir.module import ModelInfo, caches_of, decoder_of, ops_of
-from llmir.runtime.layers import LayerFacts
 
 HIDDEN, VOCABULARY = 128, 32
 INFO = ModelInfo("framework 1", "tiny", block_size_fixed=True, allowed_block_sizes=(16,))
@@ -112,8 +112,8 @@ def test_ranks_that_sum_add_the_bias_once(rank: int, bias: bool) -> None:
 
 
 @pytest.mark.parametrize("heads_apart", [False, True])
-def test_attention_carries_the_facts_of_its_layer(heads_apart: bool) -> None:
-    facts = LayerFacts(2, 1, 64, "f32", 16, scale=0.125, window=7, soft_cap=30.0)
+def test_attention_carries_the_spec_of_its_layer(heads_apart: bool) -> None:
+    spec = AttentionSpec.dense(2, 1, 64, "f32", 16, scale=0.125, window=7, soft_cap=30.0)
 
     class Attention(nn.Module):
         def __init__(self) -> None:
@@ -124,9 +124,9 @@ def test_attention_carries_the_facts_of_its_layer(heads_apart: bool) -> None:
             return self.attend(x.view(-1, 2, 64) if heads_apart else x, self.key(x))
 
     def handler(recorder: Recorder, path: str, layer: Layer, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        return emit.attention(recorder, query, key, key, layer=path, facts=facts, max_length=512)
+        return emit.attention(recorder, query, key, key, layer=path, spec=spec, max_length=512)
 
     module = recorded(Attention, {**emit.HANDLERS, Layer: handler})
-    [signature] = [signature_of(op) for op in ops_of(module, PagedAttention)]
-    assert {name: getattr(signature, name) for name in vars(facts)} == vars(facts)
+    [attention] = [spec_of(op) for op in ops_of(module, PagedAttention)]
+    assert attention == spec
     assert list(caches_of(module)) == ["between.attend"]

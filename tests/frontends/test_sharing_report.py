@@ -17,7 +17,7 @@ from llmir.frontends.common import sharing_report
 from llmir.frontends.common.options import Options
 from llmir.frontends.common.planning import compile_module, plan_for
 from llmir.frontends.common.sharing_report import SharingReport, what_is_shared
-from llmir.ir.signature import SharingCosts
+from llmir.ir.kernel_spec import SharingCosts
 from llmir.plan import Plan, PlannedKernel
 from llmir.runtime.layers import SharingCount
 from llmir.target import Target

@@ -7,14 +7,14 @@ import torch
 
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.tensors import LayerTensors
-from llmir.ir.signature import AttentionSignature
+from llmir.ir.attention_spec import AttentionSpec
 
 HEADS, KV_HEADS, SIZE, TOKENS = 4, 2, 64, 3
 CPU = torch.device("cpu")
 
 
 def layer(element_type: str = "f16") -> LayerTensors:
-    return LayerTensors("layers.0", AttentionSignature(HEADS, KV_HEADS, SIZE, element_type, 16, 0.125), CPU)
+    return LayerTensors("layers.0", AttentionSpec.dense(HEADS, KV_HEADS, SIZE, element_type, 16, 0.125), CPU)
 
 
 def rows(heads: int = HEADS, tokens: int = TOKENS, **facts: Any) -> torch.Tensor:

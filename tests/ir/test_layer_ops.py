@@ -6,12 +6,12 @@ import pytest
 from small_models import INFO, llama_layer, weight
 
 from llmir.ir import build
-from llmir.ir.attributes import Weight
 from llmir.ir.bindings import ir, passmanager
 from llmir.ir.module import decoder, new_module, ops_of
 from llmir.ir.ops import Linear, RMSNorm, Slice
 from llmir.ir.text import InvalidModuleError, parse, verify
 from llmir.ir.types import QuantizedTensor, ShardedTensor, tensor
+from llmir.ir.weight import Weight
 
 X = "tensor<?x8xbf16>"
 W = '#llm.weight<"w", tensor<{}xbf16>>'

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from small_models import INFO, LAYER, attention_module, cache_type
 
@@ -11,7 +13,7 @@ from llmir.ir.module import (
     model_info,
     new_module,
     ops_of,
-    retype_caches,
+    reformat_caches,
 )
 from llmir.ir.text import parse, print_module, verify
 
@@ -60,15 +62,15 @@ def test_ops_come_in_program_order():
 
 def test_retyped_caches_change_everywhere():
     module = attention_module(layers=2)
-    retype_caches(module, lambda layer, cache: cache.replace(block_size=32, layout="lane"))
+    reformat_caches(module, lambda layer, cache: replace(cache, block_size=32, layout="lane"))
     verify(module)
-    assert "[3, 64, 128, 8192]" not in print_module(module)
-    assert {cache.layout for cache in caches_of(module).values()} == {"lane"}
+    assert "block_size = 128" not in print_module(module)
+    assert {cache.format.layout for cache in caches_of(module).values()} == {"lane"}
 
 
 def test_caches_can_be_retyped_one_layer_at_a_time():
     module = attention_module(layers=2)
     sizes = {LAYER.format(0): 32, LAYER.format(1): 64}
-    retype_caches(module, lambda layer, cache: cache.replace(block_size=sizes[layer]))
+    reformat_caches(module, lambda layer, cache: replace(cache, block_size=sizes[layer]))
     verify(parse(print_module(module)))
-    assert {layer: cache.block_size for layer, cache in caches_of(module).items()} == sizes
+    assert {layer: cache.format.block_size for layer, cache in caches_of(module).items()} == sizes

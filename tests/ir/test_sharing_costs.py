@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmir.ir import sharing_costs
-from llmir.ir.signature import SharingCosts
+from llmir.ir.kernel_spec import SharingCosts
 
 TILE = 6
 #: A key takes 20 ns from memory, 4 ns from a small cache and 12 from a large one; a tile of rows 2 ns, and a row of

@@ -3,12 +3,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import cache_type
 
-from llmir.ir.attributes import Selection, Weight, to_attribute, to_python
+from llmir.ir.attributes import Selection, to_attribute, to_python
 from llmir.ir.bindings import ir
+from llmir.ir.cache_format import CacheFormat
 from llmir.ir.dialect import context
-from llmir.ir.signature import CpuVariant, SharingCosts, StepPolicy
+from llmir.ir.dtypes import CACHE_DTYPES
+from llmir.ir.kernel_spec import CpuVariant, SharingCosts, StepPolicy
 from llmir.ir.types import (
-    CACHE_ELEMENT_NAMES,
     PagedKVCache,
     QuantizedTensor,
     ShardedTensor,
@@ -17,47 +18,48 @@ from llmir.ir.types import (
     problem,
     tensor,
 )
+from llmir.ir.weight import Weight
 
 
-def test_cache_prints_its_sizes_in_order():
-    assert str(cache_type()) == '!llm.paged_kv_cache<bf16, [3, 64, 128, 8192], "logical">'
+def test_cache_prints_its_format_by_name():
+    assert str(cache_type()) == (
+        '!llm.paged_kv_cache<#llm.cache_format<{block_size = 128 : i64, dtype = "bf16", key_size = 64 : i64, '
+        'layout = "logical", num_kv_heads = 3 : i64, scales = "none", value_size = 64 : i64}>, 8192 : i64>'
+    )
 
 
 @given(
-    st.sampled_from(CACHE_ELEMENT_NAMES),
+    st.sampled_from(CACHE_DTYPES),
     st.integers(1, 128),
     st.integers(1, 256).map(lambda n: 2 * n),
+    st.integers(1, 256),
     st.integers(1, 64).map(lambda n: 16 * n),
     st.integers(1, 1 << 20),
     st.sampled_from(["logical", "row", "lane", "pair"]),
+    st.sampled_from(["none", "layer", "head", "token_head", "group"]),
 )
-def test_cache_reads_back_from_text(element_type, kv_heads, head_size, block_size, max_length, layout):
-    values = {
-        "element_type": element_type,
-        "kv_heads": kv_heads,
-        "head_size": head_size,
-        "block_size": block_size,
-        "max_length": max_length,
-        "layout": layout,
-    }
-    built = PagedKVCache.build(**values)
+def test_cache_reads_back_from_text(dtype, heads, key_size, value_size, block_size, max_length, layout, scales):
+    format = CacheFormat(dtype, heads, key_size, value_size, block_size, layout, scales)
+    built = PagedKVCache.build(format, max_length=max_length)
     read = ir.Type.parse(str(built))
     assert read == built
-    assert {name: getattr(read, name) for name in values} == values
+    assert (read.format, read.max_length) == (format, max_length)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kv_heads": 0}, "kv_heads of a KV cache must be positive, not 0"),
-        ({"head_size": -64}, "head_size of a KV cache must be positive"),
+        ({"num_kv_heads": 0}, "num_kv_heads of a KV cache must be positive, not 0"),
+        ({"key_size": -64}, "key_size of a KV cache must be positive"),
+        ({"value_size": 0}, "value_size of a KV cache must be positive"),
         ({"block_size": 0}, "block_size of a KV cache must be positive"),
         ({"max_length": 0}, "max_length of a KV cache must be positive"),
-        ({"element_type": "i32"}, "a KV cache holds bf16, f16, f32"),
-        ({"layout": "column"}, "unknown KV cache layout 'column'"),
+        ({"dtype": "i32"}, "a KV cache holds bf16, f16, f32"),
+        ({"layout": "column"}, "layout must be .*not 'column'"),
+        ({"scales": "each"}, "scales must be .*not 'each'"),
         ({"layout": "pair", "block_size": 20}, "layout 'pair' needs a block size divisible by 8, not 20"),
         ({"layout": "lane", "block_size": 20}, "layout 'lane' needs a block size divisible by 8, not 20"),
-        ({"layout": "pair", "head_size": 65}, "layout 'pair' needs an even head size, not 65"),
+        ({"layout": "pair", "key_size": 65}, "layout 'pair' needs an even key size, not 65"),
     ],
 )
 def test_cache_refuses(change, message):
@@ -67,11 +69,7 @@ def test_cache_refuses(change, message):
 
 @given(st.integers(1, 1000))
 def test_rows_are_for_blocks_of_any_size(block_size):
-    assert cache_type(layout="row", block_size=block_size).block_size == block_size
-
-
-def test_cache_replace_keeps_the_rest():
-    assert cache_type().replace(block_size=64, layout="pair") == cache_type(block_size=64, layout="pair")
+    assert cache_type(layout="row", block_size=block_size).format.block_size == block_size
 
 
 def test_unknown_element_type_is_named():
@@ -80,7 +78,7 @@ def test_unknown_element_type_is_named():
 
 
 def test_index_typed_sizes_are_a_problem():
-    read = ir.Type.parse('!llm.paged_kv_cache<bf16, [3 : index, 64, 128, 8192], "row">')
+    read = ir.Type.parse(str(cache_type()).replace("8192 : i64", "8192 : index"))
     assert "i64" in problem(read)
 
 
@@ -150,8 +148,8 @@ def test_types_of_two_contexts_read_alike():
     """Type ids differ from context to context, and a second one must not break the first."""
     here = cache_type()
     with context():
-        assert cache_type().block_size == 128
-    assert ir.Type.parse(str(here)).block_size == 128
+        assert cache_type().format.block_size == 128
+    assert ir.Type.parse(str(here)).format.block_size == 128
 
 
 def test_weight_carries_name_and_type():

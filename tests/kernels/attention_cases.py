@@ -15,15 +15,9 @@ from functools import cache, partial
 import numpy as np
 from hypothesis import strategies as st
 
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.instruction_sets import INSTRUCTION_SETS, lanes_of
-from llmir.ir.signature import (
-    HEAD_SIZES,
-    AttentionSignature,
-    CpuVariant,
-    KernelSpec,
-    SharingCosts,
-    StepPolicy,
-)
+from llmir.ir.kernel_spec import HEAD_SIZES, CpuVariant, KernelSpec, SharingCosts, StepPolicy
 from llmir.kernels import reference
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.cpu.lowering import compile_object
@@ -84,11 +78,11 @@ def layout_of(element_type: str, isa: str, block_size: int) -> str:
     return "pair" if element_type == "bf16" else "lane"
 
 
-def spec_of(signature: AttentionSignature, isa: str, decode_tokens: int = 1, prefill_tokens: int = 16) -> KernelSpec:
-    """A spec with small tiles that any signature allows."""
+def spec_of(attention: AttentionSpec, isa: str, decode_tokens: int = 1, prefill_tokens: int = 16) -> KernelSpec:
+    """A spec with small tiles that any attention allows."""
     lanes = lanes_of(isa)
     return KernelSpec(
-        signature,
+        attention,
         isa,
         (
             CpuVariant("decode", decode_tokens, 2, 32, 32 // lanes, 2, 16),
@@ -98,8 +92,13 @@ def spec_of(signature: AttentionSignature, isa: str, decode_tokens: int = 1, pre
 
 
 @st.composite
-def variants(draw, name: str, max_tokens: int, signature: AttentionSignature, isa: str) -> CpuVariant:
-    lanes, group, rows, block = lanes_of(isa), signature.key_group(isa), signature.layout == "row", signature.block_size
+def variants(draw, name: str, max_tokens: int, attention: AttentionSpec, isa: str) -> CpuVariant:
+    lanes, group, rows, block = (
+        lanes_of(isa),
+        attention.cache.key_group(isa),
+        attention.cache.layout == "row",
+        attention.cache.block_size,
+    )
 
     def fits(keys: int) -> bool:
         return keys % group == 0 and (rows or block % keys == 0 or keys % block == 0)
@@ -123,7 +122,7 @@ def specs(draw) -> KernelSpec:
     isa, element_type = draw(st.sampled_from(RUNNABLE_ISAS)), draw(st.sampled_from(["bf16", "f16", "f32"]))
     kv_heads, head_size = draw(st.integers(1, 3)), draw(st.sampled_from(HEAD_SIZES))
     block_size = draw(st.sampled_from([1, 2, 3, 8, 16, 24, 32, 48, 64, 128, 160]))
-    signature = AttentionSignature(
+    attention = AttentionSpec.dense(
         num_heads=kv_heads * draw(st.integers(1, 8)),
         num_kv_heads=kv_heads,
         head_size=head_size,
@@ -134,8 +133,8 @@ def specs(draw) -> KernelSpec:
         soft_cap=draw(st.sampled_from([0.0, 0.0, 2.0, 30.0])),
         layout=draw(st.sampled_from([layout_of(element_type, isa, block_size), "row"])),
     )
-    tiles = [draw(variants(name, tokens, signature, isa)) for name, tokens in (("decode", 3), ("prefill", 40))]
-    return KernelSpec(signature, isa, tuple(tiles))
+    tiles = [draw(variants(name, tokens, attention, isa)) for name, tokens in (("decode", 3), ("prefill", 40))]
+    return KernelSpec(attention, isa, tuple(tiles))
 
 
 @st.composite
@@ -205,9 +204,9 @@ def aligned(array: np.ndarray) -> np.ndarray:
 class Inputs:
     """The arrays of one batch: ``qkv`` holds queries, keys and values side by side, as a model's projection does."""
 
-    def __init__(self, signature: AttentionSignature, batch: Batch):
-        s, rng = signature, np.random.default_rng(batch.seed)
-        self.signature, self.batch = signature, batch
+    def __init__(self, attention: AttentionSpec, batch: Batch):
+        s, rng = attention, np.random.default_rng(batch.seed)
+        self.attention, self.batch = attention, batch
         self.query_start = np.concatenate([[0], np.cumsum(batch.new)]).astype(np.int32)
         self.seq_lens = np.array(batch.cached, np.int32) + np.array(batch.new, np.int32)
         self.tokens, self.padding = int(self.query_start[-1]), int(rng.integers(0, 3))
@@ -237,14 +236,14 @@ class Inputs:
         return other
 
     def _encode(self, values: np.ndarray) -> np.ndarray:
-        return reference.encode(values.astype(np.float32), self.signature.element_type)
+        return reference.encode(values.astype(np.float32), self.attention.dtype)
 
     def _place_blocks(self, rng: np.random.Generator) -> None:
         """A block table whose unused entries name no block; the slots of the new tokens.
 
         Unused are entries past the end of a request, and before its window.
         """
-        size = self.signature.block_size
+        size = self.attention.cache.block_size
         needed = [-(-int(n) // size) for n in self.seq_lens]
         self.num_blocks = sum(needed) + 3
         free = iter(rng.permutation(np.arange(1, self.num_blocks)))
@@ -267,20 +266,20 @@ class Inputs:
 
     def _first_cached(self, request: int) -> int:
         """The first token that a new one may see."""
-        window = self.signature.window
+        window = self.attention.mask.window
         return max(0, self.batch.cached[request] - window + 1) if window else 0
 
     def _fill_cache(self, rng: np.random.Generator) -> None:
         """Cached tokens in their slots; blocks that the window has left behind are NaN like everything else."""
-        s = self.signature
-        shape = (self.num_blocks, s.num_kv_heads, s.block_size, s.head_size)
+        s = self.attention
+        shape = (self.num_blocks, s.num_kv_heads, s.cache.block_size, s.head_size)
         self.caches = [self._encode(np.full(shape, np.nan)) for _ in range(2)]
         for request, cached in enumerate(self.batch.cached):
-            positions = np.arange(self._first_cached(request) // s.block_size * s.block_size, cached)
-            blocks = self.block_table[request, positions // s.block_size]
+            positions = np.arange(self._first_cached(request) // s.cache.block_size * s.cache.block_size, cached)
+            blocks = self.block_table[request, positions // s.cache.block_size]
             for logical in self.caches:
                 values = self._encode(rng.standard_normal((len(positions), s.num_kv_heads, s.head_size)))
-                logical[blocks, :, positions % s.block_size] = values
+                logical[blocks, :, positions % s.cache.block_size] = values
 
 
 def expected(inputs: Inputs) -> np.ndarray:
@@ -288,7 +287,7 @@ def expected(inputs: Inputs) -> np.ndarray:
     query, table = inputs.query[: inputs.tokens], inputs.block_table
     with np.errstate(invalid="ignore"):
         return reference.attention(
-            query, *inputs.expected_caches, table, inputs.seq_lens, inputs.query_start, inputs.signature
+            query, *inputs.expected_caches, table, inputs.seq_lens, inputs.query_start, inputs.attention
         )
 
 
@@ -302,7 +301,7 @@ def begin_step(runner: AttentionRunner, step: Step, threads: int) -> None:
     merges = runner.begin_step(step, threads).merges
     buffers, arguments = runner._buffers, runner._arguments
     room = {"states": merges.state_rows * runner._state_bytes}
-    room["merge_counters"] = merges.count * 4 * runner.spec.signature.num_kv_heads
+    room["merge_counters"] = merges.count * 4 * runner.spec.attention.num_kv_heads
     for name, needed in room.items():
         if needed:
             begin = getattr(arguments, name) - buffers[name].ctypes.data
@@ -313,11 +312,11 @@ def begin_step(runner: AttentionRunner, step: Step, threads: int) -> None:
 
 def attend(spec: KernelSpec, inputs: Inputs, policy: StepPolicy) -> np.ndarray:
     """What a step of new tokens that are in the cache gives: float32 [tokens, heads, head_size]."""
-    pages = aligned(reference.pack_pages(*inputs.expected_caches, spec.signature, spec.isa))
+    pages = aligned(reference.pack_pages(*inputs.expected_caches, spec.attention.cache, spec.isa))
     runner, output = AttentionRunner(loaded(spec), policy), inputs.output[: inputs.tokens].copy()
     begin_step(runner, Step(inputs.query_start, inputs.seq_lens, inputs.block_table), inputs.batch.threads)
     runner.attend(address(inputs.query), (0, 0), (0, 0), address(output), pages.ctypes.data, 0, 0)
-    return reference.decode(output[:, : spec.signature.num_heads])
+    return reference.decode(output[:, : spec.attention.num_heads])
 
 
 def check(spec: KernelSpec, batch: Batch, policy: StepPolicy, runner: AttentionRunner | None = None) -> float:
@@ -326,9 +325,9 @@ def check(spec: KernelSpec, batch: Batch, policy: StepPolicy, runner: AttentionR
     ``runner`` is one that may have run other steps, of the same kernel by the same policy; without it, a new one.
     Returns the relative error over all outputs.
     """
-    s, inputs = spec.signature, Inputs(spec.signature, batch)
+    s, inputs = spec.attention, Inputs(spec.attention, batch)
     before = inputs.caches if batch.appends else inputs.expected_caches
-    pages = aligned(reference.pack_pages(*before, s, spec.isa))
+    pages = aligned(reference.pack_pages(*before, s.cache, spec.isa))
     runner = runner or AttentionRunner(loaded(spec), policy)
     outputs = [inputs.output.copy(), inputs.output.copy()]
     table = inputs.block_table
@@ -343,14 +342,14 @@ def check(spec: KernelSpec, batch: Batch, policy: StepPolicy, runner: AttentionR
             inputs.slots.ctypes.data,
             len(inputs.slots) if batch.appends else 0,
         )
-    expected_pages = reference.pack_pages(*inputs.expected_caches, s, spec.isa)
+    expected_pages = reference.pack_pages(*inputs.expected_caches, s.cache, spec.isa)
     assert pages.tobytes() == expected_pages.tobytes(), "cache"
     assert outputs[0].tobytes() == outputs[1].tobytes(), "second call"
     written = outputs[0][: inputs.tokens, : s.num_heads]
     untouched = [outputs[0][:, s.num_heads :], outputs[0][inputs.tokens :]]
     assert all(np.isnan(reference.decode(part)).all() for part in untouched), "untouched output"
     exact = expected(inputs)
-    assert row_error(written, exact) < ROW_ERROR[s.element_type] + SCORE_ERROR * batch.sharpness
+    assert row_error(written, exact) < ROW_ERROR[s.dtype] + SCORE_ERROR * batch.sharpness
     return reference.relative_error(written, exact)
 
 

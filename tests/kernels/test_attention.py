@@ -25,8 +25,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmir.errors import KernelError
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.instruction_sets import lanes_of
-from llmir.ir.signature import HEAD_SIZES, AttentionSignature, StepPolicy
+from llmir.ir.kernel_spec import HEAD_SIZES, StepPolicy
 from llmir.kernels.cpu.lowering import compile_object
 from llmir.runtime.attention import AttentionRunner
 
@@ -39,7 +40,7 @@ def signature(
     isa=RUNNABLE_ISAS[0], element_type="bf16", head_size=64, num_heads=6, num_kv_heads=2, block_size=64, **more
 ):
     layout = layout_of(element_type, isa, block_size)
-    return AttentionSignature(
+    return AttentionSpec.dense(
         num_heads, num_kv_heads, head_size, element_type, block_size, head_size**-0.5, layout=layout, **more
     )
 
@@ -120,7 +121,7 @@ def test_rows_with_a_window_and_splits(isa, block_size):
 @pytest.mark.parametrize("key_vectors", [1, 4])
 def test_chunks_of_several_pages(isa, element_type, block_size, key_vectors):
     s = signature(isa, element_type, head_size=80, block_size=block_size, window=150)
-    tile = max(key_vectors * lanes_of(isa), s.key_group(isa))
+    tile = max(key_vectors * lanes_of(isa), s.cache.key_group(isa))
     variants = [
         dataclasses.replace(v, key_chunk=128, key_vectors=tile // lanes_of(isa), prefetch=16)
         for v in spec_of(s, isa).variants
@@ -179,7 +180,7 @@ def test_shared_prefixes_of_other_attention(more):
 
 def test_sharing_changes_no_more_than_rounding():
     spec = spec_of(signature(element_type="f32", block_size=16), RUNNABLE_ISAS[0])
-    inputs = Inputs(spec.signature, TREE)
+    inputs = Inputs(spec.attention, TREE)
     alone, shared = (attend(spec, inputs, dataclasses.replace(NO_SPLITS, sharing=costs)) for costs in (None, SHARED))
     np.testing.assert_allclose(alone, shared, rtol=1e-4, atol=1e-6)
     assert (alone != shared).any()
@@ -190,7 +191,7 @@ def test_sharing_changes_no_more_than_rounding():
 def test_requests_in_another_order_give_the_same_outputs_in_that_order(order):
     spec = spec_of(signature(element_type="f32", block_size=16), RUNNABLE_ISAS[0])
     policy = dataclasses.replace(NO_SPLITS, sharing=SHARED)
-    inputs = Inputs(spec.signature, TREE)
+    inputs = Inputs(spec.attention, TREE)
     outputs = np.split(attend(spec, inputs, policy), inputs.query_start[1:-1])
     again = attend(spec, inputs.permuted(order), policy)
     np.testing.assert_allclose(again, np.concatenate([outputs[i] for i in order]), rtol=1e-4, atol=1e-6)

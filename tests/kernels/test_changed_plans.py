@@ -13,7 +13,8 @@ from attention_cases import Batch, check
 from test_plan import SHARING, made_for, with_digest
 
 from llmir.errors import PlanError
-from llmir.ir.signature import AttentionSignature, KernelSpec, StepPolicy
+from llmir.ir.attention_spec import AttentionSpec, Mask, SoftCap
+from llmir.ir.kernel_spec import KernelSpec, StepPolicy
 from llmir.passes import tiles
 from llmir.plan import Plan, PlannedKernel
 from llmir.target import Target
@@ -27,9 +28,9 @@ BATCH = Batch(cached=(100, 33, 0, 96), new=(1, 20, 3, 1), threads=2, prefixes=((
 
 def served_plan() -> Plan:
     """A plan whose kernels any x86-64 machine that llmir knows can run: one from blocks, one from rows."""
-    blocks = AttentionSignature(6, 2, 64, "bf16", 32, 0.125, window=64, layout="pair")
+    blocks = AttentionSpec.dense(6, 2, 64, "bf16", 32, 0.125, window=64, layout="pair")
     planned = []
-    for number, s in enumerate((blocks, replace(blocks, soft_cap=30.0, window=0))):
+    for number, s in enumerate((blocks, replace(blocks, mask=Mask(), score_stages=(SoftCap(30.0),)))):
         spec = KernelSpec(s, "avx2", (tiles.decode_variant(s, "avx2"), tiles.prefill_variant(s, "avx2")))
         policy = StepPolicy(1, 256, 4, replace(SHARING, least_tokens=32))
         planned.append(PlannedKernel(spec.symbol, spec, policy, (f"layers.{number}",), "ab" * 32))

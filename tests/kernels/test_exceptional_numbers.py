@@ -20,7 +20,8 @@ from attention_cases import (
     spec_of,
 )
 
-from llmir.ir.signature import AttentionSignature, StepPolicy
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.kernel_spec import StepPolicy
 from llmir.kernels import reference
 
 #: Requests of which two share 128 tokens, one decodes alone and one is a prompt.
@@ -58,17 +59,17 @@ class Case:
 
     def __init__(self, isa: str, element_type: str, block_size: int = 32, scale: float = 0.125, **more):
         layout = layout_of(element_type, isa, block_size)
-        self.signature = AttentionSignature(6, 2, 64, element_type, block_size, scale, layout=layout, **more)
-        self.spec = spec_of(self.signature, isa)
-        self.inputs = Inputs(self.signature, BATCH)
+        self.attention = AttentionSpec.dense(6, 2, 64, element_type, block_size, scale, layout=layout, **more)
+        self.spec = spec_of(self.attention, isa)
+        self.inputs = Inputs(self.attention, BATCH)
 
     def number(self, value: float | np.ndarray) -> np.ndarray:
-        return reference.encode(np.asarray(value, np.float32), self.signature.element_type)
+        return reference.encode(np.asarray(value, np.float32), self.attention.dtype)
 
     def cached(self, what: str, request: int, begin: int, end: int | None = None) -> tuple[np.ndarray, tuple]:
         """A cache and the index [tokens, KV heads, head size] in it of a request's tokens."""
         position = np.arange(begin, begin + 1 if end is None else end)
-        size = self.signature.block_size
+        size = self.attention.cache.block_size
         block = self.inputs.block_table[request, position // size]
         cache = self.inputs.expected_caches[("keys", "values").index(what)]
         return cache, (block, slice(None), position % size)
@@ -94,7 +95,7 @@ class Case:
         np.testing.assert_array_equal(np.isnan(found), np.isnan(exact))
         nan = np.isnan(exact).any(axis=-1)
         if not nan.all():
-            assert row_error(found[~nan], exact[~nan]) < ROW_ERROR[self.signature.element_type]
+            assert row_error(found[~nan], exact[~nan]) < ROW_ERROR[self.attention.dtype]
         return nan
 
 

@@ -21,9 +21,11 @@ import time
 from pathlib import Path
 
 import pytest
+from specs import changed
 
 from llmir.errors import KernelError, LlmirError
-from llmir.ir.signature import AttentionSignature, CpuVariant, KernelSpec
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.kernel_spec import CpuVariant, KernelSpec
 from llmir.kernels import build_lock
 from llmir.kernels.cpu import object_cache
 from llmir.kernels.cpu.object_cache import ObjectCache, object_key
@@ -32,7 +34,7 @@ from llmir.kernels.source_digest import PACKAGE
 KEY = "5a" * 32
 OBJECT = bytes(range(256)) * 20
 
-SIGNATURE = AttentionSignature(9, 3, 64, "bf16", 128, 0.125, layout="pair")
+SIGNATURE = AttentionSpec.dense(9, 3, 64, "bf16", 128, 0.125, layout="pair")
 VARIANT = CpuVariant("decode", 1, 3, 64, 4, 4, 64)
 SPEC = KernelSpec(SIGNATURE, "avx512_bf16", (VARIANT,))
 
@@ -351,8 +353,8 @@ def test_key_is_the_same_for_the_same_spec():
     "other",
     [
         dataclasses.replace(SPEC, isa="avx512"),
-        dataclasses.replace(SPEC, signature=dataclasses.replace(SIGNATURE, scale=0.25)),
-        dataclasses.replace(SPEC, signature=dataclasses.replace(SIGNATURE, window=100)),
+        dataclasses.replace(SPEC, attention=dataclasses.replace(SIGNATURE, scale=0.25)),
+        dataclasses.replace(SPEC, attention=changed(SIGNATURE, window=100)),
         dataclasses.replace(SPEC, variants=(dataclasses.replace(VARIANT, prefetch=2),)),
     ],
 )
@@ -371,7 +373,7 @@ def key_in(folder: Path) -> str:
     """The key of SPEC as a process makes it that imports llmir from ``folder``."""
     code = f"""
 import llmir
-from llmir.ir.signature import KernelSpec
+from llmir.ir.kernel_spec import KernelSpec
 from llmir.kernels.cpu.object_cache import object_key
 assert llmir.__file__.startswith({str(folder)!r})
 print(object_key(KernelSpec.from_json({SPEC.to_json()!r})))
@@ -394,7 +396,7 @@ def test_key_holds_the_columns_of_the_work_list(tmp_path):
 def test_making_a_key_does_not_look_at_the_machine():
     code = f"""
 import sys
-from llmir.ir.signature import KernelSpec
+from llmir.ir.kernel_spec import KernelSpec
 from llmir.kernels.cpu.object_cache import object_key
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
@@ -421,7 +423,7 @@ def test_needs_neither_mlir_nor_torch():
     code = """
 import sys
 from llmir.kernels.cpu import loader, object_cache
-from llmir.ir.signature import KernelSpec
+from llmir.ir.kernel_spec import KernelSpec
 object_cache.object_key(KernelSpec.from_json(SPEC))
 sys.exit(" ".join({"torch", "torch_mlir", "mlir", object_cache.GENERATOR} & set(sys.modules)) or 0)
 """

@@ -9,8 +9,9 @@ import iced_x86
 import pytest
 from attention_cases import layout_of, spec_of
 
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.instruction_sets import INSTRUCTION_SETS
-from llmir.ir.signature import HEAD_SIZES, AttentionSignature
+from llmir.ir.kernel_spec import HEAD_SIZES
 from llmir.kernels.cpu import calibration, loader, lowering
 
 #: What every x86-64 processor has, by the disassembler's names.
@@ -29,9 +30,9 @@ CASES = [
 
 @cache
 def compiled(isa: str, element_type: str, head_size: int, block_size: int) -> bytes:
-    layout = layout_of(element_type, isa, block_size)
-    signature = AttentionSignature(6, 2, head_size, element_type, block_size, 0.125, 100, 30.0, layout)
-    return lowering.compile_object(spec_of(signature, isa))
+    features = {"window": 100, "soft_cap": 30.0, "layout": layout_of(element_type, isa, block_size)}
+    attention = AttentionSpec.dense(6, 2, head_size, element_type, block_size, 0.125, **features)
+    return lowering.compile_object(spec_of(attention, isa))
 
 
 measuring = cache(calibration._compile)

@@ -18,7 +18,8 @@ from attention_cases import (
     spec_of,
 )
 
-from llmir.ir.signature import AttentionSignature, KernelSpec, StepPolicy
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.kernel_spec import KernelSpec, StepPolicy
 from llmir.kernels import reference
 from llmir.runtime.attention import AttentionRunner
 from llmir.runtime.step import Step
@@ -32,18 +33,18 @@ class Server:
     """Requests with their blocks, and a cache in which blocks that belong to nobody are NaN."""
 
     def __init__(self, spec: KernelSpec, policy: StepPolicy):
-        s = self.signature = spec.signature
+        s = self.attention = spec.attention
         self.spec, self.rng = spec, np.random.default_rng(0)
         self.runner = AttentionRunner(loaded(spec), policy)
-        shape = (40 * -(-400 // s.block_size), s.num_kv_heads, s.block_size, s.head_size)
+        shape = (40 * -(-400 // s.cache.block_size), s.num_kv_heads, s.cache.block_size, s.head_size)
         self.caches = [self.encode(np.full(shape, np.nan)) for _ in range(2)]
-        self.pages = aligned(reference.pack_pages(*self.caches, s, spec.isa))
+        self.pages = aligned(reference.pack_pages(*self.caches, s.cache, spec.isa))
         self.owners = np.zeros(shape[0], np.int64)
         self.lengths: list[int] = []
         self.blocks: list[list[int]] = []
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        return reference.encode(values.astype(np.float32), self.signature.element_type)
+        return reference.encode(values.astype(np.float32), self.attention.dtype)
 
     def normal(self, *shape: int) -> np.ndarray:
         return self.encode(self.rng.standard_normal(shape))
@@ -53,11 +54,11 @@ class Server:
         blocks: list[int] = []
         if self.blocks:
             other = self.rng.integers(len(self.blocks))
-            cached = self.lengths[other] // self.signature.block_size
+            cached = self.lengths[other] // self.attention.cache.block_size
             blocks = self.blocks[other][: self.rng.integers(cached + 1)]
         self.owners[blocks] += 1
         self.blocks.append(list(blocks))
-        self.lengths.append(len(blocks) * self.signature.block_size)
+        self.lengths.append(len(blocks) * self.attention.cache.block_size)
 
     def go(self) -> None:
         request = self.rng.integers(len(self.blocks))
@@ -78,7 +79,7 @@ class Server:
         new = [int(self.rng.choice([1, 1, 1, 2, 3])) for _ in range(old)]
         new += [int(self.rng.integers(1, 60)) for _ in range(requests - old)]
         slots = np.concatenate([self.grow(request, count) for request, count in enumerate(new)])
-        s, tokens = self.signature, len(slots)
+        s, tokens = self.attention, len(slots)
         query, output = self.normal(tokens, s.num_heads, s.head_size), self.normal(tokens, s.num_heads, s.head_size)
         key, value = (self.normal(tokens, s.num_kv_heads, s.head_size) for _ in range(2))
         # Now each request has its own row, now any other of a table that has more.
@@ -93,12 +94,12 @@ class Server:
         )
         reference.append_kv(key, value, slots, *self.caches)
         exact = reference.attention(query, *self.caches, table[rows], lengths, starts, s)
-        assert row_error(output, exact) < ROW_ERROR[s.element_type]
-        assert self.pages.tobytes() == reference.pack_pages(*self.caches, s, self.spec.isa).tobytes()
+        assert row_error(output, exact) < ROW_ERROR[s.dtype]
+        assert self.pages.tobytes() == reference.pack_pages(*self.caches, s.cache, self.spec.isa).tobytes()
 
     def grow(self, request: int, count: int) -> np.ndarray:
         """The slots of a request's next tokens."""
-        size, blocks = self.signature.block_size, self.blocks[request]
+        size, blocks = self.attention.cache.block_size, self.blocks[request]
         positions = np.arange(self.lengths[request], self.lengths[request] + count)
         self.lengths[request] += count
         while len(blocks) * size < self.lengths[request]:
@@ -112,7 +113,7 @@ class Server:
 @pytest.mark.parametrize("decode_tokens", [1, 3])
 def test_every_step_is_right_whatever_came_before(isa, block_size, more, decode_tokens):
     layout = layout_of("f32", isa, block_size)
-    signature = AttentionSignature(4, 2, 64, "f32", block_size, 0.125, layout=layout, **more)
-    server = Server(spec_of(signature, isa, decode_tokens), POLICY)
+    attention = AttentionSpec.dense(4, 2, 64, "f32", block_size, 0.125, layout=layout, **more)
+    server = Server(spec_of(attention, isa, decode_tokens), POLICY)
     for requests in REQUESTS:
         server.step(requests)

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.instruction_sets import lanes_of
-from llmir.ir.signature import AttentionSignature
 from llmir.kernels import reference
 
 
 def signature(num_heads=2, num_kv_heads=1, head_size=4, element_type="f32", block_size=32, **more):
     more.setdefault("scale", head_size**-0.5)
-    return AttentionSignature(num_heads, num_kv_heads, head_size, element_type, block_size, **more)
+    return AttentionSpec.dense(num_heads, num_kv_heads, head_size, element_type, block_size, **more)
 
 
 def by_loops(query, key_cache, value_cache, block_table, seq_lens, query_start, s):
@@ -27,12 +27,12 @@ def by_loops(query, key_cache, value_cache, block_table, seq_lens, query_start, 
         num_new = query_start[request + 1] - query_start[request]
         for i in range(num_new):
             row, position = query_start[request] + i, length - num_new + i
-            first = max(0, position - s.window + 1) if s.window else 0
+            first = max(0, position - s.mask.window + 1) if s.mask.window else 0
             for head in range(s.num_heads):
                 group = head // (s.num_heads // s.num_kv_heads)
                 weights, total = [], np.zeros(s.head_size)
                 for at in range(first, position + 1):
-                    slot = (block_table[request][at // s.block_size], group, at % s.block_size)
+                    slot = (block_table[request][at // s.cache.block_size], group, at % s.cache.block_size)
                     score = s.scale * math.fsum(query[row, head].astype(float) * key_cache[slot])
                     weights.append(math.exp(s.soft_cap * math.tanh(score / s.soft_cap) if s.soft_cap else score))
                     total += weights[-1] * value_cache[slot].astype(float)
@@ -55,10 +55,10 @@ def test_attention_is_its_formula(data):
     new = [data.draw(st.integers(0, length)) for length in seq_lens]
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     query_start = np.concatenate([[0], np.cumsum(new)])
-    max_blocks = -(-max(seq_lens) // s.block_size)
+    max_blocks = -(-max(seq_lens) // s.cache.block_size)
     num_blocks = max_blocks * len(seq_lens)
     block_table = rng.permutation(num_blocks).reshape(len(seq_lens), max_blocks)
-    caches = rng.standard_normal((2, num_blocks, s.num_kv_heads, s.block_size, s.head_size)).astype(np.float32)
+    caches = rng.standard_normal((2, num_blocks, s.num_kv_heads, s.cache.block_size, s.head_size)).astype(np.float32)
     query = rng.standard_normal((sum(new), s.num_heads, s.head_size)).astype(np.float32)
     output = reference.attention(query, *caches, block_table, seq_lens, query_start, s)
     np.testing.assert_allclose(output, by_loops(query, *caches, block_table, seq_lens, query_start, s), rtol=1e-10)
@@ -143,9 +143,9 @@ LAYOUTS = [
 def test_unpack_undoes_pack(layout, isa):
     s = signature(head_size=64, layout=layout)
     caches = np.random.default_rng(0).integers(0, 65536, (2, 3, 2, 32, 64), np.uint16)
-    pages = reference.pack_pages(*caches, s, isa)
+    pages = reference.pack_pages(*caches, s.cache, isa)
     assert pages.shape == (3, 2, 2 * 32 * 64)
-    assert np.array_equal(reference.unpack_pages(pages, s, isa), caches)
+    assert np.array_equal(reference.unpack_pages(pages, s.cache, isa), caches)
 
 
 def place(layout, isa, size, dims, slot, dim):
@@ -167,7 +167,7 @@ def test_pack_puts_every_element_in_its_place(layout, isa, slot, dim):
     s = signature(head_size=80, block_size=64, layout=layout)
     caches = np.zeros((2, 1, 1, 64, 80))
     caches[0, 0, 0, slot, dim], caches[1, 0, 0, slot, dim] = 1, 2
-    page = reference.pack_pages(*caches, s, isa)[0, 0]
+    page = reference.pack_pages(*caches, s.cache, isa)[0, 0]
     key, value = place(layout, isa, 64, 80, slot, dim)
     assert (page[key], page[value], np.count_nonzero(page)) == (1, 2, 2)
 

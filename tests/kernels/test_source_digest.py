@@ -40,7 +40,7 @@ def test_a_copy_of_the_same_sources_has_the_same_digest(package, writer):
         ("kernels/work_list.py", (GENERATOR, CPU_CALIBRATION)),
         ("kernels/cpu/abi.py", (GENERATOR, CPU_CALIBRATION)),
         ("ir/bindings.py", (GENERATOR, CPU_CALIBRATION)),
-        ("ir/signature.py", WRITERS),
+        ("ir/kernel_spec.py", WRITERS),
         ("__init__.py", WRITERS),  # it runs before any other
         ("kernels/cpu/calibration.py", (CPU_CALIBRATION,)),
         ("kernels/cpu/loader.py", (CPU_CALIBRATION,)),

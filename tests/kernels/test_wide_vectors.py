@@ -9,7 +9,8 @@ import pytest
 import torch  # noqa: F401 - brings the OpenMP runtime
 from attention_cases import SHARED, WIDE, Batch, check, emulate_wide, layout_of, spec_of
 
-from llmir.ir.signature import HEAD_SIZES, AttentionSignature, StepPolicy
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.kernel_spec import HEAD_SIZES, StepPolicy
 
 POLICY = StepPolicy(decode_tokens=1, split_keys=32, items_per_thread=100, sharing=SHARED)
 BATCH = Batch(
@@ -30,5 +31,5 @@ def wide(monkeypatch):
 @pytest.mark.parametrize("block_size", [1, 16, 32])
 def test_a_mixed_batch_with_shared_prefixes(element_type, head_size, block_size):
     layout = layout_of(element_type, WIDE, block_size)
-    signature = AttentionSignature(6, 2, head_size, element_type, block_size, head_size**-0.5, layout=layout)
-    check(spec_of(signature, WIDE), BATCH, POLICY)
+    attention = AttentionSpec.dense(6, 2, head_size, element_type, block_size, head_size**-0.5, layout=layout)
+    check(spec_of(attention, WIDE), BATCH, POLICY)

@@ -1,6 +1,8 @@
 import pytest
 from pass_modules import LAYER, ops, run
 
+from llmir.ir.attention import FusedAttention, PagedAttention
+from llmir.ir.module import ops_of
 from llmir.ir.remarks import remarks
 from llmir.passes.attention_fusion import AttentionFusion
 from llmir.target import Target
@@ -10,18 +12,30 @@ FUSION = AttentionFusion(Target.named("cpu:avx512_bf16"))
 
 def test_append_and_attention_become_one_op(parse):
     module = parse()
+    spec = (
+        "spec = #llm.attention_spec<{cache = {block_size = 128 : i64, dtype = "
+        '"bf16", key_size = 64 : i64, layout = "logical", num_kv_heads = 3 : i64, scales = "none", '
+        'value_size = 64 : i64}, dtype = "bf16", mask = {causal = true, window = 0 : i64}, num_heads = 9 : i64, '
+        "scale = 1.250000e-01 : f64, score_stages = [], sinks = false}>"
+    )
     assert ops(module)[:2] == [
         '%0 = "llm.append_kv"(%arg8, %arg1, %arg2, %arg4) {layer = "layers.0"}',
-        '%1 = "llm.paged_attention"(%arg0, %0, %arg5, %arg6, %arg7) {causal = true, layer = "layers.0", '
-        "scale = 1.250000e-01 : f64, soft_cap = 0.000000e+00 : f64, window = 0 : i64}",
+        f'%1 = "llm.paged_attention"(%arg0, %0, %arg5, %arg6, %arg7) {{layer = "layers.0", {spec}}}',
     ]
     run(module, FUSION)
     assert ops(module)[0] == (
         '%0:2 = "llm.fused_attention"(%arg0, %arg1, %arg2, %arg8, %arg4, %arg5, %arg6, %arg7) '
-        '{causal = true, layer = "layers.0", scale = 1.250000e-01 : f64, '
-        "soft_cap = 0.000000e+00 : f64, window = 0 : i64}"
+        f'{{layer = "layers.0", {spec}}}'
     )
     assert "llm.append_kv" not in str(module) and "llm.paged_attention" not in str(module)
+
+
+def test_whatever_a_spec_says_is_copied_whole(parse):
+    """A field that a later version adds is copied too: the attribute is the same one."""
+    module = parse(windows=(77,), scales=(0.3,))
+    (spec,) = (op.spec for op in ops_of(module, PagedAttention))
+    (fused,) = (op.spec for op in ops_of(run(module, FUSION), FusedAttention))
+    assert fused == spec
 
 
 def test_every_layer_is_fused_with_its_own_append(parse):
@@ -51,7 +65,7 @@ def test_a_cache_read_in_between_is_not_fused_past_its_reader(parse):
     between = LAYER.replace(
         "%out{n} =",
         '%early{n} = "llm.paged_attention"(%q, %new{n}, %table, %start, %lengths) '
-        '{{causal = true, layer = "early", scale = 1.0 : f64, soft_cap = 0.0 : f64, window = 0 : i64}} '
+        '{{layer = "early", spec = {spec}}} '
         ": (!q, !cache{n}, tensor<?x?xi32>, tensor<?xi32>, tensor<?xi32>) -> !q\n%out{n} =",
     )
     module = run(parse(layer=between), FUSION)
@@ -61,7 +75,7 @@ def test_a_cache_read_in_between_is_not_fused_past_its_reader(parse):
 def test_a_cache_read_afterwards_is_the_fused_ops_cache(parse):
     after = LAYER + (
         '%late{n} = "llm.paged_attention"(%q, %new{n}, %table, %start, %lengths) '
-        '{{causal = true, layer = "late", scale = 1.0 : f64, soft_cap = 0.0 : f64, window = 0 : i64}} '
+        '{{layer = "late", spec = {spec}}} '
         ": (!q, !cache{n}, tensor<?x?xi32>, tensor<?xi32>, tensor<?xi32>) -> !q\n"
     )
     module = run(parse(layer=after), FUSION)

@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pass_modules import run
+from specs import changed
 
 from llmir.errors import UnsupportedLayerError
 from llmir.ir.attention import FusedAttention
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.kernel_spec import HEAD_SIZES, GpuVariant, KernelSpec, padded
 from llmir.ir.module import caches_of, ops_of
 from llmir.ir.remarks import remarks
-from llmir.ir.signature import HEAD_SIZES, AttentionSignature, GpuVariant, KernelSpec, padded
 from llmir.passes import gpu_tiles, pipeline
 from llmir.passes.attention_fusion import AttentionFusion
 from llmir.passes.block_sizing import BlockSizing
@@ -25,12 +27,12 @@ from llmir.workload import NAMED
 
 TARGETS = {name: Target.named(name) for name in ("cuda:sm_80", "cuda:sm_90", "cuda:sm_100", "hip:gfx942")}
 H100, A100, MI300X = TARGETS["cuda:sm_90"], TARGETS["cuda:sm_80"], TARGETS["hip:gfx942"]
-LLAMA = AttentionSignature(32, 8, 128, "bf16", 16, 128**-0.5, layout="row")
+LLAMA = AttentionSpec.dense(32, 8, 128, "bf16", 16, 128**-0.5, layout="row")
 SIZES = {"heads": 32, "kv_heads": 8, "head_size": 128, "allowed": (16, 32, 64, 128)}
 
 targets = st.sampled_from(sorted(TARGETS)).map(TARGETS.__getitem__)
 signatures = st.builds(
-    lambda kv, group, size, element, block: AttentionSignature(
+    lambda kv, group, size, element, block: AttentionSpec.dense(
         kv * group, kv, size, element, block, 0.125, layout="row"
     ),
     st.integers(1, 16),
@@ -54,9 +56,9 @@ def test_the_kind_of_target_decides_who_is_asked():
 
 
 def refusal(target, **facts):
-    signature = replace(LLAMA, **facts)
+    attention = changed(LLAMA, **facts)
     try:
-        kernel_model(target).check("layers.0", signature)
+        kernel_model(target).check("layers.0", attention)
     except UnsupportedLayerError as error:
         assert error.layer == "layers.0"
         return error.reason
@@ -65,7 +67,7 @@ def refusal(target, **facts):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_float32_is_refused(name):
-    assert "queries of f32 have no kernel on a GPU" in refusal(TARGETS[name], element_type="f32")
+    assert "queries of f32 have no kernel on a GPU" in refusal(TARGETS[name], dtype="f32")
 
 
 @pytest.mark.parametrize(("name", "has"), list(zip(TARGETS, (False, True, True, False), strict=True)))
@@ -95,7 +97,7 @@ def test_refusals_name_the_layer(parse):
 
 def test_pages_are_rows_of_any_block_size(parse):
     for size in (1, 24, 128):
-        assert caches_of(select(parse(block_size=size)))["layers.0"].layout == "row"
+        assert caches_of(select(parse(block_size=size)))["layers.0"].format.layout == "row"
 
 
 def test_the_tiles_of_llama():
@@ -105,23 +107,23 @@ def test_the_tiles_of_llama():
 
 
 @given(signatures, targets)
-def test_tiles_hold_the_query_heads_of_a_kv_head_and_are_powers_of_two(signature, target):
-    for variant in (kernel_model(target).decode(signature), kernel_model(target).prefill(signature)):
-        assert 1 <= variant.max_tokens == variant.row_tile // signature.queries_per_kv
-        assert variant.row_tile >= max(16, signature.queries_per_kv)
+def test_tiles_hold_the_query_heads_of_a_kv_head_and_are_powers_of_two(attention, target):
+    for variant in (kernel_model(target).decode(attention), kernel_model(target).prefill(attention)):
+        assert 1 <= variant.max_tokens == variant.row_tile // attention.queries_per_kv
+        assert variant.row_tile >= max(16, attention.queries_per_kv)
         for size in (variant.row_tile, variant.key_chunk, variant.warps):
             assert size == padded(size)
 
 
 @given(signatures, targets)
-def test_tiles_fit_a_thread_blocks_shared_memory(signature, target):
-    for variant in (kernel_model(target).decode(signature), kernel_model(target).prefill(signature)):
-        assert gpu_tiles.shared_bytes(signature, variant, target.isa) <= target.shared_memory
+def test_tiles_fit_a_thread_blocks_shared_memory(attention, target):
+    for variant in (kernel_model(target).decode(attention), kernel_model(target).prefill(attention)):
+        assert gpu_tiles.shared_bytes(attention, variant, target.isa) <= target.shared_memory
 
 
 def test_a_quantized_cache_takes_half_the_shared_memory_for_its_tiles():
     decode = kernel_model(H100).decode(LLAMA)
-    tiles = [gpu_tiles.shared_bytes(s, decode, "sm_90") for s in (LLAMA, replace(LLAMA, quantized=True))]
+    tiles = [gpu_tiles.shared_bytes(s, decode, "sm_90") for s in (LLAMA, changed(LLAMA, quantized=True))]
     assert tiles == [70 << 10, 38 << 10]
 
 
@@ -134,13 +136,13 @@ def test_a_request_of_as_many_tokens_as_a_decode_tile_holds_uses_decode(parse):
 
 
 @given(signatures, targets)
-def test_splits_are_whole_tiles_whose_own_cost_is_small(signature, target):
+def test_splits_are_whole_tiles_whose_own_cost_is_small(attention, target):
     kernels, figures = kernel_model(target), target.figures
-    decode = kernels.decode(signature)
-    keys = kernels.policy(signature, decode).split_keys
-    read = keys * signature.key_bytes / (figures.read_bandwidth_all / figures.threads)
+    decode = kernels.decode(attention)
+    keys = kernels.policy(attention, decode).split_keys
+    read = keys * attention.cache.token_head_bytes / (figures.read_bandwidth_all / figures.threads)
     assert keys % decode.key_chunk == 0 and keys > 0
-    assert kernels.split_seconds(signature) <= SPLIT_OVERHEAD * read * (1 + 1e-9)
+    assert kernels.split_seconds(attention) <= SPLIT_OVERHEAD * read * (1 + 1e-9)
 
 
 def test_a_split_costs_its_states_and_one_access():
@@ -152,7 +154,7 @@ def test_a_split_costs_its_states_and_one_access():
 def test_a_padded_head_costs_as_much_as_the_next_size():
     kernels = kernel_model(H100)
     row_keys = [
-        kernels.row_key_seconds(replace(LLAMA, head_size=size), kernels.prefill(LLAMA)) for size in (80, 96, 128)
+        kernels.row_key_seconds(changed(LLAMA, head_size=size), kernels.prefill(LLAMA)) for size in (80, 96, 128)
     ]
     assert row_keys[0] == row_keys[1] == row_keys[2]
 
@@ -186,7 +188,7 @@ def test_a_cpu_with_few_cores_gets_larger_blocks_and_the_numbers_say_why(parse):
     few = replace(Target.named("cpu:avx512_bf16"), cores=8)
     module = run(parse(**SIZES), BlockSizing(few, NAMED["chat"]))
     (remark,) = remarks(module)
-    assert caches_of(module)["layers.0"].block_size > 16
+    assert caches_of(module)["layers.0"].format.block_size > 16
     assert remark.numbers["threads_that_use_the_bandwidth"] > remark.numbers["threads"] == 8
     smallest = next(each for each in remark.alternatives if each["block_size"] == 16)
     assert smallest["read_gb_per_s"] < remark.numbers["read_gb_per_s"]
@@ -215,7 +217,7 @@ def test_a_prefix_beyond_l2_gains_more_than_one_that_stays_there():
     costs = costs_on(H100, LLAMA, kernels.decode(LLAMA), prefill)
     even = BreakEven(LLAMA, prefill.row_tile, costs, longest=1 << 17)
     gains = [alone / shared for alone, shared in (even.nanoseconds(64, tokens) for tokens in (8192, 65536))]
-    assert 8192 * LLAMA.token_bytes < H100.cache_bytes(2) < 65536 * LLAMA.token_bytes
+    assert 8192 * LLAMA.cache.token_bytes < H100.cache_bytes(2) < 65536 * LLAMA.cache.token_bytes
     assert 1 < gains[0] < gains[1]
 
 

@@ -50,7 +50,7 @@ def test_another_window_is_another_kernel(parse):
 def test_kernels_that_differ_in_scale_alone_have_names_of_their_own(parse):
     module = outline(parse(windows=(0, 0), scales=(0.125, 0.25)))
     assert list(calls(module).values()) == ["attention_9x3x64_bf16_block128", "attention_9x3x64_bf16_block128_1"]
-    assert [kernel_spec(op).signature.scale for op in ops_of(module, Kernel)] == [0.125, 0.25]
+    assert [kernel_spec(op).attention.scale for op in ops_of(module, Kernel)] == [0.125, 0.25]
 
 
 def test_the_remark_counts_kernels(parse):

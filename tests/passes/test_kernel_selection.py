@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,10 +5,13 @@ from pass_modules import ops, run
 
 from llmir.errors import UnsupportedLayerError
 from llmir.ir.attention import FusedAttention
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.cache_format import CacheFormat
+from llmir.ir.dtypes import QUERY_DTYPES
 from llmir.ir.instruction_sets import INSTRUCTION_SETS
+from llmir.ir.kernel_spec import HEAD_SIZES, CpuVariant, KernelSpec
 from llmir.ir.module import caches_of, ops_of
 from llmir.ir.remarks import remarks
-from llmir.ir.signature import ELEMENT_BYTES, HEAD_SIZES, AttentionSignature, CpuVariant, KernelSpec
 from llmir.kernels.cpu import lowering
 from llmir.passes import tiles
 from llmir.passes.attention_fusion import AttentionFusion
@@ -23,11 +24,11 @@ BEST = Target.named("cpu:avx512_bf16")
 
 isas = st.sampled_from(list(INSTRUCTION_SETS))
 signatures = st.builds(
-    lambda kv, group, size, element, block: AttentionSignature(kv * group, kv, size, element, block, 0.125),
+    lambda kv, group, size, element, block: AttentionSpec.dense(kv * group, kv, size, element, block, 0.125),
     st.integers(1, 16),
     st.integers(1, 64),
     st.sampled_from(HEAD_SIZES),
-    st.sampled_from(sorted(ELEMENT_BYTES)),
+    st.sampled_from(QUERY_DTYPES),
     st.integers(1, 40).flatmap(lambda size: st.sampled_from([size, 16 * size])),
 )
 
@@ -44,7 +45,7 @@ def test_the_pass_sets_layout_variants_and_conditions(parse):
     module = run(parse(), AttentionFusion(BEST))
     assert '"logical"' in str(module) and "selection" not in ops(module)[0]
     run(module, KernelSelection(BEST))
-    assert str(caches_of(module)["layers.0"]) == '!llm.paged_kv_cache<bf16, [3, 64, 128, 8192], "pair">'
+    assert caches_of(module)["layers.0"].format == CacheFormat("bf16", 3, 64, 64, 128, "pair")
     assert '"logical"' not in str(module)
     assert (
         'selection = #llm.selection<"avx512_bf16", [{key_chunk = 128 : i64, key_vectors = 2 : i64, '
@@ -67,7 +68,7 @@ def test_the_pass_sets_layout_variants_and_conditions(parse):
 )
 def test_bfloat16_lies_in_pairs_whether_multiplied_or_widened(parse, isa, element, layout):
     module = select(parse(element=element), Target.named(f"cpu:{isa}"))
-    assert caches_of(module)["layers.0"].layout == layout
+    assert caches_of(module)["layers.0"].format.layout == layout
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_bfloat16_lies_in_pairs_whether_multiplied_or_widened(parse, isa, elemen
 )
 def test_blocks_without_whole_vectors_of_keys_are_rows(parse, isa, block_size, layout):
     module = select(parse(block_size=block_size), Target.named(f"cpu:{isa}"))
-    assert caches_of(module)["layers.0"].layout == layout
+    assert caches_of(module)["layers.0"].format.layout == layout
 
 
 def test_a_gathered_chunk_stays_small_whatever_the_block_size(parse):
@@ -119,7 +120,7 @@ def test_the_remark_holds_registers_times_and_other_tiles(parse):
     [
         ({"head_size": 72}, "its head size is 72, and there are kernels for 64, 80, 96, 128, 256"),
         ({"causal": False}, "only causal attention has a kernel"),
-        ({"more": ", alibi = [" + ", ".join(["0.5 : f64"] * 9) + "]"}, "ALiBi has no kernel"),
+        ({"score_stages": "[{slopes = [" + ", ".join(["0.5 : f64"] * 9) + "]}]"}, "ALiBi has no kernel"),
         ({"more": ', sinks = #llm.weight<"sinks", tensor<9xbf16>>'}, "attention sinks have no kernel on a CPU"),
         ({"element": "f8E4M3FN"}, "a KV cache of f8E4M3FN has no kernel on a CPU"),
     ],
@@ -131,20 +132,20 @@ def test_what_has_no_kernel_is_refused_by_layer(parse, facts, reason):
 
 
 @given(signatures, isas)
-def test_every_selection_can_be_generated(signature, isa):
-    spec = spec_of(signature, isa)
+def test_every_selection_can_be_generated(attention, isa):
+    spec = spec_of(attention, isa)
     lowering.check(spec)
     for variant in spec.variants:
         assert tiles.fits(isa, variant.row_tile, max(variant.key_vectors, variant.value_vectors))
 
 
-def laid_out(signature, isa):
-    return replace(signature, layout=tiles.layout(isa, signature.element_type, signature.block_size))
+def laid_out(attention, isa):
+    return attention.with_cache(layout=tiles.layout(isa, attention.dtype, attention.cache.block_size))
 
 
-def spec_of(signature, isa):
-    signature = laid_out(signature, isa)
-    return KernelSpec(signature, isa, (tiles.decode_variant(signature, isa), tiles.prefill_variant(signature, isa)))
+def spec_of(attention, isa):
+    attention = laid_out(attention, isa)
+    return KernelSpec(attention, isa, (tiles.decode_variant(attention, isa), tiles.prefill_variant(attention, isa)))
 
 
 @given(st.integers(1, 1000), st.integers(1, 64))
@@ -155,24 +156,24 @@ def test_balanced_tiles_cover_all_and_differ_little(total, most):
 
 
 @given(signatures, isas)
-def test_prefill_items_hold_at_least_one_token_and_not_many_more_rows_than_meant(signature, isa):
-    tokens = tiles.prefill_variant(laid_out(signature, isa), isa).max_tokens
-    assert tokens >= 1 and (tokens == 1 or tokens * signature.queries_per_kv <= tiles.PREFILL_ROWS)
+def test_prefill_items_hold_at_least_one_token_and_not_many_more_rows_than_meant(attention, isa):
+    tokens = tiles.prefill_variant(laid_out(attention, isa), isa).max_tokens
+    assert tokens >= 1 and (tokens == 1 or tokens * attention.queries_per_kv <= tiles.PREFILL_ROWS)
 
 
 @given(signatures, isas)
-def test_splits_are_whole_chunks_whose_own_cost_is_small(signature, isa):
-    signature, kernels = laid_out(signature, isa), kernel_model(Target.named(f"cpu:{isa}"))
-    decode = kernels.decode(signature)
-    keys = kernels.policy(signature, decode).split_keys
-    read = keys * signature.key_bytes / kernels.figures.read_bandwidth
+def test_splits_are_whole_chunks_whose_own_cost_is_small(attention, isa):
+    attention, kernels = laid_out(attention, isa), kernel_model(Target.named(f"cpu:{isa}"))
+    decode = kernels.decode(attention)
+    keys = kernels.policy(attention, decode).split_keys
+    read = keys * attention.cache.token_head_bytes / kernels.figures.read_bandwidth
     assert keys % decode.key_chunk == 0 and keys > 0
-    assert kernels.split_seconds(signature) <= SPLIT_OVERHEAD * read * (1 + 1e-9)
+    assert kernels.split_seconds(attention) <= SPLIT_OVERHEAD * read * (1 + 1e-9)
 
 
 def test_the_tiles_of_smollm2_and_llama():
-    smollm2 = AttentionSignature(9, 3, 64, "bf16", 128, 0.125)
-    llama = AttentionSignature(32, 8, 128, "bf16", 128, 0.125)
+    smollm2 = AttentionSpec.dense(9, 3, 64, "bf16", 128, 0.125)
+    llama = AttentionSpec.dense(32, 8, 128, "bf16", 128, 0.125)
     assert tiles.decode_variant(smollm2, "avx512_bf16") == CpuVariant("decode", 1, 3, 128, 2, 4, 128)
     assert tiles.prefill_variant(smollm2, "avx512_bf16") == CpuVariant("prefill", 32, 6, 128, 4, 4, 128)
     assert tiles.decode_variant(llama, "avx512_bf16") == CpuVariant("decode", 1, 2, 128, 2, 8, 128)
@@ -182,6 +183,6 @@ def test_the_tiles_of_smollm2_and_llama():
 
 
 def test_chunks_are_whole_blocks_or_divide_one():
-    blocks = {size: AttentionSignature(9, 3, 64, "bf16", size, 0.125, layout="pair") for size in (16, 48, 96, 160)}
-    chunks = {size: tiles.key_chunk(signature, "avx512_bf16", 128) for size, signature in blocks.items()}
+    blocks = {size: AttentionSpec.dense(9, 3, 64, "bf16", size, 0.125, layout="pair") for size in (16, 48, 96, 160)}
+    chunks = {size: tiles.key_chunk(attention, "avx512_bf16", 128) for size, attention in blocks.items()}
     assert chunks == {16: 128, 48: 96, 96: 96, 160: 32}

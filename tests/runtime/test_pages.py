@@ -11,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.dtypes import DTYPES
 from llmir.ir.instruction_sets import INSTRUCTION_SETS
-from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature, KernelSpec, StepPolicy
+from llmir.ir.kernel_spec import KernelSpec, StepPolicy
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.cpu.lowering import compile_object
 from llmir.kernels.cpu.object_cache import ObjectCache, object_key
@@ -32,7 +34,7 @@ _OBJECTS = tempfile.TemporaryDirectory(prefix="llmir-tests-")
 @cache
 def spec_of(isa: str, element_type: str, block_size: int, head_size: int) -> KernelSpec:
     layout = tiles.layout(isa, element_type, block_size)
-    s = AttentionSignature(4, 2, head_size, element_type, block_size, head_size**-0.5, layout=layout)
+    s = AttentionSpec.dense(4, 2, head_size, element_type, block_size, head_size**-0.5, layout=layout)
     return KernelSpec(s, isa, (tiles.decode_variant(s, isa), tiles.prefill_variant(s, isa)))
 
 
@@ -57,11 +59,11 @@ class Cache:
     """A cache of random bits, and new rows for some of its slots in any order."""
 
     def __init__(self, spec: KernelSpec, seed: int):
-        s, rng = spec.signature, np.random.default_rng(seed)
-        self.spec, self.stored = spec, STORED[ELEMENT_BYTES[s.element_type]]
-        self.pages = self._bits(rng, NUM_BLOCKS, s.num_kv_heads, 2, s.block_size * s.head_size)
-        self.count = int(rng.integers(1, NUM_BLOCKS * s.block_size))
-        self.slots = torch.from_numpy(rng.permutation(NUM_BLOCKS * s.block_size)[: self.count])
+        s, rng = spec.attention, np.random.default_rng(seed)
+        self.spec, self.stored = spec, STORED[DTYPES[s.dtype].bits // 8]
+        self.pages = self._bits(rng, NUM_BLOCKS, s.num_kv_heads, 2, s.cache.block_size * s.head_size)
+        self.count = int(rng.integers(1, NUM_BLOCKS * s.cache.block_size))
+        self.slots = torch.from_numpy(rng.permutation(NUM_BLOCKS * s.cache.block_size)[: self.count])
         self.key, self.value = (self._bits(rng, self.count, s.num_kv_heads, s.head_size) for _ in range(2))
 
     def _bits(self, rng: np.random.Generator, *shape: int) -> torch.Tensor:
@@ -70,7 +72,7 @@ class Cache:
 
     def appended_by_the_kernel(self) -> torch.Tensor:
         """The pages after the kernel has put the rows into their slots."""
-        s, pages = self.spec.signature, self.pages.clone()
+        s, pages = self.spec.attention, self.pages.clone()
         runner = AttentionRunner(loaded(self.spec), StepPolicy(1, 1 << 20, 1))
         query = torch.zeros(self.count, s.num_heads, s.head_size, dtype=self.stored)
         output = torch.empty_like(query)
@@ -87,11 +89,11 @@ class Cache:
 def test_rows_are_where_the_kernel_puts_them(spec: KernelSpec, seed: int) -> None:
     case = Cache(spec, seed)
     appended = case.appended_by_the_kernel()
-    keys, values = key_and_value_rows(appended, spec.signature, spec.isa)
+    keys, values = key_and_value_rows(appended, spec.attention.cache, spec.isa)
     assert torch.equal(keys.read(case.slots), case.key)
     assert torch.equal(values.read(case.slots), case.value)
     written = case.pages.clone()
-    keys, values = key_and_value_rows(written, spec.signature, spec.isa)
+    keys, values = key_and_value_rows(written, spec.attention.cache, spec.isa)
     keys.write(case.slots, case.key)
     values.write(case.slots, case.value)
     assert torch.equal(written, appended), "other slots are as they were, too"
@@ -101,11 +103,11 @@ def test_rows_are_where_the_kernel_puts_them(spec: KernelSpec, seed: int) -> Non
 @pytest.mark.parametrize("block_size", [1, 16, 128])
 def test_every_element_of_a_page_is_in_one_row(isa: str, block_size: int) -> None:
     spec = spec_of(isa, "bf16", block_size, 64)
-    s = spec.signature
+    s = spec.attention
     shape = (NUM_BLOCKS, s.num_kv_heads, 2, block_size * s.head_size)
     pages = torch.arange(int(np.prod(shape)), dtype=torch.int32).view(shape)
     slots = torch.arange(NUM_BLOCKS * block_size)
-    keys, values = key_and_value_rows(pages, s, isa)
+    keys, values = key_and_value_rows(pages, s.cache, isa)
     assert torch.equal(keys.read(slots).flatten().sort().values, pages[:, :, 0].flatten().sort().values)
     assert torch.equal(values.read(slots).flatten().sort().values, pages[:, :, 1].flatten().sort().values)
 
@@ -113,4 +115,4 @@ def test_every_element_of_a_page_is_in_one_row(isa: str, block_size: int) -> Non
 def test_a_block_has_as_many_slots_as_tokens() -> None:
     spec = spec_of(RUNNABLE_ISAS[0], "bf16", 24, 64)
     pages = torch.zeros(2, 2, 2, 24 * 64, dtype=torch.int16)
-    assert [rows.block_size for rows in key_and_value_rows(pages, spec.signature, spec.isa)] == [24, 24]
+    assert [rows.block_size for rows in key_and_value_rows(pages, spec.attention.cache, spec.isa)] == [24, 24]

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from specs import changed
 
 from llmir.errors import KernelError
-from llmir.ir.signature import AttentionSignature, CpuVariant, KernelSpec, SharingCosts, StepPolicy
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.kernel_spec import CpuVariant, KernelSpec, SharingCosts, StepPolicy
 from llmir.kernels.work_list import Item
 from llmir.runtime.schedule import Schedule, Scheduler
 from llmir.runtime.split import ByLaunch, ByThread
 from llmir.runtime.step import Step
 
-SIGNATURE = AttentionSignature(6, 2, 64, "bf16", 16, 0.125, layout="pair")
+SIGNATURE = AttentionSpec.dense(6, 2, 64, "bf16", 16, 0.125, layout="pair")
 VARIANTS = (CpuVariant("decode", 1, 3, 32, 2, 4, 32), CpuVariant("prefill", 8, 6, 32, 2, 4, 0))
 #: Whatever two requests have in common is read once.
 COSTS = SharingCosts(
@@ -35,7 +37,7 @@ POLICY = StepPolicy(decode_tokens=1, split_keys=32, items_per_thread=2, sharing=
 
 
 def scheduler(window: int = 0, policy: StepPolicy = POLICY) -> Scheduler:
-    return Scheduler(KernelSpec(replace(SIGNATURE, window=window), "avx512_bf16", VARIANTS), policy)
+    return Scheduler(KernelSpec(changed(SIGNATURE, window=window), "avx512_bf16", VARIANTS), policy)
 
 
 class Case:

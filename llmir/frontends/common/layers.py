@@ -20,11 +20,10 @@ from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.recording import Handler, Recorder
 from llmir.frontends.common.support import class_name
 from llmir.ir import build
-from llmir.ir.attributes import Weight
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.bindings import ir
-from llmir.ir.signature import QUANTIZED_TYPE
 from llmir.ir.types import PagedKVCache, tensor
-from llmir.runtime.layers import LayerFacts
+from llmir.ir.weight import Weight
 
 Tensor = torch.Tensor
 
@@ -182,7 +181,7 @@ def attention(
     value: Tensor,
     *,
     layer: str,
-    facts: LayerFacts,
+    spec: AttentionSpec,
     max_length: int,
     sinks: Weight | None = None,
 ) -> Tensor:
@@ -190,42 +189,37 @@ def attention(
 
     ``query``, ``key``, ``value``: [tokens, heads * head_size], or with heads a dimension of their own. ``layer`` is
     the name by which a backend will ask the plan for the kernel; ``max_length`` the longest sequence, in tokens;
-    ``sinks`` the layer's weight [heads], where ``facts`` say that it has sinks. What is in another element type than
+    ``sinks`` the layer's weight [heads], where ``spec`` says that it has sinks. What is in another element type than
     the layer's is converted, and the result back to the query's.
     """
     d = recorder.decoder
-    cache_type = PagedKVCache.build(
-        element_type=QUANTIZED_TYPE if facts.quantized else facts.element_type,
-        kv_heads=facts.num_kv_heads,
-        head_size=facts.head_size,
-        block_size=facts.block_size,
-        max_length=max_length,
-    )
+    cache_type = PagedKVCache.build(spec.cache, max_length=max_length)
 
-    def heads(given: Tensor, count: int) -> ir.Value:
-        shape = [None, count, facts.head_size]
+    def heads(given: Tensor, count: int, size: int) -> ir.Value:
+        shape = [None, count, size]
         x = build.reshape(recorder.value(given), shape)
-        if recorder.element(given) == facts.element_type:
+        if recorder.element(given) == spec.dtype:
             return x
-        return build.elementwise("convert", x, result_type=tensor(shape, facts.element_type))
+        return build.elementwise("convert", x, result_type=tensor(shape, spec.dtype))
 
-    keys, values = heads(key, facts.num_kv_heads), heads(value, facts.num_kv_heads)
+    keys = heads(key, spec.num_kv_heads, spec.cache.key_size)
+    values = heads(value, spec.num_kv_heads, spec.cache.value_size)
     result = build.paged_attention(
-        heads(query, facts.num_heads),
+        heads(query, spec.num_heads, spec.cache.key_size),
         build.append_kv(d.cache(layer, cache_type), keys, values, d.slots, layer=layer),
         d.block_table,
         d.query_start,
         d.sequence_lengths,
         layer=layer,
-        scale=facts.scale,
-        window=facts.window,
-        soft_cap=facts.soft_cap,
+        scale=spec.scale,
+        mask=spec.mask,
+        score_stages=spec.score_stages,
         sinks=sinks,
     )
-    size = facts.num_heads * facts.head_size
+    size = spec.num_heads * spec.cache.value_size
     output = torch.empty(query.shape[0], size, dtype=query.dtype, device="meta")
     result = build.reshape(result, [None, size])
-    if recorder.element(query) != facts.element_type:
+    if recorder.element(query) != spec.dtype:
         result = build.elementwise("convert", result, result_type=recorder.type_of(output))
     return recorder.set(output, result)
 

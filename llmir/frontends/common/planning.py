@@ -21,7 +21,7 @@ from llmir.errors import LlmirError, PlanError
 from llmir.frontends.common import plan_cache
 from llmir.frontends.common.options import Options
 from llmir.frontends.common.sharing_report import what_is_shared
-from llmir.ir.signature import is_gpu
+from llmir.ir.kernel_spec import is_gpu
 from llmir.plan import Plan
 from llmir.target import Target
 from llmir.workload import Workload

@@ -16,30 +16,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.arithmetic import ARITHMETIC, SHAPE_ONLY
-from llmir.frontends.common.support import class_name
+from llmir.frontends.common.support import class_name, dtype_name
 from llmir.ir import text
-from llmir.ir.attributes import Weight
 from llmir.ir.bindings import ir
 from llmir.ir.dialect import context
+from llmir.ir.dtypes import BY_TORCH
 from llmir.ir.module import Decoder, ModelInfo, decoder, new_module
 from llmir.ir.types import ShardedTensor, tensor
+from llmir.ir.weight import Weight
 
 #: Tokens of the recorded step. A dimension that is a multiple of it counts tokens, because it is a prime that no
 #: dimension of a model is a multiple of; it becomes a dynamic dimension. Meta tensors take no memory.
 TOKENS = 1_000_003
-
-ELEMENT_NAMES = {
-    torch.bfloat16: "bf16",
-    torch.float16: "f16",
-    torch.float32: "f32",
-    torch.float64: "f64",
-    torch.int64: "i64",
-    torch.int32: "i32",
-    torch.int8: "i8",
-    torch.bool: "i1",
-    torch.float8_e4m3fn: "f8E4M3FN",
-    torch.float8_e5m2: "f8E5M2",
-}
 
 #: A handler gets the recorder, the layer's path, the layer, and the call's arguments; it returns what the layer would.
 Handler = Callable[..., Any]
@@ -101,9 +89,9 @@ class Recorder(TorchDispatchMode):
 
     def element(self, value: torch.Tensor) -> str:
         """The IR's name of a tensor's dtype."""
-        if value.dtype not in ELEMENT_NAMES:
+        if dtype_name(value.dtype) not in BY_TORCH:
             raise UnsupportedLayerError(self.path, f"it works in {value.dtype}")
-        return ELEMENT_NAMES[value.dtype]
+        return BY_TORCH[dtype_name(value.dtype)].name
 
     @property
     def path(self) -> str:

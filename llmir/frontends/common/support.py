@@ -12,10 +12,11 @@ from importlib import metadata
 from typing import Any
 
 from llmir.errors import LlmirError, UnsupportedLayerError
-from llmir.ir.signature import HEAD_SIZES, ElementType
+from llmir.ir.dtypes import DTYPES, QUERY_DTYPES
+from llmir.ir.kernel_spec import HEAD_SIZES
 
-#: The model dtypes that llmir has kernels for, as torch calls them, and their names in the IR.
-ELEMENT_TYPES: dict[str, ElementType] = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
+#: The model dtypes that llmir has kernels for, as torch calls them.
+MODEL_DTYPES = tuple(str(DTYPES[name].torch) for name in QUERY_DTYPES)
 #: The remedy that every refusal ends with.
 WITHOUT = "leave out --attention-backend {name} to serve this with {framework}'s own kernels"
 
@@ -49,7 +50,7 @@ def refuse_layer(path: str, checks: Mapping[str, bool], *, head_size: int, value
 def dtype_check(dtype: str) -> dict[str, bool]:
     """The check of a model's dtype, by :func:`dtype_name`."""
     return {
-        f"the model runs in {dtype}, and llmir has kernels for {', '.join(ELEMENT_TYPES)}": dtype not in ELEMENT_TYPES
+        f"the model runs in {dtype}, and llmir has kernels for {', '.join(MODEL_DTYPES)}": dtype not in MODEL_DTYPES
     }
 
 

@@ -12,25 +12,29 @@ from typing import NoReturn
 import torch
 
 from llmir.errors import UnsupportedLayerError
-from llmir.frontends.common.support import ELEMENT_TYPES, dtype_name
-from llmir.ir.signature import AttentionSignature
+from llmir.frontends.common.support import dtype_name
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.dtypes import DTYPES
 from llmir.runtime.layers import side_by_side
 
-#: torch's dtypes by their names in the IR.
-DTYPES: dict[str, torch.dtype] = {element: getattr(torch, name) for name, element in ELEMENT_TYPES.items()}
+
+def torch_dtype(name: str) -> torch.dtype:
+    """torch's dtype by its name in the IR."""
+    found: torch.dtype = getattr(torch, str(DTYPES[name].torch))
+    return found
 
 
 class LayerTensors:
     """What the kernel of one attention layer takes its tensors to be."""
 
-    def __init__(self, layer: str, signature: AttentionSignature, device: torch.device):
+    def __init__(self, layer: str, attention: AttentionSpec, device: torch.device):
         """``device``: where the layer's cache is."""
-        self.dtype = DTYPES[signature.element_type]
+        self.dtype = torch_dtype(attention.dtype)
         self._layer = layer
         self._device = device
-        self._size = signature.head_size
-        self._query = (signature.num_heads, signature.head_size)
-        self._key = (signature.num_kv_heads, signature.head_size)
+        self._size = attention.head_size
+        self._query = (attention.num_heads, attention.head_size)
+        self._key = (attention.num_kv_heads, attention.head_size)
 
     def converted(self, tensor: torch.Tensor) -> torch.Tensor:
         """A query, key or value [tokens, heads * head_size] as [tokens, heads, head_size], of the kernel's type.

@@ -47,7 +47,7 @@ class PlannedBackend(AttentionBackend, Generic[RunnerT]):
         if ranks.world_group.world_size > 1:
             check_agreement(plan, ranks.world_group.all_gather_object, logger)
         self._shares_prefixes = any(kernel.policy.sharing is not None for kernel in plan.kernels)
-        self._sinks = {layer for kernel in plan.kernels if kernel.spec.signature.sinks for layer in kernel.layers}
+        self._sinks = {layer for kernel in plan.kernels if kernel.spec.attention.sinks for layer in kernel.layers}
         self._planned = PlannedLayers(plan, load)
         self._runners: dict[int, RunnerT] = {}
         self._tensors: dict[int, LayerTensors] = {}
@@ -65,10 +65,10 @@ class PlannedBackend(AttentionBackend, Generic[RunnerT]):
             raise UnsupportedLayerError(path, f"another layer has its number ({layer.layer_id})")
         # Whether a layer has sinks is seen when it is called; a call unlike the plan is refused then.
         sinks = path in self._sinks
-        facts = support.layer_facts(layer, dtype, self._page_size, quantized=quantized, sinks=sinks)
-        runner = self._runners[layer.layer_id] = self._planned.bind(path, facts)
+        spec = support.attention_spec(layer, dtype, self._page_size, quantized=quantized, sinks=sinks)
+        runner = self._runners[layer.layer_id] = self._planned.bind(path, spec)
         device = self.token_to_kv_pool.pages[0].device
-        self._tensors[layer.layer_id] = LayerTensors(path, runner.spec.signature, device)
+        self._tensors[layer.layer_id] = LayerTensors(path, runner.spec.attention, device)
 
     def _may_prepare(self, batch: Any) -> bool:
         """Whether a batch has anything to attend to; raises UnsupportedLayerError for one that llmir cannot serve."""

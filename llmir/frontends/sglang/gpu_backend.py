@@ -166,7 +166,7 @@ class LlmirGpuBackend(PlannedBackend[GpuAttentionRunner]):
             raise UnsupportedLayerError(
                 f"layer {layer.layer_id}", f"it is called for {tokens} tokens, and {self._tokens} were announced"
             )
-        if (sinks is not None) != runner.spec.signature.sinks:
+        if (sinks is not None) != runner.spec.attention.sinks:
             how = "without" if sinks is None else "with"
             raise UnsupportedLayerError(f"layer {layer.layer_id}", f"it is called {how} sinks, unlike its plan")
         if sinks is not None and sinks.shape != (layer.tp_q_head_num,):

@@ -35,14 +35,14 @@ def handlers(
         support.check_attention(path, layer, quantized=quantized)
         sinks = call.pop("sinks", None) if on_gpu else None
         support.check_call(path, key, call)
-        facts = support.layer_facts(layer, dtype, page_size, quantized=quantized, sinks=sinks is not None)
+        spec = support.attention_spec(layer, dtype, page_size, quantized=quantized, sinks=sinks is not None)
         return emit.attention(
             recorder,
             query,
             key,
             value,
             layer=path,
-            facts=facts,
+            spec=spec,
             max_length=max_length,
             sinks=None if sinks is None else recorder.weight(sinks),
         )

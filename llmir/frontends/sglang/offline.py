@@ -10,7 +10,7 @@ from llmir.errors import LlmirError
 from llmir.frontends.common.offline import check_folder, not_configurable
 from llmir.frontends.sglang import reading
 from llmir.frontends.sglang.versions import VERSIONS
-from llmir.ir.signature import is_gpu
+from llmir.ir.kernel_spec import is_gpu
 from llmir.target import Target
 
 

@@ -19,7 +19,7 @@ from sglang.srt.runtime_context import get_server_args
 from llmir.errors import LlmirError
 from llmir.frontends.common.support import UnsupportedFeatureError
 from llmir.frontends.sglang.planning import plan_of
-from llmir.ir.signature import is_gpu
+from llmir.ir.kernel_spec import is_gpu
 from llmir.runtime.pages import key_and_value_rows
 
 
@@ -65,9 +65,9 @@ class LlmirKVPool(MHATokenToKVPool):
     def _create_buffers_normal(self) -> None:
         """Allocate the pages; slot 0's page takes what SGLang writes for padding, as in its own pools."""
         plan = plan_of(get_server_args())
-        signature = plan.kernels[0].spec.signature
+        attention = plan.kernels[0].spec.attention
         found = (self.page_size, self.head_num, self.head_dim, self.v_head_dim)
-        planned = (plan.block_size, signature.num_kv_heads, signature.head_size, signature.head_size)
+        planned = (plan.block_size, attention.num_kv_heads, attention.head_size, attention.head_size)
         if found != planned:
             raise LlmirError(
                 f"SGLang's KV pool has page size, heads, key size, value size {found}, and the plan was made for "
@@ -80,7 +80,7 @@ class LlmirKVPool(MHATokenToKVPool):
         with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE):
             #: Per layer [blocks, KV heads, 2, page_size * head_dim]; of uint8 where it is quantized.
             self.pages = [torch.zeros(shape, dtype=self.store_dtype, device=self.device) for _ in range(self.layer_num)]
-        rows = [key_and_value_rows(pages, signature, isa) for pages in self.pages]
+        rows = [key_and_value_rows(pages, attention.cache, isa) for pages in self.pages]
         self._keys, self._values = [keys for keys, _ in rows], [values for _, values in rows]
 
     @property

@@ -10,7 +10,6 @@ from typing import Any
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.plan_cache import model_classes
 from llmir.frontends.common.support import (
-    ELEMENT_TYPES,
     WITHOUT,
     dtype_check,
     dtype_name,
@@ -19,8 +18,9 @@ from llmir.frontends.common.support import (
 )
 from llmir.frontends.sglang import stores
 from llmir.frontends.sglang.versions import framework
-from llmir.ir.signature import Isa, is_gpu
-from llmir.runtime.layers import LayerFacts
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.dtypes import BY_TORCH
+from llmir.ir.kernel_spec import Isa, is_gpu
 
 #: SGLang's names of KV cache dtypes that llmir has kernels for, and the model dtype each must go with.
 CACHE_DTYPES = {"auto": None, "bfloat16": "bfloat16", "bf16": "bfloat16"}
@@ -204,18 +204,20 @@ def check_call(path: str, key: Any, arguments: dict[str, Any]) -> None:
         raise UnsupportedLayerError(path, f"it is called with {', '.join(extra)}, which llmir's kernels do not have")
 
 
-def layer_facts(layer: Any, dtype: Any, page_size: int, *, quantized: bool = False, sinks: bool = False) -> LayerFacts:
+def attention_spec(
+    layer: Any, dtype: Any, page_size: int, *, quantized: bool = False, sinks: bool = False
+) -> AttentionSpec:
     """What the compiler and the kernels must agree on about a ``RadixAttention``, on this rank.
 
     ``dtype`` is the model's, ``quantized`` whether its cache has another. SGLang pads head counts to the
     tensor-parallel size, so they are read from the layer. Its sliding window counts the tokens before a query, llmir's
     the query too.
     """
-    return LayerFacts(
+    return AttentionSpec.dense(
         num_heads=layer.tp_q_head_num,
         num_kv_heads=layer.tp_k_head_num,
         head_size=layer.qk_head_dim,
-        element_type=ELEMENT_TYPES[dtype_name(dtype)],
+        dtype=BY_TORCH[dtype_name(dtype)].name,
         block_size=page_size,
         scale=layer.scaling,
         window=max(layer.sliding_window_size + 1, 0),

@@ -23,17 +23,18 @@ from vllm.v1.attention.backend import (
     CommonAttentionMetadata,
     MultipleOf,
 )
-from vllm.v1.kv_cache_interface import AttentionSpec
 
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.agreement import check_agreement
-from llmir.frontends.common.support import ELEMENT_TYPES, dtype_name
-from llmir.frontends.common.tensors import DTYPES, LayerTensors
+from llmir.frontends.common.support import dtype_name
+from llmir.frontends.common.tensors import LayerTensors, torch_dtype
 from llmir.frontends.vllm.planning import PLAN_KEY
 from llmir.frontends.vllm.plugin import BACKEND_NAME, is_llmir
-from llmir.ir.signature import HEAD_SIZES, AttentionSignature
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.dtypes import BY_TORCH
+from llmir.ir.kernel_spec import HEAD_SIZES
 from llmir.plan import Plan
-from llmir.runtime.layers import LayerFacts, PlannedLayers
+from llmir.runtime.layers import PlannedLayers
 
 #: As which vLLM allocates a cache of eight-bit floats.
 QUANTIZED_DTYPES = (torch.uint8, torch.float8_e4m3fn)
@@ -203,28 +204,30 @@ class PlannedImpl(AttentionImpl[Any]):
         }
         self._refusal = next((reason for reason, applies in refused.items() if applies), None)
 
-    def bind(self, layer: str, kv_cache_spec: AttentionSpec, model_dtype: Any, planned: PlannedLayers[Any]) -> None:
+    def bind(
+        self, layer: str, kv_cache_spec: kv_cache_interface.AttentionSpec, model_dtype: Any, planned: PlannedLayers[Any]
+    ) -> None:
         """Take the layer's kernel from the plan; UnsupportedLayerError where that is not the layer's."""
         self._layer = layer
-        self._runner = planned.bind(layer, self.facts(layer, kv_cache_spec, model_dtype))
+        self._runner = planned.bind(layer, self.spec(layer, kv_cache_spec, model_dtype))
 
     def take_cache(self, kv_cache: torch.Tensor) -> None:
         """Check a cache that the layer is called with for the first time; what it is called with goes by it."""
-        signature = self._runner.spec.signature
-        check_cache(self._layer, kv_cache, signature)
-        self._tensors = LayerTensors(self._layer, signature, kv_cache.device)
+        attention = self._runner.spec.attention
+        check_cache(self._layer, kv_cache, attention)
+        self._tensors = LayerTensors(self._layer, attention, kv_cache.device)
 
-    def facts(self, layer: str, kv_cache_spec: AttentionSpec, model_dtype: Any) -> LayerFacts:
+    def spec(self, layer: str, kv_cache_spec: kv_cache_interface.AttentionSpec, model_dtype: Any) -> AttentionSpec:
         """The layer as vLLM will run it; raises UnsupportedLayerError where that is more than kernels can do."""
         if self._refusal:
             raise UnsupportedLayerError(layer, self._refusal)
         quantized = self.kv_cache_dtype in self.quantized_dtypes
         dtype = dtype_name(model_dtype if quantized else kv_cache_spec.dtype)
-        return LayerFacts(
+        return AttentionSpec.dense(
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
             head_size=self.head_size,
-            element_type=ELEMENT_TYPES.get(dtype, dtype),
+            dtype=BY_TORCH[dtype].name if dtype in BY_TORCH else dtype,
             block_size=kv_cache_spec.block_size,
             scale=self.scale,
             window=self.sliding_window or 0,
@@ -234,13 +237,13 @@ class PlannedImpl(AttentionImpl[Any]):
         )
 
 
-def check_cache(layer: str, kv_cache: torch.Tensor, signature: AttentionSignature) -> None:
+def check_cache(layer: str, kv_cache: torch.Tensor, attention: AttentionSpec) -> None:
     """Raise UnsupportedLayerError unless a cache is one contiguous array of pages of the kernel's type.
 
     The kernels address pages by their number alone.
     """
-    expected = (signature.num_kv_heads, signature.block_size, 2 * signature.head_size)
-    dtypes = QUANTIZED_DTYPES if signature.quantized else (DTYPES[signature.element_type],)
+    expected = (attention.num_kv_heads, attention.cache.block_size, 2 * attention.head_size)
+    dtypes = QUANTIZED_DTYPES if attention.cache.quantized else (torch_dtype(attention.dtype),)
     if tuple(kv_cache.shape[1:]) != expected or not kv_cache.is_contiguous() or kv_cache.dtype not in dtypes:
         found = f"{tuple(kv_cache.shape)} with strides {kv_cache.stride()} in {dtype_name(kv_cache.dtype)}"
         wanted = f"{expected} in {' or '.join(map(dtype_name, dtypes))}"

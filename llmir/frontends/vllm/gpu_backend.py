@@ -246,7 +246,7 @@ class LlmirGpuAttentionImpl(PlannedImpl):
         assert runner is not None
         if self._cache is None or self._cache() is not kv_cache:
             self.take_cache(kv_cache)
-            if runner.spec.signature.quantized:
+            if runner.spec.attention.cache.quantized:
                 self._check_scales(layer)
             self._cache = weakref.ref(kv_cache)
         tokens, slots = attn_metadata.num_actual_tokens, attn_metadata.slot_mapping
@@ -257,7 +257,7 @@ class LlmirGpuAttentionImpl(PlannedImpl):
             key,
             value,
             output,
-            kv_cache.view(torch.float8_e4m3fn) if runner.spec.signature.quantized else kv_cache,
+            kv_cache.view(torch.float8_e4m3fn) if runner.spec.attention.cache.quantized else kv_cache,
             attn_metadata.block_table,
             slots,
             tokens,

@@ -16,10 +16,12 @@ from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common import layers as emit
 from llmir.frontends.common.layers import handles
-from llmir.frontends.common.recording import ELEMENT_NAMES, Handler, Recorder
+from llmir.frontends.common.recording import Handler, Recorder
+from llmir.frontends.common.support import dtype_name
 from llmir.frontends.vllm.support import QUANTIZED_CACHE_DTYPES, check_attention
 from llmir.ir import build
-from llmir.runtime.layers import LayerFacts
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.dtypes import BY_TORCH
 
 HANDLERS: dict[type, Handler] = dict(emit.HANDLERS)
 
@@ -146,11 +148,11 @@ def _attention(
     check_attention(layer.layer_name, layer, isa)
     config = get_current_vllm_config()
     quantized = layer.kv_cache_dtype in QUANTIZED_CACHE_DTYPES
-    facts = LayerFacts(
+    spec = AttentionSpec.dense(
         num_heads=layer.num_heads,
         num_kv_heads=layer.num_kv_heads,
         head_size=layer.head_size,
-        element_type=ELEMENT_NAMES[query.dtype if quantized else layer.kv_cache_torch_dtype],
+        dtype=BY_TORCH[dtype_name(query.dtype if quantized else layer.kv_cache_torch_dtype)].name,
         block_size=config.cache_config.block_size,
         scale=layer.impl.scale,
         window=layer.sliding_window or 0,
@@ -159,9 +161,9 @@ def _attention(
         sinks=layer.has_sink,
     )
     for name, tensor in {"query": query, "key": key, "value": value}.items():
-        if tensor is None or recorder.element(tensor) != facts.element_type:
+        if tensor is None or recorder.element(tensor) != spec.dtype:
             found = "missing" if tensor is None else f"in {recorder.element(tensor)}"
-            reason = f"its {name} is {found}, and a kernel for its KV cache reads {facts.element_type}"
+            reason = f"its {name} is {found}, and a kernel for its KV cache reads {spec.dtype}"
             raise UnsupportedLayerError(layer.layer_name, reason)
     sinks = None
     if layer.has_sink:
@@ -173,7 +175,7 @@ def _attention(
         key,
         value,
         layer=layer.layer_name,
-        facts=facts,
+        spec=spec,
         max_length=config.model_config.max_model_len,
         sinks=sinks,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmir.errors import LlmirError
 from llmir.frontends.common.offline import check_folder, not_configurable
-from llmir.ir.signature import is_gpu
+from llmir.ir.kernel_spec import is_gpu
 from llmir.target import Target
 
 if TYPE_CHECKING:

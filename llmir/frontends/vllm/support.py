@@ -20,7 +20,7 @@ from llmir.frontends.common.support import (
 )
 from llmir.frontends.vllm import stores
 from llmir.frontends.vllm.versions import framework
-from llmir.ir.signature import HEAD_SIZES, is_gpu
+from llmir.ir.kernel_spec import HEAD_SIZES, is_gpu
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

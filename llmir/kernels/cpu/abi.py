@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 
 from llmir.ir.instruction_sets import lanes_of
-from llmir.ir.signature import KernelSpec, KernelVariant
+from llmir.ir.kernel_spec import KernelSpec, KernelVariant
 from llmir.kernels.work_list import ITEM_FIELDS
 
 
@@ -61,10 +61,10 @@ ITEM_BYTES = 4 * ITEM_FIELDS
 
 def state_bytes(spec: KernelSpec) -> int:
     """Bytes of one query row's running state: maximum and sum (a float32 vector each), then the output."""
-    return 4 * (2 * lanes_of(spec.isa) + spec.signature.head_size)
+    return 4 * (2 * lanes_of(spec.isa) + spec.attention.head_size)
 
 
 def padded_rows(spec: KernelSpec, variant: KernelVariant) -> int:
     """Query rows of a full item, rounded up to whole row tiles."""
-    rows = variant.max_tokens * spec.signature.queries_per_kv
+    rows = variant.max_tokens * spec.attention.queries_per_kv
     return -(-rows // variant.row_tile) * variant.row_tile

@@ -14,7 +14,7 @@ import sys
 
 from llmir.child import python
 from llmir.errors import KernelError
-from llmir.ir.signature import KernelSpec
+from llmir.ir.kernel_spec import KernelSpec
 
 COMMAND = python("-m", "llmir.kernels.cpu.apart")
 #: Kernels take seconds, on a busy machine some tens of them.

@@ -9,7 +9,7 @@ halves of one pair.
 from __future__ import annotations
 
 from llmir.ir.bindings import ir
-from llmir.ir.signature import KernelSpec
+from llmir.ir.kernel_spec import KernelSpec
 from llmir.kernels.cpu import builder as b
 from llmir.kernels.cpu.fields import argument, count_argument
 from llmir.kernels.cpu.products import Products
@@ -18,16 +18,16 @@ _UNROLL = 8
 
 
 class AppendEmitter:
-    """Emits append_kv for one signature."""
+    """Emits append_kv for one spec."""
 
     def __init__(self, spec: KernelSpec):
-        self.signature = spec.signature
+        self.attention = spec.attention
         self.products = Products.of(spec)
-        self.key_group = spec.signature.key_group(spec.isa)
+        self.key_group = spec.attention.cache.key_group(spec.isa)
 
     def emit(self, arguments: ir.Value, thread: ir.Value, threads: ir.Value) -> None:
         """Appends this thread's share of the call's tokens; thread numbers are i64."""
-        s, p = self.signature, self.products
+        s, p = self.attention, self.products
         tokens = count_argument(arguments, "append_tokens")
         first = b.div(b.mul(tokens, thread), threads)
         end = b.div(b.mul(tokens, b.add(thread, 1)), threads)
@@ -42,12 +42,12 @@ class AppendEmitter:
             key, value = (b.offset(base, b.mul(number, stride)) for base, stride in sources)
 
             def head(index: ir.Value) -> None:
-                page = b.add(b.mul(b.div(slot, s.block_size), s.num_kv_heads), index)
-                keys = b.offset(cache, b.mul(page, s.page_bytes))
-                values = b.offset(keys, s.page_bytes // 2)
+                page = b.add(b.mul(b.div(slot, s.cache.block_size), s.num_kv_heads), index)
+                keys = b.offset(cache, b.mul(page, s.cache.head_block_bytes))
+                values = b.offset(keys, s.cache.values_offset)
                 inside = b.mul(index, s.head_size * p.element_bytes)
-                place = b.rem(slot, s.block_size)
-                if s.layout == "row":
+                place = b.rem(slot, s.cache.block_size)
+                if s.cache.layout == "row":
                     self._append_row(b.offset(key, inside), keys, place)
                     self._append_row(b.offset(value, inside), values, place)
                 else:
@@ -63,7 +63,7 @@ class AppendEmitter:
 
     def _append_row(self, source: ir.Value, rows: ir.Value, place: ir.Value) -> None:
         """One key or value into row ``place`` of ``[block_size][head_size]``."""
-        s, p = self.signature, self.products
+        s, p = self.attention, self.products
         target = b.offset(rows, b.mul(place, s.head_size * p.element_bytes))
         vector = b.vector_of(p.lanes, b.integer(8 * p.element_bytes))
         for at in range(0, s.head_size * p.element_bytes, p.lanes * p.element_bytes):
@@ -72,7 +72,7 @@ class AppendEmitter:
 
     def _append_key(self, source: ir.Value, keys: ir.Value, place: ir.Value) -> None:
         """One key into column ``place`` of ``[block_size / group][steps][group][elements per step]``."""
-        s, p = self.signature, self.products
+        s, p = self.attention, self.products
         step_bytes = p.elements_per_step * p.element_bytes
         steps = s.head_size // p.elements_per_step
         line_bytes = self.key_group * step_bytes
@@ -82,7 +82,7 @@ class AppendEmitter:
 
     def _append_value(self, source: ir.Value, values: ir.Value, place: ir.Value) -> None:
         """One value into row ``place`` of ``[block_size / elements per step][head_size][elements per step]``."""
-        s, p = self.signature, self.products
+        s, p = self.attention, self.products
         line_bytes = s.head_size * p.elements_per_step * p.element_bytes
         line = b.offset(values, b.mul(b.div(place, p.elements_per_step), line_bytes))
         if p.pairs and not p.instructions.masks:

@@ -10,7 +10,7 @@ of rows is in chunk.py, how an item ends in endings.py. A chunk lies in one page
 from __future__ import annotations
 
 from llmir.ir.bindings import ir
-from llmir.ir.signature import CpuVariant, KernelSpec
+from llmir.ir.kernel_spec import CpuVariant, KernelSpec
 from llmir.kernels.cpu import builder as b
 from llmir.kernels.cpu.chunk import NOTHING_SEEN, ChunkEmitter
 from llmir.kernels.cpu.endings import EndingEmitter
@@ -24,11 +24,11 @@ from llmir.kernels.work_list import Item
 
 
 class AttentionEmitter:
-    """Emits the items of one variant of one signature."""
+    """Emits the items of one variant of one kernel."""
 
     def __init__(self, spec: KernelSpec, variant: CpuVariant):
         self.geometry = Geometry(spec, variant)
-        self.signature = spec.signature
+        self.attention = spec.attention
         self.variant = variant
         self.products = self.geometry.products
 
@@ -36,7 +36,7 @@ class AttentionEmitter:
 
     def emit_item(self, arguments: ir.Value, item: ir.Value) -> None:
         """The whole item: load queries, walk the chunks, write the output or leave a partial state."""
-        s = self.signature
+        s = self.attention
         tokens = item_field(item, Item.TOKENS)
         rows = b.mul(tokens, s.queries_per_kv)
         place = item_field(item, Item.STATE)
@@ -56,7 +56,7 @@ class AttentionEmitter:
 
     def _load_queries(self, rows: ir.Value) -> None:
         """Queries and key limits of all rows into scratch; padding repeats the last row, so limits never fall."""
-        s, p = self.signature, self.products
+        s, p = self.attention, self.products
         head_bytes = s.head_size * p.element_bytes
 
         def copy_row(row: ir.Value) -> None:
@@ -87,11 +87,11 @@ class AttentionEmitter:
     # -- chunks
 
     def _walk_chunks(self, chunks: ChunkEmitter) -> None:
-        v, s = self.variant, self.signature
+        v, s = self.variant, self.attention
         begin, end = item_field(self.item, Item.KEY_BEGIN), item_field(self.item, Item.KEY_END)
         last_chunk = b.add(begin, b.mul(b.div(b.sub(b.sub(end, 1), begin), v.key_chunk), v.key_chunk))
         g = self.geometry
-        staging = StagingEmitter(g, self.arguments, self.item) if s.layout == "row" else None
+        staging = StagingEmitter(g, self.arguments, self.item) if s.cache.layout == "row" else None
         pieces = PieceTable(g)
 
         def chunk(first_key: ir.Value) -> None:
@@ -111,8 +111,8 @@ class AttentionEmitter:
                     v.row_tile,
                 )
                 sees_chunk = b.less(first_key, rows.highest_limit())
-                if s.window:
-                    window_begin = b.sub(rows.lowest_limit(), s.window)
+                if s.mask.window:
+                    window_begin = b.sub(rows.lowest_limit(), s.mask.window)
                     sees_chunk = b.both(sees_chunk, b.less(window_begin, b.add(first_key, v.key_chunk)))
                 b.when(sees_chunk, lambda: chunks.attend(rows, first_key, valid, place))
 

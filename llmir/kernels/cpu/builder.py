@@ -32,7 +32,7 @@ def integer(bits: int) -> ir.Type:
 
 def floating(name: str) -> ir.Type:
     """The scalar type called "bf16", "f16" or "f32"."""
-    return {"bf16": ir.BF16Type, "f16": ir.F16Type, "f32": ir.F32Type}[name].get()
+    return ir.Type.parse(name)
 
 
 def pointer() -> ir.Type:

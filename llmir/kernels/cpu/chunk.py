@@ -37,7 +37,7 @@ class ChunkEmitter:
     def __init__(self, geometry: Geometry):
         self.geometry = g = geometry
         self.products = g.products
-        self.signature = g.spec.signature
+        self.attention = g.spec.attention
         self.variant = g.variant
         self.scores = b.stack_array(g.variant.row_tile * g.score_bytes)
         self.probabilities = b.stack_array(g.variant.row_tile * g.probability_bytes)
@@ -47,12 +47,12 @@ class ChunkEmitter:
     def attend(self, tile: RowTile, first_key: ir.Value, valid: ir.Value, place: ChunkPlace) -> None:
         """One chunk against one tile of rows."""
         self._scores(tile, valid, place)
-        if self.signature.soft_cap:
+        if self.attention.soft_cap:
             self._soft_cap()
         chunk_end = b.add(first_key, self.variant.key_chunk)
         crosses = b.less(b.minimum(tile.lowest_limit(), b.add(first_key, valid)), chunk_end)
-        if self.signature.window:
-            window_begin = b.sub(tile.highest_limit(), self.signature.window)
+        if self.attention.mask.window:
+            window_begin = b.sub(tile.highest_limit(), self.attention.mask.window)
             crosses = b.either(crosses, b.less(first_key, window_begin))
         b.when(crosses, lambda: self._mask(tile, first_key, valid))
         self._softmax(tile)
@@ -128,7 +128,7 @@ class ChunkEmitter:
     def _soft_cap(self) -> None:
         """S = cap tanh(S / cap), with tanh |x| = (1 - e) / (1 + e) of e = 2**(-2 |x| log2 e), in (0, 1]."""
         type_ = self.products.f32_vector()
-        cap = b.constant(self.signature.soft_cap * LOG2_E, type_)
+        cap = b.constant(self.attention.soft_cap * LOG2_E, type_)
         one = b.constant(1.0, type_)
 
         def cap_scores(exponent: ir.Value, _first: int) -> ir.Value:
@@ -140,7 +140,7 @@ class ChunkEmitter:
 
     def _mask(self, tile: RowTile, first_key: ir.Value, valid: ir.Value) -> None:
         """S = MASKED for keys past the row's limit, past the item's range, or before the row's window."""
-        p, s = self.products, self.signature
+        p, s = self.products, self.attention
         type_ = p.f32_vector()
         i32_vector = b.vector_of(p.lanes, b.integer(32))
         lanes = b.add(b.lane_numbers(p.lanes), b.splat(b.narrow(first_key), p.lanes))
@@ -149,7 +149,7 @@ class ChunkEmitter:
         def mask_row(row: ir.Value) -> None:
             limit = b.load(b.offset(tile.limits, b.mul(row, 4)), b.integer(32))
             upper = b.splat(b.minimum(limit, end), p.lanes)
-            lower = b.splat(b.sub(limit, s.window), p.lanes) if s.window else None
+            lower = b.splat(b.sub(limit, s.mask.window), p.lanes) if s.mask.window else None
 
             def mask(scores: ir.Value, first: int) -> ir.Value:
                 position = b.add(lanes, b.constant(first, i32_vector))

@@ -21,7 +21,7 @@ class EndingEmitter:
     def __init__(self, geometry: Geometry, arguments: ir.Value, item: ir.Value):
         self.geometry = geometry
         self.products = geometry.products
-        self.signature = geometry.spec.signature
+        self.attention = geometry.spec.attention
         self.arguments = arguments
         self.item = item
 
@@ -32,7 +32,7 @@ class EndingEmitter:
 
     def finish(self, tokens: ir.Value, state: ir.Value) -> None:
         """output = O / l for every row of an item whose tokens follow one another."""
-        s = self.signature
+        s = self.attention
         first = item_field(self.item, Item.TOKEN)
 
         def row(place: ir.Value) -> None:
@@ -48,7 +48,7 @@ class EndingEmitter:
         b.loop(0, b.mul(tokens, s.queries_per_kv), 1, row)
 
     def _write_row(self, token: ir.Value, head: ir.Value, outputs: list[ir.Value], total: ir.Value) -> None:
-        s, p = self.signature, self.products
+        s, p = self.attention, self.products
         inverse = b.splat(b.fdiv(b.constant(1.0, b.floating("f32")), total), p.lanes)
         heads = first_head(self.arguments, self.item, s, "output", token)
         target = b.offset(heads, b.mul(head, s.head_size * p.element_bytes))
@@ -103,4 +103,4 @@ class EndingEmitter:
             total, *outputs = b.loop(begin, end, 1, accumulate, [zero] * (1 + self.geometry.head_vectors))
             self._write_row(token, head, outputs, b.total(total))
 
-        b.loop(0, self.signature.queries_per_kv, 1, row)
+        b.loop(0, self.attention.queries_per_kv, 1, row)

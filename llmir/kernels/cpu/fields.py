@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.bindings import ir
-from llmir.ir.signature import ELEMENT_BYTES, AttentionSignature
+from llmir.ir.dtypes import DTYPES
 from llmir.kernels.cpu import builder as b
 from llmir.kernels.cpu.abi import ARGUMENT_OFFSET
 from llmir.kernels.work_list import Item
@@ -29,25 +30,23 @@ def number(table: ir.Value, place: ir.Value | int) -> ir.Value:
     return b.widen(b.load(b.offset(table, b.mul(place, 4)), b.integer(32)))
 
 
-def first_head(
-    arguments: ir.Value, item: ir.Value, signature: AttentionSignature, name: str, token: ir.Value
-) -> ir.Value:
+def first_head(arguments: ir.Value, item: ir.Value, attention: AttentionSpec, name: str, token: ir.Value) -> ir.Value:
     """Address of a token's first query head of an item's KV head, in ``query`` or ``output``."""
     row = b.mul(token, count_argument(arguments, f"{name}_stride"))
-    head = b.mul(item_field(item, Item.KV_HEAD), signature.queries_per_kv * signature.head_size)
-    return b.offset(argument(arguments, name), b.mul(b.add(row, head), ELEMENT_BYTES[signature.element_type]))
+    head = b.mul(item_field(item, Item.KV_HEAD), attention.queries_per_kv * attention.head_size)
+    return b.offset(argument(arguments, name), b.mul(b.add(row, head), DTYPES[attention.dtype].bytes_of(1)))
 
 
-def key_address(arguments: ir.Value, item: ir.Value, signature: AttentionSignature, position: ir.Value) -> ir.Value:
+def key_address(arguments: ir.Value, item: ir.Value, attention: AttentionSpec, position: ir.Value) -> ir.Value:
     """Where a key of an item's request and KV head lies, found through the block table.
 
     In layouts of key groups ``position`` is the first of a group.
     """
-    s = signature
+    s = attention
     stride = count_argument(arguments, "block_table_stride")
     row = b.mul(item_field(item, Item.REQUEST), stride)
-    entry = b.offset(argument(arguments, "block_table"), b.mul(b.add(row, b.div(position, s.block_size)), 4))
+    entry = b.offset(argument(arguments, "block_table"), b.mul(b.add(row, b.div(position, s.cache.block_size)), 4))
     block = b.widen(b.load(entry, b.integer(32)))
     page = b.add(b.mul(block, s.num_kv_heads), item_field(item, Item.KV_HEAD))
-    inside = b.mul(b.rem(position, s.block_size), s.head_size * ELEMENT_BYTES[s.element_type])
-    return b.offset(argument(arguments, "cache"), b.add(b.mul(page, s.page_bytes), inside))
+    inside = b.mul(b.rem(position, s.cache.block_size), s.cache.key_bytes)
+    return b.offset(argument(arguments, "cache"), b.add(b.mul(page, s.cache.head_block_bytes), inside))

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from llmir.ir.instruction_sets import SUMS_IN_FLIGHT
-from llmir.ir.signature import CpuVariant, KernelSpec
+from llmir.ir.kernel_spec import CpuVariant, KernelSpec
 from llmir.kernels.cpu import abi
 from llmir.kernels.cpu.products import Products
 
@@ -44,22 +44,22 @@ class Geometry:
     @property
     def head_steps(self) -> int:
         """Reduction steps of a query-key product."""
-        return self.spec.signature.head_size // self.products.elements_per_step
+        return self.spec.attention.head_size // self.products.elements_per_step
 
     @property
     def head_vectors(self) -> int:
         """Vectors of a row's output."""
-        return self.spec.signature.head_size // self.products.lanes
+        return self.spec.attention.head_size // self.products.lanes
 
     @property
     def row_bytes(self) -> int:
         """One key, or one value, of one KV head in the cache."""
-        return self.spec.signature.head_size * self.products.element_bytes
+        return self.spec.attention.head_size * self.products.element_bytes
 
     @property
     def query_bytes(self) -> int:
         """A query row in scratch."""
-        return self.products.scratch_bytes(self.spec.signature.head_size)
+        return self.products.scratch_bytes(self.spec.attention.head_size)
 
     @property
     def score_bytes(self) -> int:
@@ -74,7 +74,7 @@ class Geometry:
     @property
     def group_vectors(self) -> int:
         """Vectors in a key group."""
-        return self.spec.signature.key_group(self.spec.isa) // self.products.lanes
+        return self.spec.attention.cache.key_group(self.spec.isa) // self.products.lanes
 
     @property
     def key_line_bytes(self) -> int:
@@ -102,8 +102,8 @@ class Geometry:
 
         The most whole tiles that divide the page and are at most ``prefetch`` keys.
         """
-        s, v = self.spec.signature, self.variant
-        page = v.key_chunk if s.layout == "row" else min(v.key_chunk, s.block_size)
+        s, v = self.spec.attention, self.variant
+        page = v.key_chunk if s.cache.layout == "row" else min(v.key_chunk, s.cache.block_size)
         if not self.reads_ahead or self.tile_keys >= page:
             return page
         tiles = range(self.tile_keys, max(v.prefetch, self.tile_keys) + 1, self.tile_keys)
@@ -139,16 +139,16 @@ class Geometry:
     @property
     def reads_ahead(self) -> bool:
         """Whether reading a piece asks for the next one; a "row" cache does so while it gathers."""
-        return self.variant.prefetch > 0 and self.spec.signature.layout != "row"
+        return self.variant.prefetch > 0 and self.spec.attention.cache.layout != "row"
 
     @property
     def values_offset(self) -> int:
         """From a chunk's keys to its values, in a page or, of a "row" cache, gathered from many."""
-        s = self.spec.signature
-        return self.variant.key_chunk * self.row_bytes if s.layout == "row" else s.page_bytes // 2
+        s = self.spec.attention
+        return self.variant.key_chunk * self.row_bytes if s.cache.layout == "row" else s.cache.values_offset
 
     @property
     def exponent_scale(self) -> float:
         """Turns a product of query and key into an exponent of two: the softmax's, or of a soft cap the one in tanh."""
-        s = self.spec.signature
+        s = self.spec.attention
         return s.scale * LOG2_E * (2.0 / s.soft_cap if s.soft_cap else 1.0)

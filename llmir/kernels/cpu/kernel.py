@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmir.errors import KernelError
-from llmir.ir.signature import KernelSpec
+from llmir.ir.kernel_spec import KernelSpec
 from llmir.kernels.cpu.apart import compile_apart
 from llmir.kernels.cpu.loader import load_object, process_symbol
 from llmir.kernels.cpu.object_cache import ObjectCache, object_key

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from llmir.errors import KernelError
 from llmir.ir.bindings import execution_engine, ir, passmanager
+from llmir.ir.kernel_spec import KernelSpec
 from llmir.ir.ranges import spec_problems
-from llmir.ir.signature import KernelSpec
 from llmir.kernels.cpu import builder as b
 from llmir.kernels.cpu.abi import ARGUMENT_OFFSET, ITEM_BYTES
 from llmir.kernels.cpu.append import AppendEmitter
@@ -33,7 +33,7 @@ def check(spec: KernelSpec) -> None:
 
 
 def kernel_module(spec: KernelSpec) -> ir.Module:
-    """The level-two module of a kernel: ``append_kv`` and attention of one signature in one function.
+    """The level-two module of a kernel: ``append_kv`` and attention of one spec in one function.
 
     Raises KernelError where ``spec`` cannot be generated. Needs no context: it makes its own.
     """

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from llmir.cache import KeptFolder, UntrustedError, UntrustedFolderError
-from llmir.ir.signature import KernelSpec
+from llmir.ir.kernel_spec import KernelSpec
 from llmir.kernels.build_lock import build_lock
 from llmir.kernels.source_digest import closure_digest
 

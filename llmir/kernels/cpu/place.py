@@ -58,14 +58,14 @@ class PieceTable:
         A block table's entries past the item's last key, or before its first window, may be anything: a piece there
         gets the address of the nearest one that is not.
         """
-        g, s = self.geometry, self.geometry.spec.signature
+        g, s = self.geometry, self.geometry.spec.attention
         first_piece: ir.Value | int = 0
         if g.chunk_pieces == 1:
             self._set_piece(0, key_address(arguments, item, s, first_key))
         else:
             window_begin: ir.Value | int = 0
-            if s.window:
-                window_begin = b.maximum(b.add(item_field(item, Item.POSITION), 1 - s.window), 0)
+            if s.mask.window:
+                window_begin = b.maximum(b.add(item_field(item, Item.POSITION), 1 - s.mask.window), 0)
                 first_piece = b.div(b.maximum(b.sub(window_begin, first_key), 0), g.piece_keys)
             for piece in range(g.chunk_pieces):
                 wanted = b.maximum(b.add(first_key, piece * g.piece_keys), window_begin)
@@ -81,7 +81,7 @@ class PieceTable:
         inside = b.minimum(key, b.sub(item_field(item, Item.KEY_END), 1))
         piece_keys = self.geometry.piece_keys
         first = b.sub(inside, b.rem(inside, piece_keys)) if self.geometry.chunk_pieces > 1 else inside
-        return key_address(arguments, item, self.geometry.spec.signature, first)
+        return key_address(arguments, item, self.geometry.spec.attention, first)
 
     def _set_piece(self, piece: int, keys: ir.Value) -> None:
         self._set(piece, keys)

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from llmir.ir.bindings import ir, x86
+from llmir.ir.cache_format import packed_layout
+from llmir.ir.dtypes import DTYPES
 from llmir.ir.instruction_sets import INSTRUCTION_SETS, InstructionSet
-from llmir.ir.signature import ELEMENT_BYTES, KernelSpec, packed_layout
+from llmir.ir.kernel_spec import KernelSpec
 from llmir.kernels.cpu import builder as b
 
 #: 2**f on [-1/2, 1/2], highest power first: Lawson fits to the relative error, at worst 1.0e-4, 2.8e-6 and
@@ -45,7 +47,7 @@ class Products:
     @classmethod
     def of(cls, spec: KernelSpec) -> Products:
         """The arithmetic a kernel is made with."""
-        return cls(spec.signature.element_type, spec.isa)
+        return cls(spec.attention.dtype, spec.isa)
 
     @property
     def instructions(self) -> InstructionSet:
@@ -54,7 +56,7 @@ class Products:
 
     @property
     def layout(self) -> str:
-        """The layout (see AttentionSignature) these products read: of a page, or of what is gathered from rows."""
+        """The layout (see AttentionSpec) these products read: of a page, or of what is gathered from rows."""
         return packed_layout(self.element_type)
 
     @property
@@ -80,7 +82,7 @@ class Products:
     @property
     def element_bytes(self) -> int:
         """Bytes of a cache element."""
-        return ELEMENT_BYTES[self.element_type]
+        return DTYPES[self.element_type].bytes_of(1)
 
     @property
     def step_vector_bytes(self) -> int:

@@ -31,7 +31,7 @@ class StagingEmitter:
     def __init__(self, geometry: Geometry, arguments: ir.Value, item: ir.Value):
         self.geometry = g = geometry
         self.products = g.products
-        self.signature = g.spec.signature
+        self.attention = g.spec.attention
         self.variant = g.variant
         self.arguments, self.item = arguments, item
         self.keys = b.stack_array(2 * g.values_offset)
@@ -59,15 +59,15 @@ class StagingEmitter:
     def _find_rows(self, first_key: ir.Value, count: ir.Value) -> None:
         """Addresses of ``count`` keys and values, in order."""
         end = item_field(self.item, Item.KEY_END)
-        half_page = self.signature.page_bytes // 2
+        half_page = self.attention.cache.values_offset
 
         def find(number: ir.Value) -> None:
             position = b.add(first_key, number)
             # A table's entries past the end may be anything, or not be there.
-            key = key_address(self.arguments, self.item, self.signature, b.minimum(position, b.sub(end, 1)))
+            key = key_address(self.arguments, self.item, self.attention, b.minimum(position, b.sub(end, 1)))
             needed = b.less(position, end)
-            if self.signature.window:
-                window_begin = b.add(item_field(self.item, Item.POSITION), 1 - self.signature.window)
+            if self.attention.mask.window:
+                window_begin = b.add(item_field(self.item, Item.POSITION), 1 - self.attention.mask.window)
                 needed = b.both(needed, b.at_least(position, window_begin))
             place = b.mul(number, b.POINTER_BYTES)
             b.store(b.select(needed, key, self.zeros), b.offset(self.key_rows, place))

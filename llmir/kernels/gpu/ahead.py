@@ -20,7 +20,7 @@ from typing import Any
 
 from llmir.child import python
 from llmir.errors import KernelError
-from llmir.ir.signature import KernelSpec
+from llmir.ir.kernel_spec import KernelSpec
 from llmir.kernels.gpu import toolchain
 from llmir.kernels.gpu.machine_code import MachineCode
 

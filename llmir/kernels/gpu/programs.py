@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmir.errors import KernelError
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.dtypes import DTYPES
+from llmir.ir.kernel_spec import GpuVariant, KernelSpec, is_gpu, padded
 from llmir.ir.ranges import spec_problems
-from llmir.ir.signature import AttentionSignature, GpuVariant, KernelSpec, is_gpu, padded
 from llmir.kernels.gpu.append import append_kv
 from llmir.kernels.gpu.attention import attend
 from llmir.kernels.gpu.merge import merge
 
-#: Triton's names of element types.
-TRITON_TYPES = {"bf16": "bf16", "f16": "fp16", "f8E4M3FN": "fp8e4nv"}
 APPEND_WARPS = 4
 MERGE_WARPS = 4
 #: States that a merge reads at a time. Each time costs two accesses to memory, one after the other, and one request of
@@ -26,7 +26,7 @@ UNMASKED_ROWS = 64
 
 @dataclass(frozen=True)
 class Program:
-    """One function for one signature: what Triton compiles."""
+    """One function for one spec: what Triton compiles."""
 
     name: str
     """``append``, a variant's name, or ``merge``."""
@@ -47,8 +47,8 @@ def programs(spec: KernelSpec, *, emulated: bool = False) -> tuple[Program, ...]
     ``emulated``: for Triton's interpreter. Raises KernelError for what there is no program for.
     """
     check(spec)
-    attention = [_attend(spec.signature, variant, number, emulated) for number, variant in enumerate(spec.gpu_variants)]
-    return (_append(spec.signature, emulated), *attention, _merge(spec.signature, emulated))
+    attention = [_attend(spec.attention, variant, number, emulated) for number, variant in enumerate(spec.gpu_variants)]
+    return (_append(spec.attention, emulated), *attention, _merge(spec.attention, emulated))
 
 
 def check(spec: KernelSpec) -> None:
@@ -59,15 +59,15 @@ def check(spec: KernelSpec) -> None:
         raise KernelError(f"{spec.symbol} has no GPU program: it is for {spec.isa}")
 
 
-def _append(s: AttentionSignature, emulated: bool) -> Program:
-    element, cache = _pointer(s.element_type), _pointer(s.cache_type)
+def _append(s: AttentionSpec, emulated: bool) -> Program:
+    element, cache = _pointer(s.dtype), _pointer(s.cache.dtype)
     types = {"key": element, "value": element, "cache": cache, "slots": "*i64", **_scales(s)}
     types |= {"key_stride": "i32", "value_stride": "i32"}
     constants = {
         "KV_HEADS": s.num_kv_heads,
         "HEAD": s.head_size,
-        "BLOCK": s.block_size,
-        "QUANTIZED": s.quantized,
+        "BLOCK": s.cache.block_size,
+        "QUANTIZED": s.cache.quantized,
         "PADDED_HEADS": padded(s.num_kv_heads),
         "PADDED_HEAD": padded(s.head_size),
         "EMULATED": emulated,
@@ -76,11 +76,11 @@ def _append(s: AttentionSignature, emulated: bool) -> Program:
     return _program("append", append_kv, types, constants, aligned, APPEND_WARPS, stages=1)
 
 
-def _attend(s: AttentionSignature, variant: GpuVariant, number: int, emulated: bool) -> Program:
-    element = _pointer(s.element_type)
+def _attend(s: AttentionSpec, variant: GpuVariant, number: int, emulated: bool) -> Program:
+    element = _pointer(s.dtype)
     types = {
         "query": element,
-        "cache": _pointer(s.cache_type),
+        "cache": _pointer(s.cache.dtype),
         "block_table": "*i32",
         "step": "*i32",
         "state_stats": "*fp32",
@@ -97,25 +97,25 @@ def _attend(s: AttentionSignature, variant: GpuVariant, number: int, emulated: b
         "KV_HEADS": s.num_kv_heads,
         "GROUP": s.queries_per_kv,
         "HEAD": s.head_size,
-        "BLOCK": s.block_size,
+        "BLOCK": s.cache.block_size,
         "SCALE": s.scale,
-        "WINDOW": s.window,
+        "WINDOW": s.mask.window,
         "SOFT_CAP": s.soft_cap,
-        "QUANTIZED": s.quantized,
+        "QUANTIZED": s.cache.quantized,
         "SINKS": s.sinks,
         "PADDED_HEAD": padded(s.head_size),
         "ROWS": variant.row_tile,
         "KEYS": variant.key_chunk,
         "STAGES": variant.stages,
-        "UNMASKED": variant.row_tile >= UNMASKED_ROWS and not s.window,
+        "UNMASKED": variant.row_tile >= UNMASKED_ROWS and not s.mask.window,
         "EMULATED": emulated,
     }
     aligned = ("query", "cache", "step", "state_stats", "state_values", "output", "query_stride", "output_stride")
     return _program(variant.name, attend, types, constants, aligned, variant.warps, stages=variant.stages)
 
 
-def _merge(s: AttentionSignature, emulated: bool) -> Program:
-    element = _pointer(s.element_type)
+def _merge(s: AttentionSpec, emulated: bool) -> Program:
+    element = _pointer(s.dtype)
     types = {
         "step": "*i32",
         "state_stats": "*fp32",
@@ -137,12 +137,12 @@ def _merge(s: AttentionSignature, emulated: bool) -> Program:
     return _program("merge", merge, types, constants, aligned, MERGE_WARPS, stages=1)
 
 
-def _scales(s: AttentionSignature) -> dict[str, str | None]:
-    return dict.fromkeys(("key_scale", "value_scale"), "*fp32" if s.quantized else None)
+def _scales(s: AttentionSpec) -> dict[str, str | None]:
+    return dict.fromkeys(("key_scale", "value_scale"), "*fp32" if s.cache.quantized else None)
 
 
-def _pointer(element_type: str) -> str:
-    return f"*{TRITON_TYPES[element_type]}"
+def _pointer(dtype: str) -> str:
+    return f"*{DTYPES[dtype].triton}"
 
 
 def _program(

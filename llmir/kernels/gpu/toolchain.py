@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from llmir.cache import TRITON, KeptFolder
 from llmir.errors import KernelError
-from llmir.ir.signature import GPUS
+from llmir.ir.kernel_spec import GPUS
 
 if TYPE_CHECKING:
     from triton.backends.compiler import GPUTarget

@@ -10,13 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from llmir.ir.signature import (
-    AttentionSignature,
-    GpuVariant,
-    KernelSpec,
-    SharingCosts,
-    StepPolicy,
-)
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.kernel_spec import GpuVariant, KernelSpec, SharingCosts, StepPolicy
 from llmir.kernels import reference
 from llmir.runtime.gpu import GpuAttentionRunner, StepLimits
 from llmir.runtime.schedule import Schedule
@@ -40,11 +35,11 @@ ALWAYS_SHARED = SharingCosts(
 )
 
 
-def signature(**facts) -> AttentionSignature:
+def attention(**facts) -> AttentionSpec:
     """A small layer; ``facts`` change it."""
-    plain = {"num_heads": 4, "num_kv_heads": 2, "head_size": 64, "element_type": "f16", "block_size": 16}
+    plain = {"num_heads": 4, "num_kv_heads": 2, "head_size": 64, "dtype": "f16", "block_size": 16}
     plain |= {"scale": 0.125, "layout": "row"}
-    return AttentionSignature(**{**plain, **facts})
+    return AttentionSpec.dense(**{**plain, **facts})
 
 
 def variants(group: int, rows: int = 64, keys: int = 32) -> tuple[GpuVariant, ...]:
@@ -62,7 +57,7 @@ class Case:
     """Requests by their cached and new tokens; ``prefixes``: whose cache one begins with, and for how many blocks."""
 
     requests: list[tuple[int, int]]
-    signature: AttentionSignature = field(default_factory=signature)
+    attention: AttentionSpec = field(default_factory=attention)
     prefixes: dict[int, tuple[int, int]] = field(default_factory=dict)
     sharing: SharingCosts | None = None
     split_keys: int = 1 << 20
@@ -72,14 +67,14 @@ class Case:
     """Tokens after the last request's, which belong to nobody."""
 
     def __post_init__(self):
-        s = self.signature
+        s = self.attention
         rng = np.random.default_rng()
         self.seed_state = rng.bit_generator.state  # of a failure, pytest shows it
         self.cached = np.array([cached for cached, _ in self.requests])
         self.new = np.array([new for _, new in self.requests])
         self.lengths = (self.cached + self.new).astype(np.int32)
         self.query_start = np.concatenate([[0], np.cumsum(self.new)]).astype(np.int32)
-        columns = -(-self.lengths // s.block_size)
+        columns = -(-self.lengths // s.cache.block_size)
         blocks = int(columns.sum()) + 3
         order = rng.permutation(blocks).astype(np.int32)
         self.table = np.full((len(self.requests), int(columns.max()) + 1), blocks - 1, np.int32)
@@ -89,36 +84,36 @@ class Case:
         for request, (other, count) in self.prefixes.items():
             self.table[request, :count] = self.table[other, :count]
         tokens = int(self.new.sum()) + self.padding
-        normal = lambda *shape: torch.from_numpy(rng.standard_normal(shape, np.float32)).to(TORCH[s.element_type])  # noqa: E731
+        normal = lambda *shape: torch.from_numpy(rng.standard_normal(shape, np.float32)).to(TORCH[s.dtype])  # noqa: E731
         self.query = normal(tokens, s.num_heads, s.head_size)
         self.key = normal(tokens, s.num_kv_heads, s.head_size)
         self.value = normal(tokens, s.num_kv_heads, s.head_size)
         self.sinks = normal(s.num_heads) if s.sinks else None
-        self.scales = torch.tensor([[0.25], [0.5]]) if s.quantized else torch.ones(2, 1)
+        self.scales = torch.tensor([[0.25], [0.5]]) if s.cache.quantized else torch.ones(2, 1)
         self.slots = np.full(tokens, -1, np.int64)
         for request, (cached, new) in enumerate(self.requests):
             position = np.arange(cached, cached + new)
-            block = self.table[request, position // s.block_size].astype(np.int64)
+            block = self.table[request, position // s.cache.block_size].astype(np.int64)
             begin = self.query_start[request]
-            self.slots[begin : begin + new] = block * s.block_size + position % s.block_size
+            self.slots[begin : begin + new] = block * s.cache.block_size + position % s.cache.block_size
         self.before = self._cache(blocks, rng)
 
     def _cache(self, blocks: int, rng: np.random.Generator) -> torch.Tensor:
         """Keys and values of the cached tokens, NaN in all other slots."""
-        s = self.signature
-        shape = (blocks, s.num_kv_heads, 2, s.block_size, s.head_size)
+        s = self.attention
+        shape = (blocks, s.num_kv_heads, 2, s.cache.block_size, s.head_size)
         values = torch.from_numpy(rng.standard_normal(shape, np.float32))
-        there = torch.zeros(blocks, s.block_size, dtype=torch.bool)
+        there = torch.zeros(blocks, s.cache.block_size, dtype=torch.bool)
         for request, cached in enumerate(self.cached):
             position = np.arange(cached)
-            there[self.table[request, position // s.block_size], position % s.block_size] = True
+            there[self.table[request, position // s.cache.block_size], position % s.cache.block_size] = True
         values = torch.where(there[:, None, None, :, None], values, torch.nan)
-        return values.to(torch.float8_e4m3fn if s.quantized else TORCH[s.element_type])
+        return values.to(torch.float8_e4m3fn if s.cache.quantized else TORCH[s.dtype])
 
     @property
     def spec(self) -> KernelSpec:
         """The kernel that serves the step."""
-        return KernelSpec(self.signature, "sm_90", self.variants or variants(self.signature.queries_per_kv))
+        return KernelSpec(self.attention, "sm_90", self.variants or variants(self.attention.queries_per_kv))
 
     def run(self) -> Ran:
         """The step by the GPU programs."""
@@ -130,7 +125,7 @@ class Case:
         runner._state_values.fill_(torch.nan)
         schedule = runner.begin_step(Step(self.query_start, self.lengths, self.table), self.workers)
         cache, output = self.before.clone(), torch.full_like(self.query, torch.nan)
-        scales = {"key_scale": self.scales[0], "value_scale": self.scales[1]} if self.signature.quantized else {}
+        scales = {"key_scale": self.scales[0], "value_scale": self.scales[1]} if self.attention.cache.quantized else {}
         runner.attend(
             self.query,
             self.key,
@@ -147,10 +142,10 @@ class Case:
 
     def expected_cache(self) -> torch.Tensor:
         """The cache after the new tokens are appended."""
-        s, cache = self.signature, self.before.clone()
+        s, cache = self.attention, self.before.clone()
         for token, slot in enumerate(self.slots):
             if slot >= 0:
-                block, offset = divmod(int(slot), s.block_size)
+                block, offset = divmod(int(slot), s.cache.block_size)
                 for half, new in enumerate((self.key, self.value)):
                     cache[block, :, half, offset] = (new[token].float() / self.scales[half]).to(cache.dtype)
         return cache
@@ -162,7 +157,7 @@ class Case:
         tokens = int(self.new.sum())
         query = self.query[:tokens].double().numpy()
         sinks = None if self.sinks is None else self.sinks.double().numpy()
-        arguments = (query, keys, values, self.table, self.lengths, self.query_start, self.signature)
+        arguments = (query, keys, values, self.table, self.lengths, self.query_start, self.attention)
         with np.errstate(invalid="ignore"):
             return reference.attention(*arguments, sinks=sinks)
 
@@ -181,8 +176,8 @@ class Case:
         np.testing.assert_array_equal(np.isnan(found), np.isnan(exact))
         known = ~np.isnan(exact)
         found, exact = found[known], exact[known]
-        assert reference.relative_error(found, exact) < roundings * MOST_ERROR[self.signature.element_type]
-        assert np.abs(found - exact).max() < 8 * MOST_ERROR[self.signature.element_type] * np.abs(exact).max()
+        assert reference.relative_error(found, exact) < roundings * MOST_ERROR[self.attention.dtype]
+        assert np.abs(found - exact).max() < 8 * MOST_ERROR[self.attention.dtype] * np.abs(exact).max()
         return ran.schedule
 
 

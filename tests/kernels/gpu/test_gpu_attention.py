@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from gpu_cases import ALWAYS_SHARED, Case, signature, variants
+from gpu_cases import ALWAYS_SHARED, Case, attention, variants
 
 from llmir.errors import KernelError
-from llmir.ir.signature import HEAD_SIZES, KernelSpec, StepPolicy
+from llmir.ir.kernel_spec import HEAD_SIZES, KernelSpec, StepPolicy
 from llmir.kernels.gpu.programs import MERGE_PARTS, programs
 from llmir.kernels.work_list import Item
 from llmir.runtime import gpu
@@ -22,66 +22,66 @@ MIXED = [(40, 1), (0, 37), (33, 20), (90, 1), (0, 5)]
 @pytest.mark.parametrize("element_type", ["bf16", "f16"])
 @pytest.mark.parametrize("requests", [RAGGED, MIXED], ids=["decode", "mixed"])
 def test_every_type_in_decode_and_mixed_steps(requests, element_type):
-    Case(requests, signature(element_type=element_type)).check()
+    Case(requests, attention(dtype=element_type)).check()
 
 
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
 def test_every_head_size(head_size):
-    Case([(50, 1), (0, 20)], signature(head_size=head_size, scale=head_size**-0.5)).check()
+    Case([(50, 1), (0, 20)], attention(head_size=head_size, scale=head_size**-0.5)).check()
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (3, 3), (7, 1), (14, 2), (8, 1), (32, 1)])
 def test_every_grouping_of_heads(heads, kv_heads):
-    Case([(50, 1), (3, 9)], signature(num_heads=heads, num_kv_heads=kv_heads)).check()
+    Case([(50, 1), (3, 9)], attention(num_heads=heads, num_kv_heads=kv_heads)).check()
 
 
 @pytest.mark.parametrize("block_size", [16, 32, 48, 64, 128])
 def test_every_relation_of_block_and_tile(block_size):
-    Case([(130, 1), (70, 20)], signature(block_size=block_size)).check()
+    Case([(130, 1), (70, 20)], attention(block_size=block_size)).check()
 
 
 @pytest.mark.parametrize("window", [1, 7, 32, 50, 1000])
 def test_windows(window):
-    Case([(130, 1), (40, 37), (0, 50)], signature(window=window)).check()
+    Case([(130, 1), (40, 37), (0, 50)], attention(window=window)).check()
 
 
 @pytest.mark.parametrize("soft_cap", [0.5, 30.0])
 def test_soft_caps(soft_cap):
-    Case(MIXED, signature(soft_cap=soft_cap)).check()
+    Case(MIXED, attention(soft_cap=soft_cap)).check()
 
 
 @pytest.mark.parametrize("split_keys", [32, 1 << 20], ids=["split", "whole"])
 def test_sinks(split_keys):
-    Case(MIXED, signature(sinks=True), split_keys=split_keys, workers=8).check()
+    Case(MIXED, attention(sinks=True), split_keys=split_keys, workers=8).check()
 
 
 @pytest.mark.parametrize("element_type", ["bf16", "f16"])
 @pytest.mark.parametrize("workers", [1, 8], ids=["whole", "split"])
 def test_quantized_caches(element_type, workers):
-    step = Case(MIXED, signature(element_type=element_type, quantized=True), split_keys=32, workers=workers)
+    step = Case(MIXED, attention(dtype=element_type, quantized=True), split_keys=32, workers=workers)
     step.check()
 
 
 def test_large_keys_are_cut_off_at_the_largest_of_the_cache():
-    step = Case([(20, 2)], signature(quantized=True))
+    step = Case([(20, 2)], attention(quantized=True))
     step.key[0], step.value[1] = 1000.0, -1000.0
     step.check(roundings=2)
 
 
 @pytest.mark.parametrize("element_type", ["bf16", "f16"])
 def test_split_caches_are_merged(element_type):
-    step = Case([(400, 1), (20, 1), (150, 40)], signature(element_type=element_type), split_keys=32, workers=6)
+    step = Case([(400, 1), (20, 1), (150, 40)], attention(dtype=element_type), split_keys=32, workers=6)
     assert step.check().merges.count > 0
 
 
 def test_more_parts_than_a_merge_reads_at_once():
-    step = Case([(2300, 1)], signature(num_heads=2, num_kv_heads=1), split_keys=32, workers=99)
+    step = Case([(2300, 1)], attention(num_heads=2, num_kv_heads=1), split_keys=32, workers=99)
     schedule = step.check()
     assert np.diff(schedule.merges.begin).max() > MERGE_PARTS
 
 
 def test_a_token_group_decodes_together():
-    step = Case([(60, 4), (30, 3)], signature(num_heads=4, num_kv_heads=1))
+    step = Case([(60, 4), (30, 3)], attention(num_heads=4, num_kv_heads=1))
     schedule = step.check()
     assert schedule.items[:, Item.VARIANT].tolist() == [0, 0]
 
@@ -95,12 +95,10 @@ def test_a_token_group_decodes_together():
     ],
     ids=["one", "groups", "tree"],
 )
-@pytest.mark.parametrize(
-    "facts", [{}, {"quantized": True, "sinks": True, "element_type": "bf16"}], ids=["plain", "all"]
-)
+@pytest.mark.parametrize("facts", [{}, {"quantized": True, "sinks": True, "dtype": "bf16"}], ids=["plain", "all"])
 def test_shared_prefixes_are_read_once(prefixes, facts):
     requests = [(100, 1), (110, 1), (96, 1), (140, 3)]
-    step = Case(requests, signature(**facts), prefixes=prefixes, sharing=ALWAYS_SHARED, split_keys=32, workers=3)
+    step = Case(requests, attention(**facts), prefixes=prefixes, sharing=ALWAYS_SHARED, split_keys=32, workers=3)
     schedule = step.check()
     assert schedule.keys_not_read > 0
 
@@ -108,7 +106,7 @@ def test_shared_prefixes_are_read_once(prefixes, facts):
 def test_a_prefix_within_the_window_is_read_once():
     step = Case(
         [(100, 1), (104, 1), (97, 1)],
-        signature(window=90),
+        attention(window=90),
         prefixes={1: (0, 5), 2: (0, 5)},
         sharing=ALWAYS_SHARED,
     )
@@ -135,14 +133,14 @@ def test_keys_that_all_rows_see_go_without_masks():
 
 @pytest.mark.parametrize("element_type", ["bf16", "f16"])
 def test_scores_far_apart_neither_overflow_nor_vanish(element_type):
-    step = Case([(90, 1), (0, 40)], signature(element_type=element_type, scale=4.0))
+    step = Case([(90, 1), (0, 40)], attention(dtype=element_type, scale=4.0))
     step.check(roundings=2)
 
 
 @pytest.mark.parametrize(
     ("facts", "tiles", "reason"),
     [
-        ({"element_type": "f32"}, {}, "element_type is 'f32'"),
+        ({"dtype": "f32"}, {}, "attention.dtype is 'f32'"),
         ({"layout": "pair"}, {}, "layout is 'pair'"),
         ({}, {"row_tile": 24}, r"variants\[0\].row_tile is 24, and must be a power of two"),
         ({}, {"key_chunk": 8}, r"variants\[0\].key_chunk is 8"),
@@ -151,14 +149,14 @@ def test_scores_far_apart_neither_overflow_nor_vanish(element_type):
 )
 def test_what_has_no_program_is_refused(facts, tiles, reason):
     decode, prefill = variants(2)
-    spec = KernelSpec(signature(**facts), "sm_90", (replace(decode, **tiles), prefill))
+    spec = KernelSpec(attention(**facts), "sm_90", (replace(decode, **tiles), prefill))
     with pytest.raises(KernelError, match=reason):
         programs(spec)
 
 
 def test_a_kernel_of_cpu_variants_is_refused():
     with pytest.raises(KernelError, match="must be one at least"):
-        programs(KernelSpec(signature(), "sm_90", ()))
+        programs(KernelSpec(attention(), "sm_90", ()))
 
 
 @pytest.mark.parametrize("sharing", [None, ALWAYS_SHARED], ids=["plain", "shared"])

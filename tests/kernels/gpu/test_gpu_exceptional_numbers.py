@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gpu_cases import ALWAYS_SHARED, Case, signature, variants
+from gpu_cases import ALWAYS_SHARED, Case, attention, variants
 
 #: One has enough new tokens for a tile of keys that all of its rows see, which goes without masks.
 REQUESTS = [(100, 1), (110, 1), (96, 64), (140, 3)]
@@ -21,8 +21,8 @@ def step(**more) -> Case:
 def set_keys(made: Case, value: float, request: int, begin: int, end: int) -> None:
     """One dimension of a request's cached keys."""
     position = np.arange(begin, end)
-    block = made.table[request, position // made.signature.block_size]
-    made.before[block, :, 0, position % made.signature.block_size, 3] = value
+    block = made.table[request, position // made.attention.cache.block_size]
+    made.before[block, :, 0, position % made.attention.cache.block_size, 3] = value
 
 
 @pytest.fixture(params=["whole", "parts"])
@@ -31,9 +31,9 @@ def cut(request):
     return {} if request.param == "whole" else {"sharing": ALWAYS_SHARED, "split_keys": 32, "workers": 6}
 
 
-@pytest.mark.parametrize("facts", [{}, {"element_type": "bf16"}, {"soft_cap": 5.0}, {"window": 90}], ids=str)
+@pytest.mark.parametrize("facts", [{}, {"dtype": "bf16"}, {"soft_cap": 5.0}, {"window": 90}], ids=str)
 def test_a_key_that_is_nan_makes_nan_of_those_who_see_it(cut, facts):
-    made = step(signature=signature(**facts), **cut)
+    made = step(attention=attention(**facts), **cut)
     set_keys(made, np.nan, 0, 50, 51)
     set_keys(made, np.nan, 2, 95, 96)
     made.check(roundings=2)

@@ -7,7 +7,7 @@ import pytest
 from ahead_cases import spec_of
 
 from llmir.errors import KernelError
-from llmir.ir.signature import KernelSpec
+from llmir.ir.kernel_spec import KernelSpec
 from llmir.kernels.gpu import ahead, ahead_worker, programs, toolchain
 from llmir.kernels.gpu.ahead import compile_ahead, jobs
 from llmir.kernels.gpu.manifest import file_name, manifest
@@ -102,7 +102,7 @@ def test_an_architecture_of_a_cpu_is_refused(tmp_path):
 
 def test_what_has_no_program_is_refused_by_kernel_and_reason(triton_cache):
     with pytest.raises(KernelError, match=r"attention_32x8x128_f32_block32 has no GPU program: .*type is 'f32'"):
-        compile_ahead([spec_of(element_type="f32")], triton_cache)
+        compile_ahead([spec_of(dtype="f32")], triton_cache)
 
 
 def test_what_triton_cannot_compile_is_refused_by_kernel_architecture_and_reason(triton_cache):
@@ -114,7 +114,7 @@ def test_what_does_not_fit_the_gpu_is_refused_with_its_needs(triton_cache):
     spec = spec_of("gfx942")
     large = replace(spec.variant("prefill"), row_tile=128, max_tokens=32, key_chunk=128, warps=8, stages=3)
     with pytest.raises(KernelError, match=r"does not fit gfx942: .* bytes of shared memory of 65536"):
-        compile_ahead([KernelSpec(spec.signature, "gfx942", (large,))], triton_cache)
+        compile_ahead([KernelSpec(spec.attention, "gfx942", (large,))], triton_cache)
 
 
 def test_a_compiler_that_crashes_is_named_with_what_it_was_at(monkeypatch, tmp_path):

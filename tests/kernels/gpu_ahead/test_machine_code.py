@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 from ahead_cases import FEATURES, LLAMA_3_8B, MODELS, PLANS, spec_of
 
-from llmir.ir.signature import ELEMENT_BYTES, HEAD_SIZES, KernelSpec, padded
+from llmir.ir.dtypes import DTYPES
+from llmir.ir.kernel_spec import HEAD_SIZES, KernelSpec, padded
 from llmir.kernels.gpu.occupancy import shared_memory
 from llmir.plan import Plan
 
@@ -39,7 +40,7 @@ def shipped_specs(path):
 
 def test_there_are_plans_of_the_models_that_figures_are_given_for():
     heads = {
-        (s.num_heads, s.num_kv_heads, s.head_size) for p in SHIPPED for s in (k.signature for k in shipped_specs(p))
+        (s.num_heads, s.num_kv_heads, s.head_size) for p in SHIPPED for s in (k.attention for k in shipped_specs(p))
     }
     assert heads >= set(MODELS.values())
 
@@ -106,8 +107,8 @@ def test_only_keys_and_values_are_copied_ahead(binaries, isa):
 @pytest.mark.parametrize("name", ["decode", "prefill"])
 def test_a_stage_more_is_a_tile_of_keys_and_values_more_in_shared_memory(binaries, name):
     spec = spec_of()
-    variant, s = spec.variant(name), spec.signature
-    tile_bytes = 2 * variant.key_chunk * padded(s.head_size) * ELEMENT_BYTES[s.element_type]
+    variant, s = spec.variant(name), spec.attention
+    tile_bytes = 2 * variant.key_chunk * padded(s.head_size) * DTYPES[s.dtype].bytes_of(1)
     taken = [
         binaries(KernelSpec(s, spec.isa, (replace(variant, stages=stages),)))[name].shared_bytes for stages in (2, 3, 4)
     ]
@@ -116,6 +117,6 @@ def test_a_stage_more_is_a_tile_of_keys_and_values_more_in_shared_memory(binarie
 
 def test_an_fp8_cache_takes_half_the_shared_memory_for_keys_and_values(binaries):
     variant = spec_of().variant("decode")
-    tiles = (variant.stages - 1) * 2 * variant.key_chunk * LLAMA_3_8B[2] * ELEMENT_BYTES["bf16"]
+    tiles = (variant.stages - 1) * 2 * variant.key_chunk * LLAMA_3_8B[2] * DTYPES["bf16"].bytes_of(1)
     saved = binaries(spec_of())["decode"].shared_bytes - binaries(spec_of(quantized=True))["decode"].shared_bytes
     assert saved >= tiles // 2
