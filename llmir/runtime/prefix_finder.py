@@ -13,10 +13,9 @@ from bisect import bisect_right
 import numpy as np
 from numpy.typing import NDArray
 
+from llmir.runtime.known_rows import KnownRows
 from llmir.runtime.prefix_tree import PrefixTree
-from llmir.runtime.runs import Bools, Int32, Int64
-
-UInt32 = NDArray[np.uint32]
+from llmir.runtime.runs import Bools, Int32, Int64, UInt32
 
 BLOCK_BYTES = 4
 #: Where more than one row in so many has changed, all are sorted anew.
@@ -89,7 +88,7 @@ class _SortedRows:
         self._count = np.empty(0, np.int64)
         """Blocks that counted when a step last had the row."""
         self._open = np.empty(0, bool)
-        self._known: _Known | None = None
+        self._known: KnownRows | None = None
         """What has to be compared; None where the caller knows what has changed."""
 
     def of(self, rows: Int64, shares: Bools) -> tuple[Int64, Int64]:
@@ -98,6 +97,8 @@ class _SortedRows:
         request[rows[shares]] = shares.nonzero()[0]
         found = request[self._order]
         here = (found >= 0).nonzero()[0]
+        if len(here) == len(found):
+            return found, self._next[self._order[:-1]]
         return found[here], _least_between(self._next[self._order], here)
 
     def update(self, table: UInt32, rows: Int64, blocks: Int64, unchanged: Int64 | None) -> bool:
@@ -127,9 +128,9 @@ class _SortedRows:
         """[rows of the table]: whether a row has changed, or nobody can know."""
         changed = np.ones(len(self._listed), bool)
         if self._known is None:
-            self._known = _Known()
+            self._known = KnownRows()
         else:
-            changed[rows] = self._known.changed(table, rows)
+            changed[rows] = self._known.changed(table, self._need)[rows]
         return changed
 
     def _grow(self, rows: int) -> None:
@@ -147,8 +148,6 @@ class _SortedRows:
         self._next[order[:-1]] = _least_between(self._next[self._order], kept)
         self._listed[gone] = False
         self._need[gone] = 0
-        if self._known is not None:
-            self._known.forget(gone)
         for place in (~stays).nonzero()[0][::-1].tolist():
             del self._listing[place], self._keys[place]
         self._order = order
@@ -201,77 +200,7 @@ class _SortedRows:
         for place, row, blocks in zip(cut.tolist(), order[cut].tolist(), need[cut].tolist(), strict=True):
             self._keys[place] = _text(table, row, blocks)
         if self._known is not None:
-            self._known.keep(table, order[cut], need[cut])
-
-
-class _Known:
-    """A copy of the rows, as far as any is needed, to see whether what they need has changed.
-
-    Of most rows less is needed than of some. So columns are compared in strips, each of the rows that need it.
-    """
-
-    def __init__(self) -> None:
-        self._blocks = np.empty((0, 0), np.uint32)
-        self._need = np.empty(0, np.int64)
-        self._strips: list[tuple[Int64, int, int]] | None = None
-        self._differs = np.empty(0, bool)
-
-    def changed(self, table: UInt32, rows: Int64) -> Bools:
-        """Whether ``rows`` are unlike what is kept of them."""
-        changed = np.zeros(max(len(table), len(self._blocks)), bool)
-        if self._strips is None:
-            self._strips = self._cut_strips()
-        height, width = min(len(table), len(self._blocks)), min(table.shape[1], self._blocks.shape[1])
-        for needing, begin, widest in self._strips:
-            end = min(widest, width)
-            if end <= begin:
-                break
-            some = needing[needing < height] if height < len(self._blocks) else needing
-            compared = some if 3 * len(some) < 2 * height else slice(height)  # picking rows takes time, too
-            now, known = table[compared, begin:end], self._blocks[compared, begin:end]
-            differs = self._differs[: now.size].reshape(now.shape)  # new memory each time costs more than comparing
-            if np.not_equal(now, known, out=differs).any():
-                which = np.flatnonzero(differs.any(axis=1))
-                others = np.arange(height)[compared][which]
-                in_need = begin + differs[which].argmax(axis=1) < self._need[others]
-                changed[others[in_need]] = True
-                more = others[~in_need]  # was compared of them than they need
-                self._blocks[more, begin:end] = table[more, begin:end]
-        return changed[rows]
-
-    def keep(self, table: UInt32, rows: Int64, need: Int64) -> None:
-        """Keeps ``rows``, of which the first ``need`` blocks are needed."""
-        height, width = int(rows.max(initial=-1)) + 1, int(need.max(initial=0))
-        if height > len(self._blocks) or width > self._blocks.shape[1]:
-            self._widen(max(height, len(self._blocks)), max(width, self._blocks.shape[1]))
-        width = min(table.shape[1], self._blocks.shape[1])
-        self._blocks[rows, :width] = table[rows, :width]
-        if not np.array_equal(self._need[rows], need):
-            self._need[rows] = need
-            self._strips = None
-
-    def forget(self, rows: Bools) -> None:
-        """Needs nothing of ``rows`` any more."""
-        self._need[rows[: len(self._need)]] = 0
-        self._strips = None
-
-    def _cut_strips(self) -> list[tuple[Int64, int, int]]:
-        """Rows, and the columns that they are compared in: up to what half of the rows need, 3/4, 7/8 and so on."""
-        if not len(self._need):
-            return []
-        need, begin, strips = np.sort(self._need), 0, []
-        for end in (*(int(need[-1 - (len(need) >> part)]) for part in (1, 2, 3, 4)), int(need[-1])):
-            if end > begin:
-                strips.append(((self._need > begin).nonzero()[0], begin, end))
-                begin = end
-        return strips
-
-    def _widen(self, height: int, width: int) -> None:
-        before, need = self._blocks, self._need
-        self._blocks, self._need = np.zeros((height, width), np.uint32), np.zeros(height, np.int64)
-        self._differs = np.empty(height * width, bool)
-        self._blocks[: before.shape[0], : before.shape[1]] = before
-        self._need[: len(need)] = need
+            self._known.keep(table, self._need)
 
 
 def _sorted(table: UInt32, rows: Int64, counts: Int64) -> tuple[Int64, list[str]]:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 Bools = NDArray[np.bool_]
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
+UInt32 = NDArray[np.uint32]
 
 
 def ranges(begin: Int64, end: Int64) -> Int64:
