@@ -31,7 +31,8 @@ class AttentionRunner:
         self._arguments = Arguments(**kernel.openmp)
         self._address = ctypes.addressof(self._arguments)
         self._state_bytes = kernel.spec.attention.num_kv_heads * state_bytes(kernel.spec)
-        self._buffers: dict[str, np.ndarray] = {}
+        self._buffers: dict[str, tuple[np.ndarray, int]] = {}
+        """Each with the address in it that is used."""
         self._step: tuple[Schedule, Int32, Int32] | None = None
 
     @classmethod
@@ -94,15 +95,14 @@ class AttentionRunner:
         """
         if not size:
             return None
-        buffer = self._buffers.get(name)
-        if buffer is None or len(buffer) < size + 64:
-            buffer = self._buffers[name] = np.zeros(2 * size + 64, np.uint8)
-        return -(-buffer.ctypes.data // 64) * 64
+        if name not in self._buffers or len(self._buffers[name][0]) < size + 64:
+            buffer = np.zeros(2 * size + 64, np.uint8)
+            self._buffers[name] = buffer, -(-buffer.ctypes.data // 64) * 64
+        return self._buffers[name][1]
 
 
 def _of_all_heads(items: Int32, heads: int) -> Int32:
     """The items of every KV head; those of one range of keys follow one another."""
-    everywhere = np.empty((len(items), heads, ITEM_FIELDS), np.int32)
-    everywhere[:] = items[:, None]
-    everywhere[:, :, Item.KV_HEAD] = np.arange(heads)
-    return everywhere.reshape(-1, ITEM_FIELDS)
+    everywhere = items.repeat(heads, axis=0)
+    everywhere.reshape(len(items), heads, ITEM_FIELDS)[:, :, Item.KV_HEAD] = np.arange(heads)
+    return everywhere

@@ -299,7 +299,7 @@ def address(array: np.ndarray) -> tuple[int, int]:
 def begin_step(runner: AttentionRunner, step: Step, threads: int) -> None:
     """Begins a step that finds NaN in all states, and room for each that it leaves."""
     merges = runner.begin_step(step, threads).merges
-    buffers, arguments = runner._buffers, runner._arguments
+    buffers, arguments = {name: buffer for name, (buffer, _) in runner._buffers.items()}, runner._arguments
     room = {"states": merges.state_rows * runner._state_bytes}
     room["merge_counters"] = merges.count * 4 * runner.spec.attention.num_kv_heads
     for name, needed in room.items():
