@@ -248,7 +248,7 @@ class TestQuantizedCaches:
         quantized = runner(plan(quantized=True), monkeypatch)
         quantized.server_args = runner(plan(), monkeypatch).server_args
         monkeypatch.setattr(gpu_backend, "GpuAttentionRunner", backend.__globals__["Recorded"])
-        with pytest.raises(UnsupportedLayerError, match="it has cache.dtype f8E4M3FN, cache.scales layer, and"):
+        with pytest.raises(UnsupportedLayerError, match=r"it has cache\.dtype f8E4M3FN, cache\.scales layer, and"):
             gpu_backend.LlmirGpuBackend(quantized)
 
 

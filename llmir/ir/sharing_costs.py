@@ -3,9 +3,6 @@
 A part of ``tokens`` keys and values lies under several requests, each with some query rows in the step (new tokens
 times the query heads of a KV head). All times are nanoseconds of one thread for one KV head. A key that comes from
 memory costs its reading and its products; one that comes from a cache costs whichever of them takes longer.
-
-Many parts are asked about at once: ``tokens`` [parts], ``rows`` [requests], those of one part after those of another,
-and ``requests`` [parts]: how many each part has, one at least. Without it there is one part.
 """
 
 from __future__ import annotations
@@ -19,6 +16,7 @@ from llmir.ir.kernel_spec import SharingCosts
 
 Rows = NDArray[np.integer]
 Tokens = int | NDArray[np.integer]
+Parts = NDArray[np.int64]
 Times = NDArray[np.float64]
 
 
@@ -35,37 +33,34 @@ def _curve(points: tuple[tuple[int, float], ...]) -> NDArray[np.float64]:
     return np.array(points, np.float64).T.copy()
 
 
-def alone(costs: SharingCosts, tokens: Tokens, rows: Rows, row_tile: int, requests: Rows | None = None) -> Times:
-    """Each request reads the part: one of them from memory, the others after it. [parts]
+class Readers:
+    """Who would read some parts, each by itself, and what that costs; ``tokens`` [parts], or one number for all."""
 
-    Rows that fill no whole tile count as their part of one: that they would be padded is no reason to share.
-    """
-    requests, first = _parts(rows, requests)
-    multiply = rows * np.where(rows <= costs.decode_rows, costs.decode_row_key, costs.tile_key / row_tile)
-    cached = np.atleast_1d(cached_key(costs, tokens))
-    most = np.maximum.reduceat(multiply, first)
-    each = np.maximum(multiply, cached.repeat(requests))
-    others = np.add.reduceat(each, first) - np.maximum(cached, most)
-    return tokens * (costs.read_key + most + others)
+    def __init__(self, costs: SharingCosts, rows: Rows, row_tile: int, part: Parts | None = None, parts: int = 1):
+        """``rows`` [readers]: the query rows of each; ``part`` [readers]: its part, None: there is one."""
+        self._costs = costs
+        self._part = np.zeros(len(rows), np.int64) if part is None else part
+        self._count = np.bincount(self._part, minlength=parts)
+        self._rows = np.bincount(self._part, rows, parts)
+        self._tiles = np.ceil(self._rows / row_tile)
+        # Rows that fill no whole tile count as their part of one: that they would be padded is no reason to share.
+        row_key = np.where(rows <= costs.decode_rows, costs.decode_row_key, costs.tile_key / row_tile)
+        self._multiply = rows * row_key
+        self._most = np.zeros(parts)
+        np.maximum.at(self._most, self._part, self._multiply)
 
+    def alone(self, tokens: Tokens) -> Times:
+        """Each reads the part: one of them from memory, the others after it. [parts]"""
+        cached = np.atleast_1d(cached_key(self._costs, tokens))
+        each = np.maximum(self._multiply, cached[self._part])
+        others = np.bincount(self._part, each, len(self._most)) - np.maximum(cached, self._most)
+        return tokens * (self._costs.read_key + self._most + others)
 
-def shared(costs: SharingCosts, tokens: Tokens, rows: Rows, row_tile: int, requests: Rows | None = None) -> Times:
-    """The part is read once for the rows of all requests, which then leave and merge a state each. [parts]"""
-    count = np.add.reduceat(rows, _parts(rows, requests)[1])
-    return tokens * (costs.read_key + -(-count // row_tile) * costs.tile_key) + count * costs.row
+    def shared(self, tokens: Tokens) -> Times:
+        """The part is read once for the rows of all of them, which then leave and merge a state each. [parts]"""
+        return tokens * (self._costs.read_key + self._tiles * self._costs.tile_key) + self._rows * self._costs.row
 
-
-def pays(
-    costs: SharingCosts, tokens: Tokens, rows: Rows, row_tile: int, requests: Rows | None = None
-) -> NDArray[np.bool_]:
-    """Whether a part should be read once for its requests. [parts]"""
-    requests, _ = _parts(rows, requests)
-    facts = costs, tokens, rows, row_tile, requests
-    return (shared(*facts) <= costs.margin * alone(*facts)) & (tokens >= costs.least_tokens) & (requests > 1)
-
-
-def _parts(rows: Rows, requests: Rows | None) -> tuple[Rows, Rows]:
-    """Of each part, how many requests it has, and where they begin."""
-    if requests is None:
-        return np.array([len(rows)]), np.zeros(1, np.int64)
-    return requests, requests.cumsum() - requests
+    def share(self, tokens: Tokens) -> NDArray[np.bool_]:
+        """Whether a part should be read once: it then costs less, by a margin. [parts]"""
+        pays = self.shared(tokens) <= self._costs.margin * self.alone(tokens)
+        return pays & (tokens >= self._costs.least_tokens) & (self._count > 1)

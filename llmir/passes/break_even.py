@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from llmir.ir import sharing_costs
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.kernel_spec import KernelVariant, SharingCosts
-from llmir.ir.sharing_costs import Rows
+from llmir.ir.sharing_costs import Readers
 from llmir.passes.block_sizing import FIGURES_ERROR
 from llmir.passes.kernels_of_target import kernel_model
 from llmir.target import Target
@@ -90,8 +89,8 @@ class BreakEven:
 
     def nanoseconds(self, requests: int, tokens: int) -> tuple[float, float]:
         """What reading by each request costs, and reading once."""
-        facts = self.costs, tokens, self._rows(requests), self.row_tile
-        return float(sharing_costs.alone(*facts)[0]), float(sharing_costs.shared(*facts)[0])
+        readers = self._readers(requests)
+        return float(readers.alone(tokens)[0]), float(readers.shared(tokens)[0])
 
     def point(self, requests: int) -> dict[str, Any]:
         """One point of the curve, and by how much the shared part is read faster: 1 where it is not shared."""
@@ -109,8 +108,8 @@ class BreakEven:
                 point[f"gain_at_{length // 1024}k"] = alone / shared if self._pays(requests, length) else 1.0
         return point
 
-    def _rows(self, requests: int) -> Rows:
-        return np.full(requests, self.attention.queries_per_kv)
+    def _readers(self, requests: int) -> Readers:
+        return Readers(self.costs, np.full(requests, self.attention.queries_per_kv), self.row_tile)
 
     def _pays(self, requests: int, tokens: int) -> bool:
-        return bool(sharing_costs.pays(self.costs, tokens, self._rows(requests), self.row_tile)[0])
+        return bool(self._readers(requests).share(tokens)[0])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmir.kernels.work_list import Item
-from llmir.runtime.runs import Int32, Int64, count_up, in_order, starts
+from llmir.runtime.runs import Int32, Int64, in_order, starts
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ _NOTHING = np.empty(0, np.int32)
 NO_MERGES = Merges(_NOTHING, np.zeros(1, np.int32), _NOTHING, _NOTHING, 0)
 
 
-def merges_of(tiles: Int64, gathered: Int64, queries_per_kv: int, row_tile: Int64) -> Merges:
+def merges_of(tiles: Int32, gathered: Int64, queries_per_kv: int, row_tile: Int64) -> Merges:
     """Gives the tiles that leave states (their :data:`Item.STATE` is not negative) room for them and their merges.
 
     ``tiles`` [tiles, ITEM_FIELDS] are written in place; ``gathered``: the tokens that :data:`Item.MEMBERS` counts;
@@ -44,16 +44,20 @@ def merges_of(tiles: Int64, gathered: Int64, queries_per_kv: int, row_tile: Int6
     parts = (tiles[:, Item.STATE] >= 0).nonzero()[0]
     if not len(parts):
         return NO_MERGES
-    part = tiles[parts]
+    part = tiles.take(parts, axis=0)
     tile_rows = row_tile[part[:, Item.VARIANT]]
     rows = -(-part[:, Item.TOKENS] * queries_per_kv // tile_rows) * tile_rows
-    first_row = rows.cumsum() - rows
+    last_row = rows.cumsum()
+    first_row = last_row - rows
     # One entry a token and part: where the token comes from, and where its state goes.
     counts, members = part[:, Item.TOKENS], part[:, Item.MEMBERS]
-    inside = count_up(counts)
-    source = first_row.repeat(counts) + inside * queries_per_kv
-    token = np.where(members >= 0, members, part[:, Item.TOKEN]).repeat(counts) + inside
-    listed = (members >= 0).repeat(counts).nonzero()[0]
+    last = counts.cumsum()
+    first = last - counts
+    entry = np.arange(int(last[-1]))
+    source = entry * queries_per_kv + (first_row - first * queries_per_kv).repeat(counts)
+    gathers = members >= 0
+    token = entry + (np.where(gathers, members, part[:, Item.TOKEN]) - first).repeat(counts)
+    listed = gathers.repeat(counts).nonzero()[0]
     token[listed] = gathered[token[listed]]
     order, by_token = in_order(token)
     begin = starts(by_token)
@@ -61,11 +65,11 @@ def merges_of(tiles: Int64, gathered: Int64, queries_per_kv: int, row_tile: Int6
     merge_of = np.empty(int(tokens[-1]) + 1, np.int32)
     merge_of[tokens] = np.arange(len(tokens))
     tiles[parts, Item.STATE] = first_row
-    tiles[parts, Item.MERGE] = merge_of[token[counts.cumsum() - counts]]
+    tiles[parts, Item.MERGE] = merge_of[token[first]]
     return Merges(
         tokens.astype(np.int32),
         begin.astype(np.int32),
         source[order].astype(np.int32),
         merge_of[gathered],
-        int(rows.sum()),
+        int(last_row[-1]),
     )

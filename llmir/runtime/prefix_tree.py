@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -24,11 +23,9 @@ class PrefixTree:
     """[nodes]: the node's requests are ``order[first:last]``."""
     last: Int64
     """[nodes]"""
-    begin: Int64
-    """[nodes], in blocks: where the parent's shared part ends, 0 at a root."""
     end: Int64
-    """[nodes], in blocks, more than ``begin``: all requests of the node share blocks [0, ``end``), and not all of them
-    have the same block ``end``."""
+    """[nodes], in blocks, more than the parent's: all requests of the node share blocks [0, ``end``), and not all of
+    them have the same block ``end``."""
     parent: Int64
     """[nodes], -1 at a root."""
     owner: Int64
@@ -42,9 +39,11 @@ class PrefixTree:
         """
         if not common.any():
             none = np.empty(0, np.int64)
-            return cls(order, none, none, none, none, none, np.full(len(order), -1))
+            return cls(order, none, none, none, none, np.full(len(order), -1))
         start = starts(common)
-        value = common[start[:-1]]
+        padded = np.zeros(len(start), np.int64)  # the last one is for -1 and for the end: no run
+        value = padded[:-1]
+        value[:] = common[start[:-1]]
         before, after = _nearest_smaller(value)
         # Runs of one node have the same number and nothing smaller between them: the same last smaller one. In this
         # order a node comes after those around it.
@@ -52,24 +51,17 @@ class PrefixTree:
         key = (before[shares] + 1) * (value.max() + 1) + value[shares]
         by_key, key = in_order(key)
         by_key, of_node = shares[by_key], starts(key)
-        node_of_run = np.full(len(value) + 1, -1)  # the last one is for -1 and for the end: no run
+        node_of_run = np.full(len(padded), -1)
         node_of_run[by_key] = np.arange(len(of_node) - 1).repeat(of_node[1:] - of_node[:-1])
         met = by_key[of_node[:-1]]
         left, right, end = before[met], after[met], value[met]
-        value = np.append(value, 0)
-        parent = node_of_run[np.where(value[left] >= value[right], left, right)]
-        begin = np.where(parent >= 0, end[parent], 0)
+        parent = node_of_run[np.where(padded[left] >= padded[right], left, right)]
         # A request's deepest node is that of the neighbour with which it shares more.
         run = np.full(len(order) + 1, -1)
         run[1:-1] = np.arange(len(start) - 1).repeat(start[1:] - start[:-1])
         run_before, run_after = run[:-1], run[1:]
-        owner = node_of_run[np.where(value[run_before] >= value[run_after], run_before, run_after)]
-        return cls(order, start[left + 1], start[right] + 1, begin, end, parent, owner)
-
-    @cached_property
-    def below(self) -> Int64:
-        """[nodes]: the nodes under a node follow it up to this one."""
-        return np.searchsorted(self.first, self.last)
+        owner = node_of_run[np.where(padded[run_before] >= padded[run_after], run_before, run_after)]
+        return cls(order, start[left + 1], start[right] + 1, end, parent, owner)
 
 
 def _nearest_smaller(value: Int64) -> tuple[Int64, Int64]:

@@ -71,8 +71,9 @@ class Scheduler:
     def schedule(self, step: Step, split_policy: SplitPolicy) -> Schedule:
         """The work list of a step."""
         starts, lengths = np.asarray(step.query_start, np.int64), np.asarray(step.seq_lens, np.int64)
-        tiles = self._tiles(starts, lengths)
-        parts = self._parts(starts[1:] - starts[:-1], lengths, step)
+        new_tokens = starts[1:] - starts[:-1]
+        tiles = self._tiles(starts[:-1], new_tokens, lengths)
+        parts = self._parts(new_tokens, lengths, step)
         shared = Shared(tiles, _NO_TOKENS, 0, 0)
         if parts is not None:
             shared = share(tiles, parts, starts, self._prefill, int(self._max_tokens[self._prefill]))
@@ -82,42 +83,42 @@ class Scheduler:
         if cut is not tiles:
             tiles, cost = cut, self._cost(cut)
         merges = merges_of(tiles, shared.tokens, self._queries_per_kv, self._row_tile)
-        whole = np.minimum(cost, MOST_COST).astype(np.int64)
-        items = tiles[in_order(whole.max(initial=0) - whole)[0]].astype(np.int32)
+        longest_first, _ = in_order(MOST_COST - np.minimum(cost, MOST_COST).astype(np.int64))
+        items = tiles.take(longest_first, axis=0)
         if step.rows is not None:
             items[:, Item.REQUEST] = step.rows[items[:, Item.REQUEST]]
         return Schedule(items, merges, shared.requests, shared.keys_not_read)
 
-    def _tiles(self, query_start: Int64, seq_lens: Int64) -> Int64:
-        """One row per tile of query tokens: items without their KV head."""
-        new_tokens = query_start[1:] - query_start[:-1]
+    def _tiles(self, token: Int64, new_tokens: Int64, seq_lens: Int64) -> Int32:
+        """One row per tile of query tokens: items without their KV head. ``token``: the first of each request."""
         variant = np.where(new_tokens <= self._policy.decode_tokens, self._decode, self._prefill)
-        size = self._max_tokens[variant]
-        count = -(-new_tokens // size)
-        request, first = np.arange(len(new_tokens)), np.zeros(len(new_tokens), np.int64)
-        if not (count == 1).all():
-            request, first = request.repeat(count), count_up(count)
-            first *= size[request]
-        tiles = np.empty((len(request), ITEM_FIELDS), np.int64)
-        tiles[:, Item.VARIANT] = variant[request]
-        tiles[:, Item.TOKEN] = query_start[request] + first
-        tiles[:, Item.TOKENS] = np.minimum(size[request], new_tokens[request] - first)
-        tiles[:, Item.REQUEST] = request
-        tiles[:, Item.POSITION] = seq_lens[request] - new_tokens[request] + first
-        tiles[:, Item.KEY_BEGIN] = self._first_key(tiles)
-        tiles[:, Item.KEY_END] = tiles[:, Item.POSITION] + tiles[:, Item.TOKENS]
+        request, tokens, end = np.arange(len(new_tokens)), new_tokens, seq_lens
+        if not (new_tokens == 1).all():
+            size = self._max_tokens[variant]
+            count = -(-new_tokens // size)
+            request, first = request.repeat(count), count_up(count) * size.repeat(count)
+            variant, token, left = variant[request], token[request] + first, new_tokens[request] - first
+            tokens = np.minimum(size[request], left)
+            end = seq_lens[request] - left + tokens
+        tiles = np.full((len(request), ITEM_FIELDS), -1, np.int32)
+        tiles[:, Item.VARIANT] = variant
+        tiles[:, Item.TOKEN] = token
+        tiles[:, Item.TOKENS] = tokens
         tiles[:, Item.KV_HEAD] = 0
-        tiles[:, [Item.STATE, Item.MERGE, Item.MEMBERS]] = -1
+        tiles[:, Item.REQUEST] = request
+        tiles[:, Item.POSITION] = end - tokens
+        tiles[:, Item.KEY_BEGIN] = self._first_key(tiles)
+        tiles[:, Item.KEY_END] = end
         return tiles
 
-    def _first_key(self, tiles: Int64) -> Int64 | int:
+    def _first_key(self, tiles: Int32) -> Int64 | int:
         """The chunk in which the first token's window begins."""
         if not self._window:
             return 0
         chunk = self._key_chunk[tiles[:, Item.VARIANT]]
         return np.maximum(tiles[:, Item.POSITION] - self._window + 1, 0) // chunk * chunk
 
-    def _cost(self, items: Int64) -> NDArray[np.float64]:
+    def _cost(self, items: Int32) -> NDArray[np.float64]:
         """Keys times row tiles, as far as their products take longer than reading: what an item's time grows with."""
         rows = items[:, Item.TOKENS] * self._queries_per_kv
         row_tiles = -(-rows // self._row_tile[items[:, Item.VARIANT]])
@@ -134,12 +135,9 @@ class Scheduler:
         tree = self._finder.find(step.block_table, blocks, step.rows, step.unchanged)
         if not len(tree.first):
             return None
-        if self._window:
-            first_keys = np.maximum(seq_lens - self._window, 0)
-        elif self._shared and self._shared[0] is tree and np.array_equal(self._shared[1], rows):
+        first_keys = np.maximum(seq_lens - self._window, 0) if self._window else None
+        if not self._window and self._shared and self._shared[0] is tree and np.array_equal(self._shared[1], rows):
             return self._shared[2]
-        else:
-            first_keys = np.zeros_like(rows)
         found = shared_parts(tree, rows, first_keys, self._block_size, int(self._row_tile[self._prefill]), costs)
         parts = found if len(found.begin) else None
         self._shared = (tree, rows, parts)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmir.ir.kernel_spec import SharingCosts
-from llmir.ir.sharing_costs import pays
+from llmir.ir.sharing_costs import Readers
 from llmir.kernels.work_list import ITEM_FIELDS, Item
 from llmir.runtime.prefix_tree import PrefixTree
-from llmir.runtime.runs import Int64, count_up, in_order, ranges, starts
+from llmir.runtime.runs import Int32, Int64, count_up, ranges
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,19 @@ class SharedParts:
     """[parts]"""
     end: Int64
     """[parts]"""
+    counts: Int64
+    """[parts]: how many requests share it, two at least."""
     requests: Int64
-    """Who shares: the requests of one part after those of another."""
-    part: Int64
-    """[requests]: the part that each of them is listed for."""
+    """Who they are: the requests of one part after those of another."""
+    windowed: bool
+    """Whether a request may have keys before its first part."""
 
 
 @dataclass(frozen=True)
 class Shared:
     """What becomes of a step's tiles where parts of their keys are read once."""
 
-    tiles: Int64
+    tiles: Int32
     """[tiles, ITEM_FIELDS]; the STATE of a tile whose tokens have other parts too is 0."""
     tokens: Int64
     """The gathered tokens, which MEMBERS counts."""
@@ -46,101 +48,106 @@ class Shared:
 
 
 def shared_parts(
-    tree: PrefixTree, rows: Int64, first_keys: Int64, block_size: int, row_tile: int, costs: SharingCosts
+    tree: PrefixTree, rows: Int64, first_keys: Int64 | None, block_size: int, row_tile: int, costs: SharingCosts
 ) -> SharedParts:
     """The parts of ``tree`` that are read once.
 
     ``rows`` [requests]: query rows of a KV head; ``first_keys`` [requests]: the first key that all tokens of a request
-    may see (its window), 0 where there is none.
+    may see, where there is a window.
     """
-    units, first_unit = _units(tree, rows[tree.order])
-    begin = np.zeros(len(tree.first), np.int64)  # from where the keys of a node are not read yet
-    if first_keys.any():
+    nodes = len(tree.first)
+    reader_rows, node = _readers(tree, rows[tree.order])
+    readers = Readers(costs, reader_rows, row_tile, node, nodes)
+    begin, end = np.zeros(nodes, np.int64), tree.end * block_size  # of the keys of each node that are not read yet
+    if first_keys is not None:
         seen_by_all = np.maximum.reduceat(np.append(first_keys[tree.order], 0), np.ravel([tree.first, tree.last], "F"))
         begin = -(-seen_by_all[::2] // block_size) * block_size
     # Of all nodes that are undecided, those that pay and have none such above them are read once. It leaves the nodes
     # below them, whose keys then begin later.
-    undecided, read = np.arange(len(begin)), []
-    while len(undecided):
-        tokens = tree.end[undecided] * block_size - begin[undecided]
-        first, last = first_unit[undecided], first_unit[undecided + 1]
-        paying = pays(costs, tokens, units[ranges(first, last)], row_tile, last - first) & (tokens > 0)
-        found = undecided[paying]
-        under_earlier = np.append(0, np.maximum.accumulate(tree.below[found]))[:-1]  # all nodes before this one
-        found = found[found >= under_earlier]
-        read.append(found)
-        undecided = ranges(found + 1, tree.below[found])
-        above = (tree.end[found] * block_size).repeat(tree.below[found] - found - 1)
-        begin[undecided] = np.maximum(begin[undecided], above)
-    nodes = np.sort(np.concatenate(read))
-    part = np.repeat(np.arange(len(nodes)), tree.last[nodes] - tree.first[nodes])
-    requests = tree.order[ranges(tree.first[nodes], tree.last[nodes])]
-    return SharedParts(begin[nodes], tree.end[nodes] * block_size, requests, part)
+    least_tokens = max(costs.least_tokens, 1)
+    undecided, read = end - begin >= least_tokens, np.zeros(nodes, bool)
+    while undecided.any():
+        found = (undecided & readers.share(end - begin)).nonzero()[0]
+        first, last = tree.first[found], tree.last[found]
+        top = np.ones(len(found), bool)
+        np.greater_equal(first[1:], np.maximum.accumulate(last[:-1]), out=top[1:])
+        found = found[top]
+        read[found] = True
+        after = np.searchsorted(tree.first, last[top])  # the nodes under a node follow it up to this one
+        below = ranges(found + 1, after)
+        begin[below] = np.maximum(begin[below], end[found].repeat(after - found - 1))
+        undecided[:] = False
+        undecided[below] = end[below] - begin[below] >= least_tokens
+    parts = read.nonzero()[0]
+    first, last = tree.first[parts], tree.last[parts]
+    requests = tree.order[ranges(first, last)]
+    return SharedParts(begin[parts], end[parts], last - first, requests, first_keys is not None)
 
 
-def _units(tree: PrefixTree, rows: Int64) -> tuple[Int64, Int64]:
-    """Rows of those who would read a node's part each by itself: of its children, and of requests directly under it.
+def _readers(tree: PrefixTree, rows: Int64) -> tuple[Int64, Int64]:
+    """Who would read a node's part each by itself: its children, and the requests directly under it.
 
-    ``rows`` [requests]: of the tree's requests in order. Those of one node after those of another, and [nodes + 1]:
-    where they begin.
+    Their query rows, and the node of each. ``rows`` [requests]: of the tree's requests in order.
     """
     up_to = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(rows, out=up_to[1:])
     node = np.concatenate([tree.parent, tree.owner])
-    of_node = np.concatenate([up_to[tree.last] - up_to[tree.first], rows])
-    node += 1  # of those directly under nobody 0: they come first
-    return of_node[in_order(node)[0]], np.bincount(node, minlength=len(tree.first) + 1).cumsum()
+    under = (node >= 0).nonzero()[0]
+    return np.concatenate([up_to[tree.last] - up_to[tree.first], rows])[under], node[under]
 
 
-def share(tiles: Int64, parts: SharedParts, query_start: Int64, variant: int, max_tokens: int) -> Shared:
+def share(tiles: Int32, parts: SharedParts, query_start: Int64, variant: int, max_tokens: int) -> Shared:
     """Takes the keys of ``parts`` out of the tiles of those who share them, and adds tiles that read them once.
 
     ``tiles`` [tiles, ITEM_FIELDS], ascending by request, are written in place; ``query_start`` [requests + 1]; the
     tiles that are added are of ``variant`` and have up to ``max_tokens`` tokens.
     """
-    # One entry a part and tile, the parts of a tile in the order of their keys.
+    # The parts of a request follow one another without a gap, and then its own tiles follow.
+    read_to = np.zeros(len(query_start) - 1, np.int64)
+    np.maximum.at(read_to, parts.requests, parts.end.repeat(parts.counts))
     of_request = tiles[:, Item.REQUEST]
-    counts = np.bincount(of_request, minlength=len(query_start) - 1)
-    last = counts.cumsum()[parts.requests]
-    first = last - counts[parts.requests]
-    tile, part = ranges(first, last), np.repeat(parts.part, last - first)
-    order, tile = in_order(tile)
-    part = part[order]
-    begin, end = parts.begin[part], parts.end[part]
-    of_tile = starts(tile)
-    first, last = of_tile[:-1], of_tile[1:] - 1
-    read_to = np.empty(len(tile), np.int64)
-    read_to[1:] = end[:-1]
-    read_to[first] = tiles[tile[first], Item.KEY_BEGIN]
-    # Keys before a part that not everybody sees; only in a window.
-    gap = (read_to < begin).nonzero()[0]
-    tiles[tile[first], Item.STATE] = 0
-    before = tiles[tile[gap]]
-    before[:, Item.KEY_BEGIN], before[:, Item.KEY_END] = read_to[gap], begin[gap]
-    tiles[tile[first], Item.KEY_BEGIN] = end[last]
+    sharing = read_to[of_request].nonzero()[0]
+    request = of_request[sharing]
+    tiles[sharing, Item.STATE] = 0
+    before = _before(tiles[sharing], parts, read_to) if parts.windowed else tiles[:0]
+    tiles[sharing, Item.KEY_BEGIN] = read_to[request]
 
     begin, end = query_start[parts.requests], query_start[parts.requests + 1]
-    tokens = np.bincount(parts.part, end - begin).astype(np.int64)
-    once = _gathered(parts, tokens, variant, max_tokens)
-    read = np.bincount(parts.part) - -(-tokens // max_tokens)
-    saved = int((read * (parts.end - parts.begin)).sum())
-    sharing = int(np.count_nonzero(np.bincount(parts.requests)))
-    return Shared(np.concatenate([tiles, before, once]), ranges(begin, end), sharing, saved)
+    first = parts.counts.cumsum() - parts.counts
+    tokens = np.add.reduceat(end - begin, first)
+    once = _gathered(parts, parts.requests[first], tokens, variant, max_tokens)
+    saved = (parts.counts - -(-tokens // max_tokens)) @ (parts.end - parts.begin)
+    tiles = np.concatenate([tiles, before, once])
+    return Shared(tiles, ranges(begin, end), int(np.count_nonzero(read_to)), int(saved))
 
 
-def _gathered(parts: SharedParts, tokens: Int64, variant: int, max_tokens: int) -> Int64:
-    """Tiles that read the parts, each part's with about equally many of its ``tokens`` [parts]."""
+def _before(tiles: Int32, parts: SharedParts, read_to: Int64) -> Int32:
+    """What ``tiles`` read before the first part of their request: keys that not all who share it see.
+
+    ``read_to`` [requests]: where the last part ends.
+    """
+    read_from = read_to.copy()
+    np.minimum.at(read_from, parts.requests, parts.begin.repeat(parts.counts))
+    tiles[:, Item.KEY_END] = read_from[tiles[:, Item.REQUEST]]
+    return tiles[tiles[:, Item.KEY_BEGIN] < tiles[:, Item.KEY_END]]
+
+
+def _gathered(parts: SharedParts, requests: Int64, tokens: Int64, variant: int, max_tokens: int) -> Int32:
+    """Tiles that read the parts, each part's with about equally many of its ``tokens`` [parts].
+
+    ``requests`` [parts]: one of each, whose row of the block table has it.
+    """
     count = -(-tokens // max_tokens)
     part = np.arange(len(count)).repeat(count)
-    number = count_up(count)
-    first, last = tokens[part] * number // count[part], tokens[part] * (number + 1) // count[part]
-    members = np.cumsum(tokens) - tokens
-    tiles = np.zeros((len(part), ITEM_FIELDS), np.int64)
+    number, count, of_part = count_up(count), count[part], tokens[part]
+    first, last = of_part * number // count, of_part * (number + 1) // count
+    end = parts.end[part]
+    tiles = np.zeros((len(part), ITEM_FIELDS), np.int32)
     tiles[:, Item.VARIANT] = variant
     tiles[:, Item.TOKENS] = last - first
-    tiles[:, Item.REQUEST] = parts.requests[np.searchsorted(parts.part, part)]
-    tiles[:, Item.POSITION] = parts.end[part] - 1
+    tiles[:, Item.REQUEST] = requests[part]
+    tiles[:, Item.POSITION] = end - 1
     tiles[:, Item.KEY_BEGIN] = parts.begin[part]
-    tiles[:, Item.KEY_END] = parts.end[part]
-    tiles[:, Item.MEMBERS] = members[part] + first
+    tiles[:, Item.KEY_END] = end
+    tiles[:, Item.MEMBERS] = (tokens.cumsum() - tokens)[part] + first
     return tiles

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmir.kernels.work_list import Item
-from llmir.runtime.runs import Int64, count_up
+from llmir.runtime.runs import Int32, Int64, count_up
 
 Costs = NDArray[np.float64]
 
@@ -21,7 +21,7 @@ BALANCED = 1 / 8
 class SplitPolicy(Protocol):
     """Who runs a work list, and what they want split."""
 
-    def splits(self, cost: Costs, variant: Int64, copies: int, parts: int) -> Int64 | None:
+    def splits(self, cost: Costs, variant: Int32, copies: int, parts: int) -> Int64 | None:
         """Of each tile, into how many splits its keys should go at most; None: all stay whole.
 
         ``cost`` [tiles]: what one copy of it takes; ``variant`` [tiles]; ``copies``: of each tile, one a KV head;
@@ -36,11 +36,13 @@ class ByThread:
 
     threads: int
 
-    def splits(self, cost: Costs, variant: Int64, copies: int, parts: int) -> Int64 | None:
+    def splits(self, cost: Costs, variant: Int32, copies: int, parts: int) -> Int64 | None:
         """See :class:`SplitPolicy`."""
         if self.threads == 1:
             return None
         most = cost.sum() * copies / (parts * self.threads)
+        if cost.max(initial=0) <= most:
+            return None
         return np.ceil(cost / most).astype(np.int64)
 
 
@@ -53,7 +55,7 @@ class ByLaunch:
     prefill: int
     """The variant with large tiles."""
 
-    def splits(self, cost: Costs, variant: Int64, copies: int, parts: int) -> Int64 | None:
+    def splits(self, cost: Costs, variant: Int32, copies: int, parts: int) -> Int64 | None:
         """See :class:`SplitPolicy`."""
         shares = parts * np.asarray(self.blocks)
         share = cost / (np.bincount(variant, cost, len(shares)) * copies / shares)[variant]
@@ -70,7 +72,7 @@ class ByLaunch:
         return splits
 
 
-def split(tiles: Int64, splits: Int64 | None, least_keys: int, key_chunk: Int64) -> Int64:
+def split(tiles: Int32, splits: Int64 | None, least_keys: int, key_chunk: Int64) -> Int32:
     """Cuts the key ranges of ``tiles`` into at most ``splits`` [tiles] of whole chunks, and no shorter than asked.
 
     The STATE of what is split is 0. ``tiles`` [tiles, ITEM_FIELDS]; ``key_chunk`` [variants].

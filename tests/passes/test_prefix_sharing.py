@@ -18,7 +18,7 @@ from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.ir.kernel_spec import HEAD_SIZES
 from llmir.ir.module import ModelInfo, decoder, new_module, ops_of
 from llmir.ir.remarks import remarks
-from llmir.ir.sharing_costs import cached_key, pays
+from llmir.ir.sharing_costs import Readers, cached_key
 from llmir.ir.types import PagedKVCache, tensor
 from llmir.ir.weight import Weight
 from llmir.passes import tiles
@@ -289,8 +289,8 @@ def test_the_curve_in_the_remark_is_that_of_the_policy(parse):
     for point in paying:
         rows = np.full(point["decoding_requests"], 3)
         assert point["rows"] == rows.sum()
-        assert pays(costs, point["from_tokens"], rows, tile)
-        assert not pays(costs, point["from_tokens"] - op.cache.type.format.block_size, rows, tile)
+        assert Readers(costs, rows, tile).share(point["from_tokens"])
+        assert not Readers(costs, rows, tile).share(point["from_tokens"] - op.cache.type.format.block_size)
         assert point["from_kb_a_layer"] == point["from_tokens"] * 3 * 256 / 1024
         assert point["gain_at_4k"] * costs.margin >= 1
     assert costs.least_tokens == min(point["from_tokens"] for point in paying)
@@ -346,7 +346,7 @@ def test_once_it_pays_it_pays_for_every_longer_part(isa, requests):
     attention = SMOLLM2.with_cache(layout=tiles.layout(isa, "bf16", 128))
     curve = even(attention, Target.named(f"cpu:{isa}"))
     tile = curve.row_tile
-    found = [pays(curve.costs, tokens, np.full(requests, 3), tile) for tokens in range(128, 1 << 15, 128)]
+    found = [Readers(curve.costs, np.full(requests, 3), tile).share(tokens) for tokens in range(128, 1 << 15, 128)]
     least = curve.tokens(requests)
     assert found == [least is not None and tokens >= least for tokens in range(128, 1 << 15, 128)]
 

@@ -55,7 +55,8 @@ def edges_by_definition(step: Step) -> set[Edge]:
 
 
 def nodes_of(tree: PrefixTree) -> list[Node]:
-    columns = zip(tree.first.tolist(), tree.last.tolist(), tree.begin.tolist(), tree.end.tolist(), strict=True)
+    begin = np.where(tree.parent >= 0, tree.end[tree.parent], 0).tolist() if len(tree.end) else []
+    columns = zip(tree.first.tolist(), tree.last.tolist(), begin, tree.end.tolist(), strict=True)
     return [(frozenset(tree.order[first:last].tolist()), begin, end) for first, last, begin, end in columns]
 
 
@@ -117,12 +118,12 @@ def test_invariants(step):
     tree = PrefixFinder().find(step.table, step.blocks)
     assert sorted(tree.order.tolist()) == list(range(len(step.blocks)))
     assert (tree.last - tree.first >= 2).all()
-    assert (tree.end > tree.begin).all()
+    assert (tree.end > 0).all()
     depth_first = list(zip(tree.first.tolist(), (-tree.last).tolist(), strict=True))
     assert depth_first == sorted(set(depth_first))
     for number, parent in enumerate(tree.parent.tolist()):
         assert parent < number
-        assert tree.begin[number] == (tree.end[parent] if parent >= 0 else 0)
+        assert parent < 0 or tree.end[parent] < tree.end[number]
         assert parent < 0 or (tree.first[parent] <= tree.first[number] and tree.last[number] <= tree.last[parent])
     for field in PrefixTree.__dataclass_fields__:
         assert getattr(tree, field).dtype == np.int64
