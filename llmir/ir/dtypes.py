@@ -43,11 +43,17 @@ DTYPES: dict[str, DType] = {
         DType("bf16", 16, "bfloat16", "uint16", 7, "bf16"),
         DType("f8E4M3FN", 8, "float8_e4m3fn", "uint8", 3, "fp8e4nv"),
         DType("f8E5M2", 8, "float8_e5m2", "uint8", 2),
+        DType("f8E8M0FNU", 8, "float8_e8m0fnu", "uint8", 0),
+        DType("complex<f32>", 64, "complex64", "complex64", 23),
         DType("i64", 64, "int64", "int64"),
         DType("i32", 32, "int32", "int32"),
         DType("i16", 16, "int16", "int16"),
         DType("i8", 8, "int8", "int8"),
         DType("i4", 4, None),
+        DType("ui64", 64, "uint64", "uint64"),
+        DType("ui32", 32, "uint32", "uint32"),
+        DType("ui16", 16, "uint16", "uint16"),
+        DType("ui8", 8, "uint8", "uint8"),
         DType("i1", 1, "bool", "bool"),
     )
 }
