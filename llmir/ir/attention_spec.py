@@ -7,7 +7,7 @@ object hold the records themselves.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from llmir.ir.cache_format import CacheFormat, Layout
 from llmir.ir.dtypes import QUERY_DTYPES
@@ -30,6 +30,7 @@ class Mask:
 class SoftCap:
     """Scores become ``cap * tanh(score / cap)`` (Gemma 2)."""
 
+    title: ClassVar = "a soft cap"
     cap: float
 
 
@@ -37,6 +38,7 @@ class SoftCap:
 class Alibi:
     """A head's slope times the distance from query to key is taken off each score (arXiv 2108.12409)."""
 
+    title: ClassVar = "ALiBi"
     slopes: tuple[float, ...]
     """One a query head."""
 

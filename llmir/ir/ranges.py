@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from llmir.ir.attention_spec import QUANTIZED_DTYPE, AttentionSpec, SoftCap
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.cache_format import CacheFormat, packed_layout
-from llmir.ir.dtypes import QUERY_DTYPES
 from llmir.ir.instruction_sets import INSTRUCTION_SETS, lanes_of
 from llmir.ir.kernel_spec import (
     GPUS,
@@ -26,10 +25,8 @@ from llmir.ir.kernel_spec import (
     is_gpu,
     padded,
 )
+from llmir.ir.supported import unsupported
 
-#: What GPUs' kernels take: element types that tensor cores multiply, heads of whole rows of them.
-GPU_DTYPES = ("bf16", "f16")
-GPU_HEAD_SIZES = tuple(range(16, max(HEAD_SIZES) + 1, 16))
 #: Work items and block tables are of int32.
 MOST_INT32 = (1 << 31) - 1
 #: Far above any model's, and below what products of sizes would overflow with.
@@ -202,39 +199,18 @@ def step_problems(spec: KernelSpec, policy: StepPolicy, where: str = "kernel") -
 
 def _attention_problems(s: AttentionSpec, isa: Isa, at: str) -> list[str]:
     """Whether an instruction set or a GPU has kernels for attention whose numbers are in range."""
-    cache, on_gpu = s.cache, is_gpu(isa)
-    caches = {(s.dtype, "none"), (QUANTIZED_DTYPE, "layer")} if on_gpu else {(s.dtype, "none")}
-    problems = (
-        []
-        if s.num_heads % s.num_kv_heads == 0
-        else [f"{at}.num_heads is {s.num_heads}, and must be a multiple of num_kv_heads, {s.num_kv_heads}"]
-    )
-    problems += _not_among(
-        (f"{at}.mask.causal", s.mask.causal, (True,)),
-        (f"{at}.score_stages", s.score_stages, ((), (SoftCap(s.soft_cap),))),
-        (f"{at}.sinks", s.sinks, (False, True) if on_gpu else (False,)),
-        (f"{at}.dtype", s.dtype, GPU_DTYPES if on_gpu else QUERY_DTYPES),
-        (f"{at}.cache's dtype and scales", (cache.dtype, cache.scales), tuple(sorted(caches))),
-        (f"{at}.cache.layout", cache.layout, ("row",) if on_gpu else (packed_layout(s.dtype), "row")),
-        (f"{at}.cache.key_size", cache.key_size, GPU_HEAD_SIZES if on_gpu else HEAD_SIZES),
-        (f"{at}.cache.value_size", cache.value_size, (cache.key_size,)),
-        on=isa,
-    )
-    if not on_gpu and cache.layout != "row" and cache.block_size % cache.key_group(isa):
+    cache, problems = s.cache, [f"{at}: {reason}" for reason in unsupported(s, isa)]
+    if s.num_heads % s.num_kv_heads:
+        problems.append(f"{at}.num_heads is {s.num_heads}, and must be a multiple of num_kv_heads, {s.num_kv_heads}")
+    layouts = ("row",) if is_gpu(isa) else (packed_layout(s.dtype), "row")
+    if cache.layout not in layouts:
+        words = " or ".join(map(repr, layouts))
+        problems.append(f"{at}.cache.layout is {cache.layout!r}, and must be {words} on {isa}")
+    elif cache.layout != "row" and cache.block_size % cache.key_group(isa):
         problems.append(
             f"{at}.cache.block_size is {cache.block_size}, and must hold whole groups of {cache.key_group(isa)} keys "
             f"on {isa}, or the layout be 'row'"
         )
-    return problems
-
-
-def _not_among(*fields: tuple[str, Any, tuple[Any, ...]], on: str) -> list[str]:
-    """The fields (name, value, what is allowed on ``on``) whose value is not allowed."""
-    problems = []
-    for name, value, allowed in fields:
-        if value not in allowed:
-            words = " or ".join(map(repr, allowed)) if len(allowed) < 3 else f"one of {allowed}"
-            problems.append(f"{name} is {value!r}, and must be {words} on {on}")
     return problems
 
 

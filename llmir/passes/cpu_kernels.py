@@ -25,11 +25,6 @@ class CpuKernels(KernelModel[CpuVariant]):
     merge_seconds = 30e-9
     calls_saved_by_fusion = 1
 
-    def _problem(self, attention: AttentionSpec) -> str | None:
-        if attention.sinks:
-            return "attention sinks have no kernel on a CPU"
-        return f"a KV cache of {attention.cache.dtype} has no kernel on a CPU" if attention.cache.quantized else None
-
     def layout(self, dtype: str, block_size: int) -> Layout:
         return tiles.layout(self.target.isa, dtype, block_size)
 

@@ -7,12 +7,9 @@ from typing import Any
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.cache_format import Layout
 from llmir.ir.kernel_spec import GpuVariant, padded
-from llmir.ir.ranges import GPU_DTYPES
 from llmir.passes import gpu_tiles
 from llmir.passes.kernel_model import TILE_EFFICIENCY, KernelModel
 
-#: Architectures with f8E4M3FN: Triton has none on sm_80, and gfx942's 8-bit numbers are of another format.
-QUANTIZED_ISAS = ("sm_90", "sm_100")
 #: float32 operations that take as long as one score's part of the softmax: an exponential is as long as 16 of them
 #: (16 results a cycle and SM against 128 multiply-adds: CUDA C++ Programming Guide, arithmetic throughput; on sm_80
 #: it is 8), and scaling, maximum, sum and conversion are an instruction each.
@@ -30,19 +27,6 @@ class GpuKernels(KernelModel[GpuVariant]):
     merge_seconds = 0.0
     #: Append and attention are launched one after the other in any case.
     calls_saved_by_fusion = 0
-
-    def _problem(self, attention: AttentionSpec) -> str | None:
-        s, isa = attention, self.target.isa
-        if s.dtype not in GPU_DTYPES:
-            return f"queries of {s.dtype} have no kernel on a GPU; there are kernels for bf16 and f16"
-        if s.cache.quantized and isa not in QUANTIZED_ISAS:
-            return f"a KV cache of {s.cache.dtype} has no kernel on {isa}; there are for {', '.join(QUANTIZED_ISAS)}"
-        if s.queries_per_kv > gpu_tiles.MOST_ROWS:
-            return (
-                f"{s.queries_per_kv} query heads share a KV head, and a tile of a GPU's kernels has at most "
-                f"{gpu_tiles.MOST_ROWS} rows"
-            )
-        return None
 
     def layout(self, dtype: str, block_size: int) -> Layout:
         return "row"

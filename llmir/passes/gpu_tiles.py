@@ -11,8 +11,6 @@ from llmir.ir.kernel_spec import GpuVariant, padded
 
 #: Fewest rows of a tensor core's product.
 LEAST_ROWS = 16
-#: Most query heads of a KV head: they are rows of one tile.
-MOST_ROWS = 128
 #: Architectures on which Triton keeps a tile's queries in registers alone.
 QUERIES_IN_REGISTERS = ("gfx942",)
 

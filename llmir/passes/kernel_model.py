@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 from typing import Any, Generic, TypeVar
 
 from llmir.errors import UnsupportedLayerError
-from llmir.ir.attention_spec import QUANTIZED_DTYPE, Alibi, AttentionSpec
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.cache_format import Layout
-from llmir.ir.kernel_spec import HEAD_SIZES, CpuVariant, GpuVariant, StepPolicy
+from llmir.ir.kernel_spec import CpuVariant, GpuVariant, StepPolicy
 from llmir.target import Target
 
 #: A split's own cost may be this part of its reading.
@@ -43,24 +43,8 @@ class KernelModel(ABC, Generic[VariantT]):
 
     def check(self, layer: str, attention: AttentionSpec) -> None:
         """Raise UnsupportedLayerError for attention that there is no kernel for."""
-        s, known = attention, ", ".join(map(str, HEAD_SIZES))
-        problem = self._problem(s)
-        if not s.mask.causal:
-            problem = "only causal attention has a kernel"
-        elif any(isinstance(stage, Alibi) for stage in s.score_stages):
-            problem = "ALiBi has no kernel"
-        elif (s.cache.dtype, s.cache.scales) not in ((s.dtype, "none"), (QUANTIZED_DTYPE, "layer")):
-            problem = f"a KV cache of {s.cache.dtype} has no kernel"
-        elif s.head_size not in HEAD_SIZES:
-            problem = f"its head size is {s.head_size}, and there are kernels for {known}"
-        elif s.cache.value_size != s.head_size:
-            problem = f"its values are of another size ({s.cache.value_size}) than keys ({s.head_size})"
-        if problem is not None:
-            raise UnsupportedLayerError(layer, problem)
-
-    @abstractmethod
-    def _problem(self, attention: AttentionSpec) -> str | None:
-        """Why there is no kernel for ``attention`` on this kind of machine; None: there is one."""
+        if reasons := self.target.supports(attention):
+            raise UnsupportedLayerError(layer, "; ".join(reasons))
 
     # -- tiles
 

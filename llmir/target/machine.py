@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.ir.kernel_spec import Isa, is_gpu
+from llmir.ir.supported import unsupported
 from llmir.target import cpu, gpu, gpu_detection
 from llmir.target.records import Cache, Hardware, Measurements, TargetError
 
@@ -75,6 +77,10 @@ class Target(Hardware):
         if isa not in INSTRUCTION_SETS:
             return is_gpu(isa) and isa == self.isa
         return self.machine == cpu.ARCHITECTURE and INSTRUCTION_SETS[isa].features <= set(self.features)
+
+    def supports(self, spec: AttentionSpec) -> list[str]:
+        """Why there is no kernel of ``spec`` for this machine, every reason a clause; none where there is one."""
+        return unsupported(spec, self.isa)
 
     def runs_on(self, host: Target) -> bool:
         """Whether ``host`` can run this target's kernels."""

@@ -69,7 +69,12 @@ def kernels_of_changed_plans() -> Iterator[PlannedKernel]:
         try:
             plan = Plan.from_json(with_digest(data))
         except PlanError as error:
-            assert " must " in str(error) or "format" in str(error) or "unknown fields" in str(error), error
+            assert (
+                " must " in str(error)
+                or "kernel" in str(error)
+                or "format" in str(error)
+                or "unknown fields" in str(error)
+            ), error
             continue
         for kernel, before in zip(plan.kernels, served.kernels, strict=True):
             if (kernel.spec, kernel.policy) != (before.spec, before.policy):

@@ -14,6 +14,7 @@ from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.kernel_spec import HEAD_SIZES, GpuVariant, KernelSpec, padded
 from llmir.ir.module import caches_of, ops_of
 from llmir.ir.remarks import remarks
+from llmir.ir.supported import MOST_GPU_ROWS
 from llmir.passes import gpu_tiles, pipeline
 from llmir.passes.attention_fusion import AttentionFusion
 from llmir.passes.block_sizing import BlockSizing
@@ -36,7 +37,7 @@ signatures = st.builds(
         kv * group, kv, size, element, block, 0.125, layout="row"
     ),
     st.integers(1, 16),
-    st.integers(1, gpu_tiles.MOST_ROWS),
+    st.integers(1, MOST_GPU_ROWS),
     st.sampled_from(HEAD_SIZES),
     st.sampled_from(["bf16", "f16"]),
     st.sampled_from([1, 16, 48, 128]),
