@@ -23,6 +23,27 @@ def write_model(tmp_path: Path) -> WriteModel:
 
 
 @pytest.fixture
+def with_weights(write_model: WriteModel) -> WriteModel:
+    """:func:`write_model` with random float32 weights, made by transformers."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def write(family: str, **changes: Any) -> str:
+        folder = write_model(family, torch_dtype="float32", **changes)
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        for name, weight in model.named_parameters():
+            if name.endswith(("q_proj.weight", "k_proj.weight")):
+                weight.data *= 8
+            elif weight.dim() > 1:
+                weight.data *= 3
+        model.save_pretrained(folder)
+        return folder
+
+    return write
+
+
+@pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder of the test's own."""
     folder = tmp_path / "cache"

@@ -176,6 +176,7 @@ def _plan(
 ) -> Plan:
     from llmir.ir import bindings
     from llmir.ir.module import model_info
+    from llmir.ir.opaque import import_level
     from llmir.ir.remarks import remarks
 
     info = model_info(module)
@@ -203,6 +204,7 @@ def _plan(
         workload=workload.summary(),
         module_hash=module_hash(module),
         versions={"llmir": llmir.__version__, framework: version, bindings.NAME: bindings.VERSION},
+        import_level=import_level(module),
     )
 
 

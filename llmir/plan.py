@@ -16,6 +16,7 @@ from typing import Any
 
 from llmir.errors import PlanError
 from llmir.ir import records
+from llmir.ir.import_level import ImportLevel
 from llmir.ir.kernel_spec import KernelSpec, StepPolicy
 from llmir.ir.ranges import step_problems
 from llmir.ir.records import RecordError
@@ -82,6 +83,8 @@ class Plan:
     """sha256 of the module's text after all passes, remarks left out."""
     versions: dict[str, str]
     """Of llmir, the framework and the MLIR bindings."""
+    import_level: ImportLevel = "full"
+    """How much of the model the compiler saw."""
 
     def kernel_for(self, layer: str) -> PlannedKernel:
         """The kernel of the attention layer called ``layer``; PlanError if the plan has none."""

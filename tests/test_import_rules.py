@@ -17,7 +17,14 @@ ROOT = Path(llmir.__file__).parent
 #: Plain records, that know neither MLIR nor torch.
 RECORDS = (
     *("llmir.ir.dtypes", "llmir.ir.instruction_sets", "llmir.ir.cache_format", "llmir.ir.attention_spec"),
-    *("llmir.ir.records", "llmir.ir.kernel_spec", "llmir.ir.sharing_costs", "llmir.ir.ranges", "llmir.ir.supported"),
+    *(
+        "llmir.ir.records",
+        "llmir.ir.import_level",
+        "llmir.ir.kernel_spec",
+        "llmir.ir.sharing_costs",
+        "llmir.ir.ranges",
+        "llmir.ir.supported",
+    ),
 )
 
 #: What each room may import of llmir besides itself. A longer name goes before a shorter one.

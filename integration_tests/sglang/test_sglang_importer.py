@@ -15,6 +15,8 @@ from llmir.ir.attention import PagedAttention, spec_of
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.bindings import ir
 from llmir.ir.module import caches_of, decoder_of, model_info, ops_of
+from llmir.ir.opaque import import_level, opaque_kinds
+from llmir.ir.remarks import remarks
 from llmir.ir.text import parse, print_module
 
 
@@ -162,19 +164,49 @@ GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
 
 
 @pytest.mark.parametrize(
-    ("family", "changes", "layer", "reason"),
+    ("family", "changes", "kinds"),
     [
-        ("opt", {}, "model.decoder.embed_positions", "OPTLearnedPositionalEmbedding"),
-        ("llama", {"quantization_config": GPTQ}, "model.layers.0.self_attn.qkv_proj", "quantized"),
-        ("llama", {"head_dim": 32}, "model.layers.0.self_attn.attn", "head size 32"),
+        ("opt", {}, {"OPTLearnedPositionalEmbedding": 1}),
+        ("cohere", {}, {"LayerNorm": LAYERS + 1}),
+        ("llama", {"quantization_config": GPTQ}, {"QKVParallelLinear": LAYERS, "RowParallelLinear": 2 * LAYERS}),
     ],
 )
-def test_what_llmir_does_not_know_is_refused_by_name(
-    write_model: WriteModel, family: str, changes: dict[str, Any], layer: str, reason: str
+def test_layers_that_llmir_does_not_know_are_opaque(
+    write_model: WriteModel, family: str, changes: dict[str, Any], kinds: dict[str, int]
 ) -> None:
-    with pytest.raises(UnsupportedLayerError, match=reason) as refusal:
-        load(write_model(family, **changes))
-    assert refusal.value.layer == layer
+    module = load(write_model(family, **changes))
+    found = {kind.rpartition(".")[2]: count for kind, count in opaque_kinds(module).items()}
+    assert {kind: found[kind] for kind in kinds} == kinds
+    assert counts(module)["paged_attention"] == LAYERS
+    [remark] = [remark for remark in remarks(module) if remark.pass_name == "import"]
+    assert (remark.decision, remark.numbers["opaque"]) == ("open", opaque_kinds(module))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gemma3_text"])
+def test_other_kinds_of_model_are_imported(write_model: WriteModel, family: str) -> None:
+    module = load(write_model(family))
+    assert counts(module)["paged_attention"] == LAYERS
+    assert import_level(module) in ("full", "open")
+
+
+def test_a_model_that_cannot_be_watched_has_its_attention_layers(
+    write_model: WriteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load(write_model("llama"))
+
+    def forward(self: LlamaAttention, positions: Any, hidden_states: Any, forward_batch: Any) -> Any:
+        return hidden_states if positions.max() > 0 else self.o_proj(hidden_states)[0]
+
+    monkeypatch.setattr(LlamaAttention, "forward", forward)
+    module = load(write_model("llama"))
+    assert import_level(module) == "attention"
+    assert (signatures(module), caches_of(module).keys()) == (signatures(whole), caches_of(whole).keys())
+
+
+def test_attention_without_a_kernel_is_refused_by_name(write_model: WriteModel) -> None:
+    with pytest.raises(UnsupportedLayerError, match=r"head size 32 .* \(and so has 1 more layer\)") as refusal:
+        load(write_model("llama", head_dim=32))
+    assert refusal.value.layer == "model.layers.0.self_attn.attn"
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,9 @@ def test_a_child_makes_the_plan_and_the_next_start_reads_it(
 
 
 def test_an_error_of_the_child_is_the_same_error_here(write_model: WriteModel, cache: Path) -> None:
-    with pytest.raises(UnsupportedLayerError, match="OPTLearnedPositionalEmbedding") as refusal:
-        resolve(write_model("opt"))
-    assert refusal.value.layer == "model.decoder.embed_positions"
+    with pytest.raises(UnsupportedLayerError, match="head size 32") as refusal:
+        resolve(write_model("llama", head_dim=32))
+    assert refusal.value.layer == "model.layers.0.self_attn.attn"
 
 
 def test_a_child_that_dies_is_an_error(write_model: WriteModel, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from llmir.frontends.vllm.offline import import_model
 from llmir.ir.attention import PagedAttention, spec_of
 from llmir.ir.bindings import ir
 from llmir.ir.module import caches_of, model_info, ops_of
+from llmir.ir.opaque import import_level
 from llmir.target import Target
 
 HOPPER = Target.named("cuda:sm_90")
@@ -73,8 +74,7 @@ def test_sinks_are_a_weight_of_the_layer(write_model: WriteModel, monkeypatch: p
         load(folder, Target.detect())
 
 
-def test_gpt_oss_has_sinks_but_is_a_mixture_of_experts(write_model: WriteModel) -> None:
-    with pytest.raises(UnsupportedLayerError) as refusal:
-        load(write_model("gpt_oss"))
-    assert "sinks" not in refusal.value.reason
-    assert refusal.value.layer.startswith("model.layers.0.mlp")
+def test_gpt_oss_has_sinks_and_opaque_experts(write_model: WriteModel) -> None:
+    module = load(write_model("gpt_oss"))
+    assert [spec_of(op).sinks for op in ops_of(module, PagedAttention)] == [True] * LAYERS
+    assert import_level(module) == "open"

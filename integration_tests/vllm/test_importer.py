@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import LAYERS, WriteModel
-from vllm.model_executor.models.llama import LlamaAttention
+from vllm.model_executor.models.llama import LlamaAttention, LlamaMLP
 
-from llmir.errors import UnsupportedLayerError
+from llmir.errors import LlmirError, UnsupportedLayerError
 from llmir.frontends.vllm.importer import import_module
 from llmir.frontends.vllm.offline import configure
 from llmir.ir import ops
@@ -16,6 +16,8 @@ from llmir.ir.attention import PagedAttention, spec_of
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.bindings import ir
 from llmir.ir.module import caches_of, decoder_of, model_info, ops_of
+from llmir.ir.opaque import Opaque, import_level, opaque_kinds
+from llmir.ir.remarks import remarks
 from llmir.ir.text import parse, print_module
 
 
@@ -144,20 +146,129 @@ def test_the_real_model(smollm2: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "layer", "reason"),
+    ("family", "kinds"),
     [
-        ("opt", "model.decoder.embed_positions", "OPTLearnedPositionalEmbedding"),
-        ("mamba", "backbone.layers.0.mixer", "MambaMixer"),
-        ("gpt_oss", "model.layers.0.attn.attn", "attention sinks"),
-        ("bloom", "transformer.h.0.self_attention", "ALiBi"),
+        ("opt", {"OPTLearnedPositionalEmbedding": 1}),
+        ("cohere", {"LayerNorm": LAYERS + 1}),
+        ("mixtral", {"MoERunner": LAYERS}),
+        ("qwen3_moe", {"MoERunner": LAYERS}),
+        ("jamba", {"MambaMixer": 1}),
     ],
 )
-def test_what_llmir_does_not_know_is_refused_by_name(
+def test_layers_that_llmir_does_not_know_are_opaque(
+    write_model: WriteModel, family: str, kinds: dict[str, int]
+) -> None:
+    module = load(write_model(family))
+    assert {kind.rpartition(".")[2]: count for kind, count in opaque_kinds(module).items()} == kinds
+    attention = LAYERS if family != "jamba" else 1
+    assert counts(module)["paged_attention"] == attention
+    [remark] = [remark for remark in remarks(module) if remark.pass_name == "import"]
+    assert (remark.decision, remark.numbers["opaque"]) == ("open", opaque_kinds(module))
+
+
+def test_experts_are_opaque_with_their_weights_and_their_router_is_a_linear_layer(write_model: WriteModel) -> None:
+    module = load(write_model("mixtral"))
+    [first, _] = ops_of(module, Opaque)
+    assert sorted(weight.shape for weight in first.weights) == [[4, 256, 512], [4, 1024, 256]]
+    hidden, scores = first.operation.operands
+    assert scores.owner.attributes["weight"].name == "model.layers.0.block_sparse_moe.gate.weight"
+    assert hidden == scores.owner.operands[0]
+
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "first"),
+    [
+        (GPTQ, {"qweight": ([32, 512], "i32"), "scales": ([2, 512], "bf16"), "qzeros": ([2, 64], "i32")}),
+        (FP8, {"weight": ([512, 256], "f8E4M3FN"), "weight_scale": ([3], "f32")}),
+    ],
+    ids=["gptq", "fp8"],
+)
+def test_quantized_linears_are_opaque_with_what_is_stored(
+    write_model: WriteModel, scheme: dict[str, Any], first: dict[str, tuple[list[int], str]]
+) -> None:
+    module = load(write_model("llama", quantization_config=scheme))
+    linears = ops_of(module, Opaque)
+    assert len(linears) == 4 * LAYERS
+    stored = {weight.name.rpartition(".")[2]: (weight.shape, weight.element_type) for weight in linears[0].weights}
+    assert stored == first
+
+
+def test_gemma3_is_known_whole(write_model: WriteModel) -> None:
+    module = load(write_model("gemma3_text"))
+    assert import_level(module) == "full"
+    assert [s.mask.window for s in signatures(module)] == [128, 0]
+
+
+def test_transformers_own_models_are_read_as_far_as_they_go(write_model: WriteModel) -> None:
+    module = load(write_model("llama", rope_parameters={"rope_type": "default"}), model_impl="transformers")
+    assert counts(module)["paged_attention"] == LAYERS
+    assert import_level(module) == "open"
+
+
+class Gate(torch.nn.Module):
+    """A layer of somebody's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.empty(256))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale.sigmoid()
+
+
+def test_a_layer_of_somebodys_own_is_opaque(write_model: WriteModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    initialize, forward = LlamaMLP.__init__, LlamaMLP.forward
+
+    def __init__(self: LlamaMLP, *args: Any, **kwargs: Any) -> None:
+        initialize(self, *args, **kwargs)
+        self.own = Gate()
+
+    monkeypatch.setattr(LlamaMLP, "__init__", __init__)
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: self.own(forward(self, x)))
+    module = load(write_model("llama"))
+    assert [weight.name for op in ops_of(module, Opaque) for weight in op.weights] == [
+        f"model.layers.{layer}.mlp.own.scale" for layer in range(LAYERS)
+    ]
+
+
+def test_a_model_that_cannot_be_watched_has_its_attention_layers(
+    write_model: WriteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load(write_model("llama"))
+
+    def forward(self: LlamaAttention, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states if positions.max() > 0 else self.o_proj(hidden_states)[0]
+
+    monkeypatch.setattr(LlamaAttention, "forward", forward)
+    module = load(write_model("llama"))
+    assert import_level(module) == "attention"
+    assert (signatures(module), caches_of(module).keys()) == (signatures(whole), caches_of(whole).keys())
+    [remark] = [remark for remark in remarks(module) if remark.pass_name == "import"]
+    assert "cannot be watched" in remark.reason
+
+
+@pytest.mark.parametrize(
+    ("family", "layer", "reason"),
+    [
+        ("gpt_oss", "model.layers.0.attn.attn", r"attention sinks \(and so has 1 more layer\)"),
+        ("bloom", "transformer.h.0.self_attention.attn", "ALiBi"),
+    ],
+)
+def test_attention_without_a_kernel_is_refused_by_name(
     write_model: WriteModel, family: str, layer: str, reason: str
 ) -> None:
     with pytest.raises(UnsupportedLayerError, match=reason) as refusal:
         load(write_model(family))
     assert refusal.value.layer == layer
+
+
+def test_a_model_without_attention_leaves_nothing_to_do(write_model: WriteModel) -> None:
+    with pytest.raises(LlmirError, match="no attention layer, so there is nothing for llmir to do"):
+        load(write_model("mamba"))
 
 
 def test_a_head_size_without_a_kernel_is_refused(write_model: WriteModel) -> None:

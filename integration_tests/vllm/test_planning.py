@@ -64,9 +64,16 @@ def test_a_child_makes_the_plan_and_the_next_start_reads_it(
 
 
 def test_an_error_of_the_child_is_the_same_error_here(write_model: WriteModel, cache: Path) -> None:
-    with pytest.raises(UnsupportedLayerError, match="OPTLearnedPositionalEmbedding") as refusal:
-        engine_config(write_model("opt"), attention_backend="LLMIR")
-    assert refusal.value.layer == "model.decoder.embed_positions"
+    with pytest.raises(UnsupportedLayerError, match="head size 32") as refusal:
+        engine_config(write_model("llama", head_dim=32), attention_backend="LLMIR")
+    assert refusal.value.layer == "model.layers.0.self_attn.attn"
+
+
+def test_a_model_with_states_beside_its_cache_is_refused_before_a_plan_is_made(
+    write_model: WriteModel, cache: Path
+) -> None:
+    with pytest.raises(LlmirError, match="keeps states beside its KV cache"):
+        engine_config(write_model("jamba"), attention_backend="LLMIR")
 
 
 def test_a_child_that_dies_is_an_error(write_model: WriteModel, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from llmir.ir.import_level import ImportLevel
 from llmir.ir.kernel_spec import is_gpu
 from llmir.plan import Decision, Plan
 from llmir.target import Target, TargetError
@@ -22,6 +23,13 @@ from llmir.target import Target, TargetError
 INDENT = (0, 0, 0, 2)
 #: Columns where there is no terminal to ask.
 PIPED_WIDTH = 120
+
+#: What a plan was made from, in words.
+IMPORT_LEVELS: dict[ImportLevel, str] = {
+    "full": "full: every layer was read",
+    "open": "open: some layers are opaque, by their names and shapes alone",
+    "attention": "attention: the attention layers alone were read",
+}
 
 
 def explain(
@@ -55,6 +63,7 @@ def _summary(plan: Plan) -> Table:
     table = Table.grid(padding=(0, 2))
     rows = {
         "model": f"{plan.model} in {plan.framework} {plan.framework_version}, rank {plan.rank} of {plan.world_size}",
+        "import": IMPORT_LEVELS[plan.import_level],
         "target": f"{target.name}: {target.model}, {target.isa}, {target.cores} {_units(target)}",
         "figures": target.figures.origin,
         "workload": f"{plan.workload['name']}: {plan.workload['source']}",

@@ -8,6 +8,8 @@ from typing import Any
 
 from llmir.ir.dtypes import DTYPES
 from llmir.ir.module import ops_of
+from llmir.ir.opaque import Opaque
+from llmir.ir.opaque import weight_bytes as opaque_bytes
 from llmir.ir.ops import Linear, Logits, MoE
 from llmir.target import Measurements
 
@@ -17,16 +19,17 @@ class ModelCost:
     """The weights of one rank. Norms and the rows of an embedding are left out: thousands of times smaller."""
 
     weight_bytes: float
-    """Bytes a step reads, however many tokens it has."""
+    """Bytes a step reads, however many tokens it has; of opaque layers all that they have."""
     token_flops: float
-    """Floating-point operations of the weights' products for one token."""
+    """Floating-point operations of the weights' products for one token; what opaque layers compute is not known."""
     bf16: bool
     """Whether the products are of bfloat16."""
 
     @classmethod
     def of(cls, module: Any) -> ModelCost:
-        """The cost of a module's linear layers, experts and logits."""
-        weight_bytes = token_flops = 0.0
+        """The cost of a module's linear layers, experts, logits and opaque layers."""
+        weight_bytes = float(sum(map(opaque_bytes, ops_of(module, Opaque))))
+        token_flops = 0.0
         types = set()
         for op in ops_of(module, Linear, Logits, MoE):
             weights = [op.gate_up, op.down] if isinstance(op, MoE) else [op.weight]

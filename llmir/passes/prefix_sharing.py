@@ -1,7 +1,9 @@
 """Whether what lies in a layer's cache may be read once for several requests, and from how much of it on that pays.
 
 Requests with a common prefix have one copy of its keys and values. Reading it once for the queries of all of them gives
-each what it would have got alone if the copy is the same for everybody who reads it: see :func:`obstacle`.
+each what it would have got alone if the copy is the same for everybody who reads it: see :func:`obstacle`. Where the
+module does not show how keys come about, what frameworks build their prefix caches on is taken for granted, and said:
+see :func:`assumption`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from llmir.ir.attributes import Selection
 from llmir.ir.bindings import ir
 from llmir.ir.kernel_spec import KernelVariant
 from llmir.ir.module import STEP_INPUTS, decoder_of, ops_of
+from llmir.ir.opaque import Opaque
 from llmir.ir.ops import Embedding, Linear, MoE, Rope
 from llmir.ir.remarks import Remark, add_remark, of_layers
 from llmir.ir.sharing_costs import cached_key
@@ -54,6 +57,8 @@ class DataFlow:
         """Arguments from whose elements a value is computed, by name."""
         self.turned: set[ir.Value] = set()
         """Values that a rotary embedding has turned since a projection gave them."""
+        self.unseen: dict[ir.Value, frozenset[str]] = defaultdict(frozenset)
+        """What an opaque layer or operation has made since a projection gave it: by whose classes."""
         for number, (argument, labels) in enumerate(zip(function.arguments, function.arg_attrs, strict=True)):
             if "llm.name" in labels:
                 self.names[argument] = labels["llm.name"].value
@@ -76,6 +81,10 @@ class DataFlow:
             self.contents[result] = contents
             if isinstance(result.type, PagedKVCache):
                 self.cache[result] = caches[0] if caches else result
+        if not isinstance(op, _PROJECTIONS):
+            kinds = frozenset([op.kind.value]) if isinstance(op, Opaque) else frozenset[str]()
+            unseen = kinds.union(*(self.unseen[operand] for operand in operands))
+            self.unseen.update(dict.fromkeys(results, unseen))
         if isinstance(op, Rope) or (not isinstance(op, _PROJECTIONS) and self.turned.intersection(operands)):
             self.turned.update(results)
 
@@ -130,14 +139,35 @@ def _written_by_others(op: Any, users: list[Any]) -> str | None:
 
 def _not_final(op: Any, users: list[Any], flow: DataFlow) -> str | None:
     """Whether keys are written as queries see them, and are of the queries' own tokens."""
-    key = next(user.key for user in users if isinstance(user, AppendKV | FusedAttention) and user.layer == op.layer)
+    key = _written_key(op, users)
     if not isinstance(key.owner, ir.Block) and not isinstance(op.query.owner, ir.Block):
         missing = flow.contents[op.query] - flow.contents[key]
         if missing:
             return f"its queries come from {', '.join(sorted(missing))} and its keys do not (cross-attention)"
-    if op.query in flow.turned and key not in flow.turned:
+    if op.query in flow.turned and key not in flow.turned and not flow.unseen[key]:
         return "its queries are turned by their positions and its keys are not before they are written: not final"
     return None
+
+
+def _written_key(op: Any, users: list[Any]) -> ir.Value:
+    """The keys that a layer writes into its cache."""
+    return next(user.key for user in users if isinstance(user, AppendKV | FusedAttention) and user.layer == op.layer)
+
+
+def assumption(op: FusedAttention | PagedAttention, flow: DataFlow) -> str | None:
+    """What is taken for granted about a layer without an :func:`obstacle`, because the module does not show it.
+
+    A framework's prefix cache gives one block to requests whose tokens up to its end are the same, and reads it for
+    each of them with the same attention. So equal blocks hold equal keys and values, however these were computed.
+    """
+    key = _written_key(op, flow.users[flow.cache[op.cache]])
+    if isinstance(key.owner, ir.Block):
+        why = "where its keys come from was not seen"
+    elif flow.unseen[key] and key not in flow.turned:
+        why = f"its keys come through {', '.join(sorted(flow.unseen[key]))}, which the IR has no op for"
+    else:
+        return None
+    return f"{why}, and that equal blocks hold equal keys, final when they are written, is what prefix caching rests on"
 
 
 # -- the pass
@@ -155,17 +185,18 @@ class PrefixSharing:
 
     def __call__(self, module: ir.Operation, _pass: Any = None) -> None:
         flow = DataFlow(module)
-        layers: dict[tuple[AttentionSpec, str | None], list[Any]] = defaultdict(list)
+        layers: dict[tuple[AttentionSpec, str | None, str | None], list[Any]] = defaultdict(list)
         for op in ops_of(module, FusedAttention, PagedAttention):
             if op.selection is None:
                 raise LlmirError(f"layer {op.layer.value!r} has no kernel selected: run kernel-selection first")
             problem = obstacle(op, flow) if self.allowed else "switched off by the user"
-            layers[spec_of(op), problem].append(op)
+            assumed = None if problem is not None else assumption(op, flow)
+            layers[spec_of(op), problem, assumed].append(op)
         # Layers of one spec that differ in what they may get kernels of their own: outlining compares policies.
-        for (attention, problem), ops in layers.items():
-            add_remark(module, self._decide(attention, problem, ops))
+        for (attention, problem, assumed), ops in layers.items():
+            add_remark(module, self._decide(attention, problem, assumed, ops))
 
-    def _decide(self, attention: AttentionSpec, problem: str | None, ops: list[Any]) -> Remark:
+    def _decide(self, attention: AttentionSpec, problem: str | None, assumed: str | None, ops: list[Any]) -> Remark:
         """Sets the selection of layers that are alike, and says why."""
         subject = of_layers([op.layer.value for op in ops])
         if problem is not None:
@@ -184,12 +215,12 @@ class PrefixSharing:
             for op in ops:
                 policy = replace(op.selection.policy, sharing=costs)
                 op.attributes["selection"] = Selection.build(isa=op.selection.isa, variants=variants, policy=policy)
-        return self._remark(subject, even, prefill)
+        return self._remark(subject, even, prefill, assumed)
 
-    def _remark(self, subject: str, even: BreakEven, prefill: KernelVariant) -> Remark:
+    def _remark(self, subject: str, even: BreakEven, prefill: KernelVariant, assumed: str | None) -> Remark:
         costs, window = even.costs, even.attention.mask.window
         tile = kernel_model(self.target).describe_tile(prefill)
-        reason = "causal, its own keys, final when they are written"
+        reason = f"causal; {assumed}" if assumed else "causal, its own keys, final when they are written"
         if window:
             reason += f"; of a window of {window} tokens, what lies within that of every request"
         if even.least_tokens is None:

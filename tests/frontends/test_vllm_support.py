@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -195,3 +196,9 @@ def test_versions_nobody_has_read_are_refused(device: str, version: str, known: 
     else:
         with pytest.raises(LlmirError, match=f"vLLM {version} is installed, .* llmir knows vLLM .*; install one"):
             VERSIONS.check(device, version)
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_blocks_that_vllm_sizes_by_a_models_states_are_refused(hybrid: bool) -> None:
+    with pytest.raises(LlmirError, match="keeps states") if hybrid else contextlib.nullcontext():
+        support.check_block_size(config(model_config=SimpleNamespace(is_hybrid=hybrid)))

@@ -10,8 +10,12 @@ from specs import changed
 from llmir.errors import LlmirError
 from llmir.ir.attention import PagedAttention, spec_of
 from llmir.ir.attention_spec import AttentionSpec
-from llmir.ir.module import caches_of, ops_of
+from llmir.ir.bindings import ir
+from llmir.ir.module import caches_of, decoder_of, ops_of
+from llmir.ir.opaque import opaque
 from llmir.ir.remarks import remarks
+from llmir.ir.types import tensor
+from llmir.ir.weight import Weight
 from llmir.passes.block_sizing import BlockSizing, block_cost, cheapest
 from llmir.passes.kernels_of_target import kernel_model
 from llmir.passes.model_cost import ModelCost
@@ -255,3 +259,11 @@ def test_decode_reads_a_chunks_keys_at_a_time_or_a_piece_of_them():
 def test_the_models_cost_counts_the_weights_it_reads(parse):
     found = ModelCost.of(parse(vocabulary=1000))
     assert (found.weight_bytes, found.token_flops, found.bf16) == (2 * 576 * 1000, 2 * 576 * 1000, True)
+
+
+def test_the_models_cost_counts_the_weights_of_opaque_layers_whole(parse):
+    module = parse(vocabulary=1000)
+    with module.context, ir.Location.unknown(), ir.InsertionPoint.at_block_begin(decoder_of(module).entry_block):
+        opaque("some.Experts", [], [], weights=[Weight.build("experts", tensor([8, 64, 576], "i4"))])
+    found = ModelCost.of(module)
+    assert (found.weight_bytes, found.token_flops) == (2 * 576 * 1000 + 8 * 64 * 576 / 2, 2 * 576 * 1000)

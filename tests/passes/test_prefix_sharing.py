@@ -17,6 +17,7 @@ from llmir.ir.dtypes import QUERY_DTYPES
 from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.ir.kernel_spec import HEAD_SIZES
 from llmir.ir.module import ModelInfo, decoder, new_module, ops_of
+from llmir.ir.opaque import opaque
 from llmir.ir.remarks import remarks
 from llmir.ir.sharing_costs import Readers, cached_key
 from llmir.ir.types import PagedKVCache, tensor
@@ -26,7 +27,7 @@ from llmir.passes.attention_fusion import AttentionFusion
 from llmir.passes.break_even import BATCHES, BreakEven, costs_on
 from llmir.passes.kernel_outlining import KernelOutlining
 from llmir.passes.kernel_selection import KernelSelection
-from llmir.passes.prefix_sharing import DataFlow, PrefixSharing, obstacle
+from llmir.passes.prefix_sharing import DataFlow, PrefixSharing, assumption, obstacle
 from llmir.target import Target
 
 BEST = Target.named("cpu:avx512_bf16")
@@ -154,6 +155,49 @@ def test_a_block_table_of_its_own_may_not(module_of):
 def test_keys_that_are_not_turned_before_they_are_written_are_not_final(module_of):
     module = module_of(lambda layers: layers.attend("a", layers.append("a", turned=False), turned=True))
     assert "not final" in obstacles(module)["a"]
+
+
+def assumed(module):
+    """What is taken for granted, by layer."""
+    flow = DataFlow(module.operation)
+    return {op.layer.value: assumption(op, flow) for op in ops_of(module, PagedAttention)}
+
+
+def test_what_happens_to_keys_in_an_opaque_layer_is_left_to_prefix_caching(module_of):
+    def make(layers):
+        d = layers.decoder
+        key, value = layers.project(layers.x, 2), layers.project(layers.x, 2)
+        [key] = opaque("some.Rotary", [d.positions, key], [key.type])
+        cache = build.append_kv(d.cache("a", layers.cache_type), key, value, d.slots, layer="a")
+        layers.attend("a", cache, turned=True)
+        layers.attend("b", layers.append("b"))
+
+    module = module_of(make)
+    assert obstacles(module) == {"a": None, "b": None}
+    assert assumed(module)["a"].startswith("its keys come through some.Rotary, which the IR has no op for")
+    assert assumed(module)["b"] is None, "a projection and a rotary embedding that were seen lie behind its keys"
+
+
+def test_keys_of_an_opaque_layer_that_are_seen_to_turn_are_final(module_of):
+    def make(layers):
+        [x] = opaque("quantized.Linear", [layers.x], [tensor([None, 128], "bf16")])
+        d = layers.decoder
+        key = build.reshape(build.rope(d.positions, x, head_size=64, base=1e4), [None, 2, 64])
+        cache = build.append_kv(d.cache("a", layers.cache_type), key, key, d.slots, layer="a")
+        layers.attend("a", cache)
+
+    module = module_of(make)
+    assert (obstacles(module), assumed(module)) == ({"a": None}, {"a": None})
+
+
+def test_keys_that_come_from_nowhere_are_left_to_prefix_caching(module_of):
+    def make(layers):
+        d = layers.decoder
+        key = d.input("a.key", tensor([None, 2, 64], "bf16"))
+        layers.attend("a", build.append_kv(d.cache("a", layers.cache_type), key, key, d.slots, layer="a"))
+
+    module = module_of(make)
+    assert assumed(module)["a"].startswith("where its keys come from was not seen")
 
 
 def test_keys_turned_in_one_op_with_the_queries_are_final(module_of):

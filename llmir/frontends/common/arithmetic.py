@@ -1,7 +1,8 @@
 """Plain tensor arithmetic between layers, from aten operations to llm IR.
 
 Each function gets the recorder, the aten overload, its arguments, and the result on the meta device, whose shape
-and dtype are the truth; it says which IR values the results are.
+and dtype are the truth; it says which IR values the results are. It raises NotInDialectError for a call that llmir's
+op cannot express; any other error means the same, and the operation becomes an opaque op.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llmir.errors import UnsupportedLayerError
+from llmir.frontends.common.opaque import NotInDialectError
 from llmir.ir import build
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _slice(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
     _require_known(recorder, x, dim, func)
     start = args[2] if len(args) > 2 and args[2] is not None else 0
     if len(args) > 4 and args[4] != 1:
-        raise UnsupportedLayerError(recorder.path, f"it takes every {args[4]}th element of a tensor")
+        raise NotInDialectError(f"it takes every {args[4]}th element of a tensor")
     offset = start if start >= 0 else start + x.shape[dim]
     recorder.set(result, build.slice(recorder.value(x), offset, result.shape[dim], dim=dim))
 
@@ -83,7 +84,7 @@ def _activation(name: str) -> Arithmetic:
 def _binary(name: str) -> Arithmetic:
     def emit(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if kwargs.get("alpha", 1) != 1 or kwargs.get("rounding_mode") is not None:
-            raise UnsupportedLayerError(recorder.path, f"it computes {func} with {kwargs}")
+            raise NotInDialectError(f"it computes {func} with {kwargs}")
         x, y = args[0], args[1]
         kind = recorder.type_of(result)
         if isinstance(y, torch.Tensor) and (y.is_meta or y.ndim):  # else a number that the model's code wrote as one
@@ -103,7 +104,7 @@ def _dim(args: tuple[Any, ...], kwargs: dict[str, Any], *, position: int) -> int
 def _require_known(recorder: Recorder, x: torch.Tensor, dim: int, func: Any) -> None:
     """Parts of a dimension that counts tokens would be parts of the recorded step, not of every step."""
     if recorder.shape_of(x.shape)[dim] is None:
-        raise UnsupportedLayerError(recorder.path, f"it takes some of the step's tokens apart ({func})")
+        raise NotInDialectError(f"it takes some of the step's tokens apart ({func})")
 
 
 #: By operation, whatever its overload; an in-place one gives its result, the same tensor, a new value.

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.recording import Handler, Recorder
 from llmir.frontends.common.support import class_name
 from llmir.ir import build
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.bindings import ir
+from llmir.ir.module import Decoder
+from llmir.ir.opaque import opaque
 from llmir.ir.types import PagedKVCache, tensor
 from llmir.ir.weight import Weight
 
@@ -37,15 +38,27 @@ def embedding(recorder: Recorder, ids: Tensor, weight: Tensor, *, shards: int = 
 
 
 def linear(
-    recorder: Recorder, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, shards: int = 1, rank: int = 0
+    recorder: Recorder,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    shards: int = 1,
+    rank: int = 0,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """``x @ weight.T + bias``, each rank computing some of the outputs; ``weight`` [outputs, inputs]."""
+    """``x @ weight.T + bias``, each rank computing some of the outputs; ``weight`` [outputs, inputs].
+
+    ``dtype``: of the result, x's if not given.
+    """
+    result = torch.empty(*x.shape[:-1], weight.shape[0], dtype=dtype or x.dtype, device="meta")
     value = build.linear(
         recorder.value(x),
         recorder.weight(weight, shards=shards, index=rank),
         None if bias is None else recorder.weight(bias, shards=shards, index=rank),
+        element_type=recorder.element(result),
     )
-    return recorder.new(value, x, weight.shape[0])
+    return recorder.set(result, value)
 
 
 def row_linear(
@@ -75,11 +88,16 @@ def row_linear(
     return recorder.new(value, x, weight.shape[0])
 
 
-def require_plain_weights(recorder: Recorder, layer: Any, plain: type) -> None:
-    """Raise UnsupportedLayerError unless the layer's ``quant_method`` is of the framework's class for plain weights."""
-    if not isinstance(layer.quant_method, plain):
-        method = class_name(layer.quant_method)
-        raise UnsupportedLayerError(recorder.path, f"its weights are quantized ({method}), and llmir reads plain ones")
+def quantized_linear(recorder: Recorder, layer: nn.Module, x: Tensor, outputs: int, *, ranks: int = 1) -> Tensor:
+    """A linear layer whose weights are not plain, as an opaque op with all of them; ``outputs`` are this rank's.
+
+    ``ranks``: of a group that sums its results.
+    """
+    result = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device="meta")
+    weights = [recorder.weight(parameter) for parameter in layer.parameters()]
+    types = [recorder.type_of(result)]
+    [value] = opaque(class_name(layer), [recorder.value(x)], types, path=recorder.path, weights=weights)
+    return recorder.set(result, build.all_reduce(value, ranks=ranks) if ranks > 1 else value)
 
 
 def rms_norm(
@@ -187,13 +205,9 @@ def attention(
 ) -> Tensor:
     """Keys and values appended to the layer's cache, and the queries' attention over it: [tokens, heads * head_size].
 
-    ``query``, ``key``, ``value``: [tokens, heads * head_size], or with heads a dimension of their own. ``layer`` is
-    the name by which a backend will ask the plan for the kernel; ``max_length`` the longest sequence, in tokens;
-    ``sinks`` the layer's weight [heads], where ``spec`` says that it has sinks. What is in another element type than
-    the layer's is converted, and the result back to the query's.
+    ``query``, ``key``, ``value``: [tokens, heads * head_size], or with heads a dimension of their own. For the rest see
+    :func:`attend`. What is in another element type than the layer's is converted, and the result back to the query's.
     """
-    d = recorder.decoder
-    cache_type = PagedKVCache.build(spec.cache, max_length=max_length)
 
     def heads(given: Tensor, count: int, size: int) -> ir.Value:
         shape = [None, count, size]
@@ -202,11 +216,39 @@ def attention(
             return x
         return build.elementwise("convert", x, result_type=tensor(shape, spec.dtype))
 
+    queries = heads(query, spec.num_heads, spec.cache.key_size)
     keys = heads(key, spec.num_kv_heads, spec.cache.key_size)
     values = heads(value, spec.num_kv_heads, spec.cache.value_size)
-    result = build.paged_attention(
-        heads(query, spec.num_heads, spec.cache.key_size),
-        build.append_kv(d.cache(layer, cache_type), keys, values, d.slots, layer=layer),
+    result = attend(recorder.decoder, queries, keys, values, layer=layer, spec=spec, max_length=max_length, sinks=sinks)
+    size = spec.num_heads * spec.cache.value_size
+    output = torch.empty(query.shape[0], size, dtype=query.dtype, device="meta")
+    result = build.reshape(result, [None, size])
+    if recorder.element(query) != spec.dtype:
+        result = build.elementwise("convert", result, result_type=recorder.type_of(output))
+    return recorder.set(output, result)
+
+
+def attend(
+    d: Decoder,
+    query: ir.Value,
+    key: ir.Value,
+    value: ir.Value,
+    *,
+    layer: str,
+    spec: AttentionSpec,
+    max_length: int,
+    sinks: Weight | None = None,
+) -> ir.Value:
+    """Attention over a layer's own cache, [tokens, heads, value_size], for ``query`` [tokens, heads, key_size].
+
+    ``key`` and ``value``: [tokens, KV heads, key_size] and [.., value_size]. ``layer`` is the name by which a backend
+    will ask the plan for the kernel; ``max_length`` the longest sequence, in tokens; ``sinks`` the layer's weight
+    [heads], where ``spec`` says that it has sinks.
+    """
+    cache_type = PagedKVCache.build(spec.cache, max_length=max_length)
+    return build.paged_attention(
+        query,
+        build.append_kv(d.cache(layer, cache_type), key, value, d.slots, layer=layer),
         d.block_table,
         d.query_start,
         d.sequence_lengths,
@@ -216,12 +258,6 @@ def attention(
         score_stages=spec.score_stages,
         sinks=sinks,
     )
-    size = spec.num_heads * spec.cache.value_size
-    output = torch.empty(query.shape[0], size, dtype=query.dtype, device="meta")
-    result = build.reshape(result, [None, size])
-    if recorder.element(query) != spec.dtype:
-        result = build.elementwise("convert", result, result_type=recorder.type_of(output))
-    return recorder.set(output, result)
 
 
 def logits(

@@ -31,6 +31,7 @@ def not_configurable(framework: str, model: str, error: Exception) -> ModelError
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error that says something, without pydantic's frame around it."""
+    """The first line of an error that says something, without the frame around it of who checked a configuration."""
     text = error.errors()[0]["msg"] if hasattr(error, "errors") else str(error)
-    return text.removeprefix("Value error, ").split("\n")[0].rstrip(".")
+    lines = [line.strip() for line in text.removeprefix("Value error, ").split("\n")]
+    return next((line for line in lines if line and line[-1] != ":"), type(error).__name__).rstrip(".")

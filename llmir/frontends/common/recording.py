@@ -1,27 +1,29 @@
-"""Watching one forward pass of a model on the meta device, and writing it down as llm IR.
+"""Writing down as llm IR what a forward pass on the meta device does: which tensor is which value, op by op.
 
-Layers that llmir knows are not run: their handler (``layers.py``) emits an op and answers with empty tensors of the
-right shape. Plain tensor arithmetic between layers is caught one aten operation at a time. What is neither is refused
-by the path of the module that was running.
+Tensor arithmetic between layers is caught one aten operation at a time: it becomes the ops of ``arithmetic.py``, or an
+opaque one (``opaque.py``). What becomes of whole layers stands in ``watching.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_map_only
 
-from llmir.errors import UnsupportedLayerError
+from llmir.errors import LlmirError
 from llmir.frontends.common.arithmetic import ARITHMETIC, SHAPE_ONLY
-from llmir.frontends.common.support import class_name, dtype_name
-from llmir.ir import text
+from llmir.frontends.common.opaque import NotInDialectError, opaque_operation, tensors_in, written_arguments
+from llmir.frontends.common.support import dtype_name
+from llmir.frontends.common.values import Values
 from llmir.ir.bindings import ir
-from llmir.ir.dialect import context
 from llmir.ir.dtypes import BY_TORCH
-from llmir.ir.module import Decoder, ModelInfo, decoder, new_module
+from llmir.ir.module import Decoder
+from llmir.ir.opaque import opaque
 from llmir.ir.types import ShardedTensor, tensor
 from llmir.ir.weight import Weight
 
@@ -33,36 +35,57 @@ TOKENS = 1_000_003
 Handler = Callable[..., Any]
 
 
+@dataclass(frozen=True)
+class _State:
+    """How far a recording has come."""
+
+    operations: int
+    values: Any
+
+
 class Recorder(TorchDispatchMode):
     """Which IR value each tensor is, and which module is running."""
 
     def __init__(self, model: torch.nn.Module, decoder: Decoder):
         super().__init__()
         self.decoder = decoder
-        self._values: dict[int, ir.Value] = {}
-        # Tensors are told apart by their id, which Python gives to the next one when a tensor dies: none may.
-        self._alive: list[torch.Tensor] = []
+        self._values = Values()
+        self._inputs: dict[int, ir.Value] = {}
         self._weights = {id(weight): name for name, weight in _named_tensors(model)}
         self._running: list[str] = []
+        self._written: list[torch.Tensor] | None = None
 
     def value(self, tensor: torch.Tensor) -> ir.Value:
-        """The IR value of a tensor that a layer gets; UnsupportedLayerError if it came from nowhere."""
-        if id(tensor) not in self._values:
-            name = self._weights.get(id(tensor))
-            if name is None:
-                raise UnsupportedLayerError(self.path, "it uses a tensor that no recorded layer produced")
-            # A weight or buffer in plain arithmetic comes in as an argument of the decoder.
-            self.set(tensor, self.decoder.input(name, self.type_of(tensor)))
-        return self._values[id(tensor)]
+        """The IR value of a tensor that a layer or an operation gets."""
+        value, writes = self._values.find(tensor)
+        if writes:
+            [value] = opaque("written", [*filter(None, [value]), *writes], [self.type_of(tensor)], path=self.path)
+        elif value is None:
+            value = self._input(tensor)
+        self.set(tensor, value)
+        return value
+
+    def _input(self, tensor: torch.Tensor) -> ir.Value:
+        """What no operation gave: a weight or buffer, an argument of the decoder, or numbers of the model's code."""
+        name = self._weights.get(id(tensor))
+        if name is None:
+            return opaque("constant", [], [self.type_of(tensor)], path=self.path)[0]
+        if id(tensor) not in self._inputs:
+            self._inputs[id(tensor)] = self.decoder.input(name, self.type_of(tensor))
+        return self._inputs[id(tensor)]
 
     def knows(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor has, or can be given, an IR value."""
-        return id(tensor) in self._values or id(tensor) in self._weights
+        """Whether a tensor is on the way from the inputs to the outputs."""
+        return tensor in self._values or id(tensor) in self._weights
 
     def set(self, tensor: torch.Tensor, value: ir.Value) -> torch.Tensor:
         """Say which IR value a tensor is."""
-        self._values[id(tensor)] = value
-        self._alive.append(tensor)
+        self._values.set(tensor, value)
+        return tensor
+
+    def write(self, tensor: torch.Tensor, value: ir.Value) -> torch.Tensor:
+        """Say which IR value a tensor is after an operation changed it in place."""
+        self._values.write(tensor, value)
         return tensor
 
     def new(self, value: ir.Value, like: torch.Tensor, *last: int) -> torch.Tensor:
@@ -71,7 +94,12 @@ class Recorder(TorchDispatchMode):
         return self.set(torch.empty(shape, dtype=like.dtype, device="meta"), value)
 
     def weight(self, parameter: torch.Tensor, *, dim: int = 0, shards: int = 1, index: int = 0) -> Weight:
-        """A parameter by name and type; one of ``shards`` cut along ``dim`` if there are several."""
+        """A parameter by name and type; one of ``shards`` cut along ``dim`` if there are several.
+
+        Raises NotInDialectError for a tensor that is no parameter of the model.
+        """
+        if id(parameter) not in self._weights:
+            raise NotInDialectError("a weight is computed, and no parameter of the model")
         kind = self.type_of(parameter)
         if shards > 1:
             whole = list(parameter.shape)
@@ -88,10 +116,11 @@ class Recorder(TorchDispatchMode):
         return [None if size and size % TOKENS == 0 else size for size in shape]
 
     def element(self, value: torch.Tensor) -> str:
-        """The IR's name of a tensor's dtype."""
-        if dtype_name(value.dtype) not in BY_TORCH:
-            raise UnsupportedLayerError(self.path, f"it works in {value.dtype}")
-        return BY_TORCH[dtype_name(value.dtype)].name
+        """The IR's name of a tensor's dtype; NotInDialectError where it has none."""
+        name = dtype_name(value.dtype)
+        if name not in BY_TORCH:
+            raise NotInDialectError(f"the IR has no element type for {name}")
+        return BY_TORCH[name].name
 
     @property
     def path(self) -> str:
@@ -108,89 +137,92 @@ class Recorder(TorchDispatchMode):
         finally:
             self._running.pop()
 
+    @property
+    def only_runs(self) -> bool:
+        """Whether operations are run and not recorded, as within a layer that is recorded as one opaque op."""
+        return self._written is not None
+
+    @contextmanager
+    def only_running(self) -> Iterator[list[torch.Tensor]]:
+        """Run what is within without recording it; gives the tensors that it writes in place.
+
+        Handlers of layers within answer as ever, with the right shapes; the ops that they emit are taken back.
+        """
+        written: list[torch.Tensor] = []
+        self._written = written
+        before = self._state()
+        try:
+            yield written
+        finally:
+            self._take_back(before)
+            self._written = None
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Take back what is recorded within where an error is raised, or where it is not valid IR."""
+        before = self._state()
+        try:
+            yield
+            operations = ir.InsertionPoint.current.block.operations
+            for number in range(before.operations, len(operations)):
+                if not operations[number].operation.verify():
+                    raise NotInDialectError("its op is not valid")
+        except Exception:
+            self._take_back(before)
+            raise
+
+    def _state(self) -> _State:
+        return _State(len(ir.InsertionPoint.current.block.operations), self._values.snapshot())
+
+    def _take_back(self, before: _State) -> None:
+        """Forget all that was recorded since, the operations too."""
+        operations = ir.InsertionPoint.current.block.operations
+        while len(operations) > before.operations:
+            operations[len(operations) - 1].operation.erase()
+        self._values.restore(before.values)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        tensors = [argument for argument in args if isinstance(argument, torch.Tensor)]
-        if not any(map(self.knows, tensors)):
-            return result  # not on the way from the inputs to the outputs
-        if func.overloadpacket in SHAPE_ONLY:
-            return result  # whoever reads what is not filled in by a layer is refused
-        operation = ARITHMETIC.get(func.overloadpacket)
-        if operation is None:
-            raise UnsupportedLayerError(self.path, f"it computes {func}, which llmir's IR does not have")
-        operation(self, func, args, kwargs or {}, result)
+        kwargs = kwargs or {}
+        result = _run(func, args, kwargs)
+        written = written_arguments(func, args, kwargs)
+        if self._written is not None:
+            self._written += written
+        elif any(map(self.knows, tensors_in((args, kwargs)))):
+            with _disable_current_modes():
+                self._record(func, args, kwargs, result, written)
         return result
 
-
-def record(
-    model: torch.nn.Module,
-    info: ModelInfo,
-    handlers: dict[type, Handler],
-    is_stateful: Callable[[torch.nn.Module], bool],
-    forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-) -> ir.Module:
-    """One forward pass of a model on the meta device as an llm module; the model is of no use afterwards.
-
-    ``forward`` gets input ids and positions, int64 [TOKENS] both, and gives logits. For the rest see :func:`attach`.
-    Raises UnsupportedLayerError for a layer llmir does not know.
-    """
-    with context(), ir.Location.unknown():
-        module = new_module(info)
-        with decoder(module) as d:
-            recorder = Recorder(model, d)
-            attach(model, recorder, handlers, is_stateful)
-            ids, positions = (torch.empty(TOKENS, dtype=torch.int64, device="meta") for _ in range(2))
-            recorder.set(ids, d.input_ids)
-            recorder.set(positions, d.positions)
-            with torch.no_grad(), recorder:
-                logits = forward(ids, positions)
-            d.output(recorder.value(logits))
-        text.verify(module)
-        return module
-
-
-def attach(
-    model: torch.nn.Module,
-    recorder: Recorder,
-    handlers: dict[type, Handler],
-    is_stateful: Callable[[torch.nn.Module], bool],
-) -> None:
-    """Put handlers in the place of the layers they know; other layers refuse to be called.
-
-    A module without a handler is entered if it only composes others. A leaf is a layer that llmir does not know, and
-    so is a module that keeps a cache or a state of its own, whatever else it holds: ``is_stateful`` knows those.
-    """
-    for path, module in model.named_modules():
-        handler = handlers.get(type(module))
-        if handler is not None:
-            module.forward = _recorded(recorder, path, module, handler)
-        elif is_stateful(module) or not any(True for _ in module.children()):
-            module.forward = _refused(path, module)
+    def _record(self, func: Any, args: Any, kwargs: Any, result: Any, written: list[torch.Tensor]) -> None:
+        """Write down an operation on the way from the inputs to the outputs."""
+        if func.overloadpacket in SHAPE_ONLY:
+            return
+        operation = ARITHMETIC.get(func.overloadpacket)
+        if operation is not None:
+            try:
+                with self.attempt():
+                    operation(self, func, args, kwargs, result)
+            except LlmirError:
+                raise
+            except Exception:  # one of the many ways to call an operation that llmir's op does not have
+                operation = None
+        if operation is None:
+            opaque_operation(self, func, args, kwargs, result)
         else:
-            module.forward = _entered(recorder, path, module.forward)
+            for changed in written:
+                self.write(changed, self.value(changed))
 
 
-def _recorded(recorder: Recorder, path: str, module: torch.nn.Module, handler: Handler) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        with torch.utils._python_dispatch._disable_current_modes(), recorder.running(path):
-            return handler(recorder, path, module, *args, **kwargs)
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    """The operation's result; where meta tensors meet real ones, those that a model's code has made, all are meta."""
+    tensors = tensors_in((args, kwargs))
+    if not any(tensor.is_meta for tensor in tensors) or all(tensor.is_meta or not tensor.ndim for tensor in tensors):
+        return func(*args, **kwargs)
 
-    return forward
+    def empty(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if tensor.is_meta or not tensor.ndim else tensor.to("meta")
 
-
-def _entered(recorder: Recorder, path: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        with recorder.running(path or "the model"):
-            return original(*args, **kwargs)
-
-    return forward
-
-
-def _refused(path: str, module: torch.nn.Module) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        raise UnsupportedLayerError(path, f"its class {class_name(module)} is not one that llmir knows")
-
-    return forward
+    args, kwargs = tree_map_only(torch.Tensor, empty, (args, kwargs))
+    return func(*args, **kwargs)
 
 
 def _named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -7,7 +7,7 @@ stands first, because only the first is told.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -33,7 +33,7 @@ def refuse(checks: Mapping[str, bool], remedy: str) -> None:
 
 
 def refuse_layer(path: str, checks: Mapping[str, bool], *, head_size: int, value_size: int) -> None:
-    """Raise UnsupportedLayerError for the first thing that the attention layer at ``path`` has and no kernel computes.
+    """Raise UnsupportedLayerError for all that the attention layer at ``path`` has and no kernel computes.
 
     ``checks`` are the framework's; the sizes of a head of keys and one of values are checked after them.
     """
@@ -42,9 +42,36 @@ def refuse_layer(path: str, checks: Mapping[str, bool], *, head_size: int, value
         f"head size {head_size} (llmir has kernels for {known})": head_size not in HEAD_SIZES,
         f"values of another size ({value_size}) than keys ({head_size})": value_size != head_size,
     }
-    for problem, found in {**checks, **sizes}.items():
-        if found:
-            raise UnsupportedLayerError(path, f"it has {problem}")
+    if problems := [problem for problem, found in {**checks, **sizes}.items() if found]:
+        raise UnsupportedLayerError(path, f"it has {' and '.join(problems)}")
+
+
+def refuse_layers(layers: Mapping[str, Any], check: Callable[[str, Any], None]) -> None:
+    """Raise one UnsupportedLayerError for all of the attention ``layers`` (by path) that ``check`` raises one for."""
+    reasons: dict[str, list[str]] = {}
+    for path, layer in layers.items():
+        try:
+            check(path, layer)
+        except UnsupportedLayerError as error:
+            reasons.setdefault(error.reason, []).append(error.layer)
+    if not reasons:
+        return
+    (first, *_), *_ = reasons.values()
+    sentences = [f"{reason}{_and_others(len(paths) - 1)}" for reason, paths in reasons.items()]
+    places = ["", *(f"layer {paths[0]!r}: " for paths in list(reasons.values())[1:])]
+    raise UnsupportedLayerError(first, "; ".join(map("".join, zip(places, sentences, strict=True))))
+
+
+def _and_others(count: int) -> str:
+    return "" if not count else f" (and so {'has 1 more layer' if count == 1 else f'have {count} more layers'})"
+
+
+def nothing_to_do(model: str, name: str, framework: str) -> UnsupportedFeatureError:
+    """The error to raise for a model without an attention layer."""
+    remedy = WITHOUT.format(name=name, framework=framework)
+    return UnsupportedFeatureError(
+        f"the model {model!r} has no attention layer, so there is nothing for llmir to do; {remedy}"
+    )
 
 
 def dtype_check(dtype: str) -> dict[str, bool]:

@@ -1,14 +1,15 @@
 """From SGLang's server arguments to llm IR, without weights.
 
 SGLang's own model classes are built on the meta device, as one rank of them would be, and their forward pass is
-watched once (``frontends/common/recording.py``). So the data flow in the IR is the model's own, and a model that
-SGLang composes of known layers needs nothing here.
+watched once (``frontends/common/watching.py``). So the data flow in the IR is the model's own, and a model that
+SGLang composes of known layers needs nothing here, and of a layer that llmir does not know its name is enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,7 +19,10 @@ from sglang.srt.server_args import ServerArgs
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
 from llmir.frontends.common.building import build_on_meta
-from llmir.frontends.common.recording import Recorder, record
+from llmir.frontends.common.levels import import_watched
+from llmir.frontends.common.recording import Recorder
+from llmir.frontends.common.support import nothing_to_do, refuse_layers
+from llmir.frontends.common.watching import Layers
 from llmir.frontends.sglang import support
 from llmir.ir import build
 from llmir.ir.bindings import ir
@@ -40,27 +44,39 @@ def configure(**fields: Any) -> ServerArgs:
 def import_module(server_args: ServerArgs, rank: int = 0) -> ir.Module:
     """The model of resolved server arguments as one llm module, for one tensor-parallel rank.
 
-    Raises UnsupportedLayerError for a layer llmir does not know, ImportModelError where SGLang cannot build the model.
+    Raises UnsupportedLayerError for attention layers that no kernel computes, UnsupportedFeatureError for a model that
+    has none at all, ImportModelError where SGLang cannot build the model.
     """
     args, config = AsGiven(server_args), model_config_of(server_args)
     info = ModelInfo(**{**support.model_facts(args, config), "rank": rank})
-    from llmir.frontends.sglang.layers import handlers
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
+
+    from llmir.frontends.sglang.layers import AttentionOptions
 
     with _one_rank(server_args, args.tp_size, rank):
         model = _build(config, args)
-        facts = {
-            "dtype": config.dtype,
-            "page_size": info.allowed_block_sizes[0],
-            "max_length": config.context_len,
-            "on_gpu": support.on_gpu(args),
-            "quantized": support.quantizes(args),
-        }
+        options = AttentionOptions(
+            dtype=config.dtype,
+            page_size=info.allowed_block_sizes[0],
+            max_length=config.context_len,
+            on_gpu=support.on_gpu(args),
+            quantized=support.quantizes(args),
+        )
+        attention = {path: module for path, module in model.named_modules() if isinstance(module, RadixAttention)}
+        if not attention:
+            raise nothing_to_do(args.model_path, "llmir", "SGLang")
+        refuse_layers(attention, options.check)
+
+        layers = Layers(options.handlers(), attention)
 
         def forward(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-            _watch_native_calls(model)
-            return model.forward(ids, positions, _batch(ids, positions))
+            _watch_native_calls(model, layers.handlers)
+            # There is no pool of keys and values: who asks for one learns that he writes none into it himself.
+            with forward_context(ForwardContext(attn_backend=SimpleNamespace(token_to_kv_pool=None))):
+                return model.forward(ids, positions, _batch(ids, positions))
 
-        return record(model, info, handlers(**facts), lambda module: False, forward)
+        return import_watched(model, info, layers, forward, lambda name: options.describe(attention[name]))
 
 
 class AsGiven:
@@ -136,10 +152,10 @@ def _build(config: Any, args: Any) -> torch.nn.Module:
     return build_on_meta(build_model, f"SGLang cannot build {architecture} for the model {args.model_path!r}")
 
 
-def _watch_native_calls(model: torch.nn.Module) -> None:
+def _watch_native_calls(model: torch.nn.Module, handlers: Collection[type]) -> None:
     """Some models call a layer's ``forward_native``, its plain PyTorch, directly; that is a call of the layer too."""
     for module in model.modules():
-        if "forward" in vars(module) and hasattr(module, "forward_native"):
+        if type(module) in handlers and hasattr(module, "forward_native"):
             vars(module)["forward_native"] = module.forward
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,48 +13,68 @@ from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from sglang.srt.layers.rotary_embedding import base as rotary
 from sglang.srt.layers.rotary_embedding import rope_variant, yarn
 
-from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common import layers as emit
 from llmir.frontends.common.layers import handles
+from llmir.frontends.common.levels import AttentionLayer
+from llmir.frontends.common.opaque import NotInDialectError
 from llmir.frontends.common.recording import Handler, Recorder
 from llmir.frontends.sglang import support
+from llmir.ir.attention_spec import AttentionSpec
 
 _HANDLERS: dict[type, Handler] = dict(emit.HANDLERS)
 
 
-def handlers(
-    *, dtype: torch.dtype, page_size: int, max_length: int, on_gpu: bool = False, quantized: bool = False
-) -> dict[type, Handler]:
-    """The table of handlers for a model of ``dtype`` with pages and longest sequences of so many tokens.
+@dataclass(frozen=True)
+class AttentionOptions:
+    """What SGLang's attention layers do not say themselves."""
 
-    ``on_gpu``: where its kernels will run; ``quantized``: whether its KV cache is.
-    """
+    dtype: torch.dtype
+    """The model's."""
+    page_size: int
+    """Tokens."""
+    max_length: int
+    """The longest sequence, in tokens."""
+    on_gpu: bool = False
+    """Where its kernels will run."""
+    quantized: bool = False
+    """Whether the KV cache is."""
 
-    def attention(
-        recorder: Recorder, path: str, layer: Any, query: Any, key: Any, value: Any, batch: Any, **call: Any
+    def handlers(self) -> dict[type, Handler]:
+        """The table of handlers."""
+        return {**_HANDLERS, radix_attention.RadixAttention: self._attention}
+
+    def check(self, path: str, layer: Any) -> None:
+        """Raise UnsupportedLayerError if no llmir kernel computes this ``RadixAttention``."""
+        support.check_attention(path, layer, quantized=self.quantized)
+
+    def describe(self, layer: Any) -> AttentionLayer:
+        """A ``RadixAttention``, without having seen what it is called with."""
+        return AttentionLayer(self._spec(layer), self.max_length)
+
+    def _spec(self, layer: Any, *, sinks: bool = False) -> AttentionSpec:
+        return support.attention_spec(layer, self.dtype, self.page_size, quantized=self.quantized, sinks=sinks)
+
+    def _attention(
+        self, recorder: Recorder, path: str, layer: Any, q: Any, k: Any, v: Any, forward_batch: Any, **call: Any
     ) -> torch.Tensor:
-        support.check_attention(path, layer, quantized=quantized)
-        sinks = call.pop("sinks", None) if on_gpu else None
-        support.check_call(path, key, call)
-        spec = support.attention_spec(layer, dtype, page_size, quantized=quantized, sinks=sinks is not None)
+        sinks = call.pop("sinks", None) if self.on_gpu else None
+        support.check_call(path, k, call)
         return emit.attention(
             recorder,
-            query,
-            key,
-            value,
+            q,
+            k,
+            v,
             layer=path,
-            spec=spec,
-            max_length=max_length,
+            spec=self._spec(layer, sinks=sinks is not None),
+            max_length=self.max_length,
             sinks=None if sinks is None else recorder.weight(sinks),
         )
-
-    return {**_HANDLERS, radix_attention.RadixAttention: attention}
 
 
 @handles(_HANDLERS, embedding.VocabParallelEmbedding)
 def _embedding(recorder: Recorder, path: str, layer: Any, ids: torch.Tensor) -> torch.Tensor:
     if layer.output_dtype is not None:
-        raise UnsupportedLayerError(path, f"it gives {layer.output_dtype}, not the type of its weights")
+        raise NotInDialectError(f"it gives {layer.output_dtype}, not the type of its weights")
     return emit.embedding(recorder, ids, layer.weight, shards=layer.tp_size, rank=_rank(layer))
 
 
@@ -65,11 +86,13 @@ def _embedding(recorder: Recorder, path: str, layer: Any, ids: torch.Tensor) -> 
     linear.QKVParallelLinear,
 )
 def _linear(recorder: Recorder, path: str, layer: Any, x: torch.Tensor) -> Any:
-    emit.require_plain_weights(recorder, layer, UnquantizedLinearMethod)
     replicated = isinstance(layer, linear.ReplicatedLinear)
     shards, rank = (1, 0) if replicated else (_shards(layer), _rank(layer))
     if shards > 1 and layer.gather_output:
-        raise UnsupportedLayerError(path, "it gathers its output from all tensor-parallel ranks")
+        raise NotInDialectError("it gathers its output from all tensor-parallel ranks")
+    if not _is_plain(layer):
+        outputs = layer.output_size if shards == 1 else layer.output_size_per_partition
+        return _with_bias(layer, emit.quantized_linear(recorder, layer, x, outputs))
     bias = None if layer.skip_bias_add else layer.bias
     return _with_bias(layer, emit.linear(recorder, x, layer.weight, bias, shards=shards, rank=rank))
 
@@ -78,7 +101,10 @@ def _linear(recorder: Recorder, path: str, layer: Any, x: torch.Tensor) -> Any:
 def _row_linear(
     recorder: Recorder, path: str, layer: Any, x: torch.Tensor, skip_all_reduce: bool = False, **call: Any
 ) -> Any:
-    emit.require_plain_weights(recorder, layer, UnquantizedLinearMethod)
+    reduce = layer.reduce_results and not skip_all_reduce
+    if not _is_plain(layer):
+        ranks = _shards(layer) if reduce else 1
+        return _with_bias(layer, emit.quantized_linear(recorder, layer, x, layer.output_size, ranks=ranks))
     output = emit.row_linear(
         recorder,
         x,
@@ -87,7 +113,7 @@ def _row_linear(
         shards=_shards(layer),
         rank=_rank(layer),
         input_is_parallel=layer.input_is_parallel,
-        reduce=layer.reduce_results and not skip_all_reduce,
+        reduce=reduce,
     )
     return _with_bias(layer, output)
 
@@ -95,6 +121,11 @@ def _row_linear(
 def _with_bias(layer: Any, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What SGLang's linear layers return: the output, and where asked for, a bias that is still to be added."""
     return output, layer.bias if layer.skip_bias_add else None
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a linear layer's weights are not quantized."""
+    return isinstance(layer.quant_method, UnquantizedLinearMethod)
 
 
 def _shards(layer: Any) -> int:
@@ -116,9 +147,9 @@ def _rms_norm(
     quant_linear: Any = None,
 ) -> Any:
     if getattr(layer, "variance_size_override", None) is not None:
-        raise UnsupportedLayerError(path, "it normalizes by the variance of part of its input")
+        raise NotInDialectError("it normalizes by the variance of part of its input")
     if post_residual_addition is not None or quant_linear is not None:
-        raise UnsupportedLayerError(path, "it also adds to the residual, or quantizes its output")
+        raise NotInDialectError("it also adds to the residual, or quantizes its output")
     return emit.rms_norm(
         recorder,
         x,
@@ -156,7 +187,7 @@ def _rope(
     fused_set_kv_buffer_arg: Any = None,
 ) -> Any:
     if offsets is not None or fused_set_kv_buffer_arg is not None:
-        raise UnsupportedLayerError(path, "it also writes the KV cache, or shifts positions")
+        raise NotInDialectError("it also writes the KV cache, or shifts positions")
     return emit.rotary_embedding(recorder, layer, rotary.RotaryEmbedding, positions, query, key)
 
 

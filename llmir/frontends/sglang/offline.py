@@ -37,7 +37,9 @@ def _import_model(model: str, target: Target, fields: dict[str, Any]) -> Any:
     fields = {"device": "cuda" if is_gpu(target.isa) else "cpu", "skip_tokenizer_init": True, **fields}
     try:
         server_args = importer.configure(model_path=model, **fields)
-    except (OSError, ValueError, AssertionError) as error:
+    except LlmirError:
+        raise
+    except Exception as error:  # whatever arguments are checked by, it is the framework that cannot read them
         raise not_configurable("SGLang", model, error) from error
     support.check_arguments(importer.AsGiven(server_args), model_config_of(server_args), target.isa)
     return importer.import_module(server_args)

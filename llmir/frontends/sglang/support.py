@@ -95,7 +95,7 @@ def check_arguments(args: Any, model: Any, isa: Isa) -> None:
         f"the device is {args.device!r}, and the plan is made for {isa}": on_gpu(args) != is_gpu(isa),
         f"prefill and decode are given to different backends ({', '.join(sorted(map(str, backends)))}), "
         f"and llmir keeps the cache in a layout of its own": len(backends) > 1,
-        "the model uses multi-head latent attention": architecture != "MHA",
+        "the model uses multi-head latent attention": architecture == "MLA",
         "the model has an encoder with cross-attention": model.is_encoder_decoder,
         "the model takes images or audio": model.is_multimodal,
         "the model is an embedding model": not model.is_generation,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -10,15 +9,18 @@ from vllm.config import get_current_vllm_config
 from vllm.distributed.parallel_state import get_tp_group
 from vllm.model_executor.layers import activation, layernorm, linear, rotary_embedding
 from vllm.model_executor.layers import vocab_parallel_embedding as embedding
-from vllm.model_executor.layers.attention import Attention, EncoderOnlyAttention
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.fused_moe.router.gate_linear import GateLinear
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common import layers as emit
 from llmir.frontends.common.layers import handles
+from llmir.frontends.common.levels import AttentionLayer, weight_of
+from llmir.frontends.common.opaque import NotInDialectError
 from llmir.frontends.common.recording import Handler, Recorder
 from llmir.frontends.common.support import dtype_name
-from llmir.frontends.vllm.support import QUANTIZED_CACHE_DTYPES, check_attention
+from llmir.frontends.vllm.support import QUANTIZED_CACHE_DTYPES
 from llmir.ir import build
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.dtypes import BY_TORCH
@@ -39,22 +41,32 @@ def _embedding(recorder: Recorder, path: str, layer: Any, ids: torch.Tensor) -> 
 @handles(
     HANDLERS,
     linear.ReplicatedLinear,
+    GateLinear,
     linear.ColumnParallelLinear,
     linear.MergedColumnParallelLinear,
     linear.QKVParallelLinear,
 )
 def _linear(recorder: Recorder, path: str, layer: Any, x: torch.Tensor) -> Any:
-    emit.require_plain_weights(recorder, layer, linear.UnquantizedLinearMethod)
     shards, rank = (1, 0) if isinstance(layer, linear.ReplicatedLinear) else (layer.tp_size, layer.tp_rank)
     if shards > 1 and layer.gather_output:
-        raise UnsupportedLayerError(path, "it gathers its output from all tensor-parallel ranks")
-    bias = None if layer.skip_bias_add else layer.bias
-    return _with_bias(layer, emit.linear(recorder, x, layer.weight, bias, shards=shards, rank=rank))
+        raise NotInDialectError("it gathers its output from all tensor-parallel ranks")
+    if not _is_plain(layer):
+        outputs = layer.output_size if shards == 1 else layer.output_size_per_partition
+        return _with_bias(layer, emit.quantized_linear(recorder, layer, x, outputs))
+    bias, dtype = None if layer.skip_bias_add else layer.bias, getattr(layer, "out_dtype", None)
+    return _with_bias(layer, emit.linear(recorder, x, layer.weight, bias, shards=shards, rank=rank, dtype=dtype))
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a linear layer's weights are not quantized."""
+    return isinstance(layer.quant_method, linear.UnquantizedLinearMethod)
 
 
 @handles(HANDLERS, linear.RowParallelLinear)
 def _row_linear(recorder: Recorder, path: str, layer: Any, x: torch.Tensor) -> Any:
-    emit.require_plain_weights(recorder, layer, linear.UnquantizedLinearMethod)
+    if not _is_plain(layer):
+        ranks = layer.tp_size if layer.reduce_results else 1
+        return _with_bias(layer, emit.quantized_linear(recorder, layer, x, layer.output_size, ranks=ranks))
     output = emit.row_linear(
         recorder,
         x,
@@ -78,7 +90,7 @@ def _with_bias(layer: Any, output: torch.Tensor) -> Any:
 @handles(HANDLERS, layernorm.RMSNorm, layernorm.GemmaRMSNorm)
 def _rms_norm(recorder: Recorder, path: str, layer: Any, x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
     if getattr(layer, "variance_size_override", None) is not None:
-        raise UnsupportedLayerError(path, "it normalizes by the variance of part of its input")
+        raise NotInDialectError("it normalizes by the variance of part of its input")
     return emit.rms_norm(
         recorder,
         x,
@@ -136,30 +148,40 @@ def _gelu_and_mul(recorder: Recorder, path: str, layer: Any, x: torch.Tensor) ->
     return emit.activation(recorder, x, "gelu_tanh_and_mul" if layer.approximate == "tanh" else "gelu_and_mul")
 
 
-def handlers(isa: str) -> dict[type, Handler]:
-    """The handlers for a module whose kernels are for the instruction set or architecture ``isa``."""
-    attend = functools.partial(_attention, isa)
-    return {**HANDLERS, Attention: attend, EncoderOnlyAttention: attend}
-
-
-def _attention(
-    isa: str, recorder: Recorder, path: str, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-) -> torch.Tensor:
-    check_attention(layer.layer_name, layer, isa)
+def describe(layer: Any, model: torch.nn.Module) -> AttentionLayer:
+    """An ``Attention`` layer of a model, without having seen what it is called with."""
     config = get_current_vllm_config()
+    dtype = config.model_config.dtype
+    assert isinstance(dtype, torch.dtype), "vLLM resolves the dtype before any plugin sees the configuration"
+    return AttentionLayer(
+        spec=_spec(layer, dtype),
+        max_length=config.model_config.max_model_len,
+        sinks=weight_of(model, layer.impl.sinks) if layer.has_sink else None,
+    )
+
+
+def _spec(layer: Any, dtype: torch.dtype) -> AttentionSpec:
+    """What a plan says about an ``Attention`` layer whose queries are of ``dtype``."""
     quantized = layer.kv_cache_dtype in QUANTIZED_CACHE_DTYPES
-    spec = AttentionSpec.dense(
+    return AttentionSpec.dense(
         num_heads=layer.num_heads,
         num_kv_heads=layer.num_kv_heads,
         head_size=layer.head_size,
-        dtype=BY_TORCH[dtype_name(query.dtype if quantized else layer.kv_cache_torch_dtype)].name,
-        block_size=config.cache_config.block_size,
+        dtype=BY_TORCH[dtype_name(dtype if quantized else layer.kv_cache_torch_dtype)].name,
+        block_size=get_current_vllm_config().cache_config.block_size,
         scale=layer.impl.scale,
         window=layer.sliding_window or 0,
         soft_cap=layer.impl.logits_soft_cap or 0.0,
         quantized=quantized,
         sinks=layer.has_sink,
     )
+
+
+@handles(HANDLERS, Attention)
+def _attention(
+    recorder: Recorder, path: str, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    spec = _spec(layer, query.dtype)
     for name, tensor in {"query": query, "key": key, "value": value}.items():
         if tensor is None or recorder.element(tensor) != spec.dtype:
             found = "missing" if tensor is None else f"in {recorder.element(tensor)}"
@@ -176,7 +198,7 @@ def _attention(
         value,
         layer=layer.layer_name,
         spec=spec,
-        max_length=config.model_config.max_model_len,
+        max_length=get_current_vllm_config().model_config.max_model_len,
         sinks=sinks,
     )
 

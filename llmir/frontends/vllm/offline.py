@@ -44,5 +44,7 @@ def configure(model: str, **engine_args: Any) -> VllmConfig:
         raise LlmirError(f"vLLM cannot be imported ({error}): `llmir check` says what to install") from error
     try:
         return EngineArgs(model=model, **{"load_format": "dummy", **engine_args}).create_engine_config()
-    except (OSError, ValueError) as error:
+    except LlmirError:
+        raise
+    except Exception as error:  # whatever a configuration is checked by, it is the framework that cannot read it
         raise not_configurable("vLLM", model, error) from error

@@ -37,6 +37,7 @@ def prepare(vllm_config: VllmConfig) -> None:
     additional = vllm_config.additional_config
     if not isinstance(additional, dict):
         raise LlmirError(f"llmir needs vLLM's additional_config to be a dictionary, not {type(additional).__name__}")
+    support.check_block_size(vllm_config)
     options = Options.read(additional.get("llmir", {}), os.environ, WHERE)
     carried = additional.get(PLAN_KEY)
     if carried is None:

@@ -57,6 +57,15 @@ def check_config(vllm_config: VllmConfig, isa: str) -> None:
     refuse(_config_checks(vllm_config, isa), _remedy(backend.name if backend is not None else "LLMIR"))
 
 
+def check_block_size(vllm_config: VllmConfig) -> None:
+    """Raise UnsupportedFeatureError where vLLM sets the block size after the plan is made, to what no plan knows."""
+    hybrid = vllm_config.model_config.is_hybrid
+    refuse(
+        {"the model keeps states beside its KV cache, whose size decides vLLM's blocks after llmir has chosen": hybrid},
+        _remedy(),
+    )
+
+
 def _remedy(name: str = "LLMIR") -> str:
     return WITHOUT.format(name=name, framework="vLLM")
 

@@ -1,6 +1,6 @@
-"""A soft-capped model of windowed and other layers, beyond the window and from a cached prefix: vLLM's own answers.
+"""Random models beyond the window, through layers that llmir does not know, and from a cached prefix: vLLM's answers.
 
-Random weights, with queries and keys large enough that attention picks out few tokens: where a window ends shows.
+Queries and keys are large enough that attention picks out few tokens: where a window ends shows.
 """
 
 import json
@@ -9,14 +9,11 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from tiny_models import FAMILIES, WriteModel
-from transformers import AutoConfig, AutoModelForCausalLM
 
-SCRIPT = Path(__file__).parent / "windowed_answers.py"
+SCRIPT = Path(__file__).parent / "answers_of_engines.py"
 WINDOW = FAMILIES["gemma2"]["sliding_window"]
 #: A prompt of more than two windows, and how many tokens it goes on with the second time: of a window's cache vLLM
 #: keeps the end.
@@ -32,25 +29,9 @@ def prompts(vocabulary: int) -> list[list[int]]:
     return [tokens[:LENGTH], tokens]
 
 
-@pytest.fixture
-def with_weights(write_model: WriteModel) -> WriteModel:
-    def write(family: str, **changes: Any) -> str:
-        folder = write_model(family, torch_dtype="float32", **changes)
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-        for name, weight in model.named_parameters():
-            if name.endswith(("q_proj.weight", "k_proj.weight")):
-                weight.data *= 8
-            elif weight.dim() > 1:
-                weight.data *= 3
-        model.save_pretrained(folder)
-        return folder
-
-    return write
-
-
-def test_answers_beyond_a_window_are_vllms(with_weights: WriteModel, tmp_path: Path) -> None:
-    model, asked = with_weights("gemma2"), prompts(FAMILIES["gemma2"]["vocab_size"])
+@pytest.mark.parametrize("family", ["gemma2", "mixtral", "qwen3_moe", "opt"])
+def test_answers_are_vllms(with_weights: WriteModel, tmp_path: Path, family: str) -> None:
+    model, asked = with_weights(family), prompts(FAMILIES[family]["vocab_size"])
     jobs = [[model, backend, asked] for backend in ("LLMIR", None)]
     output = tmp_path / "answers.json"
     environment = {**os.environ, "LLMIR_CACHE": str(tmp_path / "cache")}

@@ -1,4 +1,4 @@
-"""What one vLLM engine after the other answers: ``python windowed_answers.py JOBS OUTPUT``.
+"""What one vLLM engine after the other answers: ``python answers_of_engines.py JOBS OUTPUT``.
 
 JOBS, JSON, are lists of [model folder, attention backend or null, prompts]; the engines of all of them are made in this
 one process. OUTPUT gets, for each job and prompt, the greedy tokens and their log-probabilities.
