@@ -215,13 +215,16 @@ def print_sweep(rows: Sequence[dict[str, Any]], sweep: Sweep) -> None:
 
 
 def print_least(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The worst of the sweep, and how far equal work lists came out apart, which is the noise of a row."""
+    """The worst of the sweep, and how far equal work lists came out apart, which is the noise of a row.
+
+    Returned with the median ratio of each row whose work lists differ: a line a case, not every row's details.
+    """
     alike = [row["ratio"] for row in rows if row["alike"]]
     others = [row for row in rows if not row["alike"]]
-    summary: dict[str, Any] = {"at_least": NEVER_SLOWER, "rows": len(rows), "unlike": len(others)}
-    print(
-        f"\nsweep: {len(rows)} rows, in {sum(row['shared_requests'] > 0 for row in rows)} of them something was shared"
-    )
+    shared = sum(row["shared_requests"] > 0 for row in rows)
+    summary: dict[str, Any] = {"at_least": NEVER_SLOWER, "rows": len(rows), "shared": shared, "unlike": len(others)}
+    summary["measured_again"] = sum("ratio_at_first" in row for row in rows)
+    print(f"\nsweep: {len(rows)} rows, in {shared} of them something was shared")
     if others:
         least = min(others, key=lambda row: row["ratio"])
         summary["least"] = {name: least[name] for name in ("case", "shape", "threads", "ratio", "uncertainty")}
@@ -230,16 +233,26 @@ def print_least(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             f"least ratio: {least['ratio']:.3f} ± {least['uncertainty']:.3f} (at least {NEVER_SLOWER}): own/requests/"
             f"shared {least['case']}, {least['shape']}, {counted(least['threads'], 'thread')}; {summary['below']} below"
         )
-        slowest = {name: 1e6 * max(row["host_seconds"][name] for row in rows) for name in (PLAIN, SHARED, "first")}
+        slowest = {name: max(row["host_seconds"][name] for row in rows) for name in (PLAIN, SHARED, "first")}
+        summary["most_host_seconds"] = slowest
+        host = {name: f"{1e6 * seconds:.0f}" for name, seconds in slowest.items()}
         print(
-            f"host time of a step: at most {slowest[SHARED]:.0f} µs, unlike the last step {slowest['first']:.0f}, "
-            f"plain {slowest[PLAIN]:.0f}"
+            f"host time of a step: at most {host[SHARED]} µs, unlike the last step {host['first']}, plain {host[PLAIN]}"
         )
     if alike:
         lower, upper = (float(value) for value in np.percentile(alike, [2.5, 97.5]))
         summary["alike"] = {"lower": lower, "upper": upper}
         print(f"noise: 95 % of {len(alike)} rows with equal work lists came out between {lower:.3f} and {upper:.3f}")
-    return summary
+    return summary | {"ratios": ratios(others)}
+
+
+def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of each shape and number of threads the ratios by case, to four decimals."""
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        where = f"{row['shape']}, {counted(row['threads'], 'thread')}"
+        found.setdefault(where, {})[row["case"]] = round(row["ratio"], 4)
+    return found
 
 
 def counted(number: int, noun: str) -> str:
@@ -250,7 +263,7 @@ def counted(number: int, noun: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cores = Target.detect().cores
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the environment here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what is printed and the environment here")
     parser.add_argument("--case", nargs="+", choices=[*BATCHES, SWEEP], default=[*BATCHES, SWEEP], metavar="NAME")
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, cores}))
     parser.add_argument("--dtype", choices=DTYPE_NAMES, default="bfloat16", help="of queries and cache")
@@ -308,7 +321,7 @@ def run(
                 print_sweep(swept[-len(batches) :], sweep)
     what = {"isa": kernel.spec.isa, "element_type": shapes[0].element_type}
     result = {"environment": environment, **what, "block_size": block_size, "policies": policies, "rows": rows}
-    return result | ({"sweep": {**print_least(swept), "rows": swept}} if swept else {})
+    return result | ({"sweep": print_least(swept)} if swept else {})
 
 
 def swept_row(batch: Batch, kernel: SharingKernel, threads: int, effort: Effort) -> dict[str, Any]:
