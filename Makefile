@@ -1,12 +1,16 @@
 # make compare          the real model in real vLLM and real SGLang, with their attention and with llmir's, side by side
 # make test             every test
-# make lint             ruff and mypy
+# make unit             the tests that need no framework, without those that are slow (CONTRIBUTING.md says which)
+# make lint             ruff and mypy, with no framework installed
+# make types            mypy with vLLM installed
+# make .venvs/dev       the environment of `make lint` and `make unit`: no framework
 # make .venvs/vllm      the environment with vLLM, and with the tools for everything else
 # make .venvs/sglang    the environment with SGLang
 # make models           the model that tests and comparison serve
 # make clean            removes caches and build leftovers; keeps environments, models and results
 
 PYTHON ?= python3
+DEV := .venvs/dev
 VLLM := .venvs/vllm
 SGLANG := .venvs/sglang
 PIP_OPTIONS := --disable-pip-version-check
@@ -15,7 +19,7 @@ MODEL := models/smollm2-135m-instruct
 COMPARE_MINUTES := 30
 STARTED := $(shell date +%s)
 
-.PHONY: compare test lint $(VLLM) $(SGLANG) models clean
+.PHONY: compare test unit lint types $(DEV) $(VLLM) $(SGLANG) models clean
 
 compare: $(VLLM)/.llmir-installed $(SGLANG)/.llmir-installed $(MODEL)
 	left=$$(( $(COMPARE_MINUTES) - 2 - ($$(date +%s) - $(STARTED)) / 60 )); \
@@ -27,22 +31,39 @@ test: $(VLLM)/.llmir-installed $(SGLANG)/.llmir-installed $(MODEL)
 	$(VLLM)/bin/python -m pytest integration_tests --ignore=integration_tests/sglang
 	$(SGLANG)/bin/python -m pytest integration_tests/sglang
 
-lint: $(VLLM)/.llmir-installed
-	$(VLLM)/bin/ruff check .
-	$(VLLM)/bin/ruff format --check .
-	$(VLLM)/bin/mypy
+unit: $(DEV)/.llmir-installed
+	$(DEV)/bin/python -m pytest tests -m "not slow"
+
+lint: $(DEV)/.llmir-installed
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/mypy
+
+# A cache of its own: in each environment mypy finds other packages.
+types: $(VLLM)/.llmir-installed
+	$(VLLM)/bin/mypy --cache-dir .mypy_cache/vllm
 
 models: $(MODEL)
 
+$(DEV): $(DEV)/.llmir-installed
 $(VLLM): $(VLLM)/.llmir-installed
 $(SGLANG): $(SGLANG)/.llmir-installed
 
 # The stamps are written last, so an interrupted installation is done again from the start.
-.venvs/%/.requirements-installed: requirements/%-cpu.txt
+define install-requirements
 	rm -rf .venvs/$*
 	$(PYTHON) -m venv .venvs/$*
 	.venvs/$*/bin/python -m pip $(PIP_OPTIONS) install --no-deps -r $<
 	touch $@
+endef
+
+.SECONDARY: $(DEV)/.requirements-installed
+
+.venvs/%/.requirements-installed: requirements/%-cpu.txt
+	$(install-requirements)
+
+.venvs/%/.requirements-installed: requirements/%.txt
+	$(install-requirements)
 
 .venvs/%/.llmir-installed: .venvs/%/.requirements-installed pyproject.toml
 	.venvs/$*/bin/python -m pip $(PIP_OPTIONS) install --quiet --no-deps --no-build-isolation -e .
