@@ -53,10 +53,12 @@ $(SGLANG): $(SGLANG)/.llmir-installed
 define install-requirements
 	rm -rf .venvs/$*
 	$(PYTHON) -m venv .venvs/$*
-	.venvs/$*/bin/python -m pip $(PIP_OPTIONS) install --no-deps -r $<
+	.venvs/$*/bin/python -m pip $(PIP_OPTIONS) install $(INSTALL_OPTIONS) --no-deps -r $<
 	touch $@
 endef
 
+# What is imported is compiled then: most of torch never is.
+$(DEV)/.requirements-installed: INSTALL_OPTIONS := --no-compile
 .SECONDARY: $(DEV)/.requirements-installed
 
 .venvs/%/.requirements-installed: requirements/%-cpu.txt

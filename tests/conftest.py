@@ -14,11 +14,13 @@ settings.register_profile("llmir", deadline=None)
 settings.load_profile("llmir")
 
 #: What takes a core for a second or more a test, time after time; `make unit` leaves it out, `make test` does not.
-#: Files and folders that compile CPU kernels by the dozen, or interpret GPU programs, or compile those ahead of time.
+#: Files and folders that compile CPU kernels by the dozen, interpret GPU programs, compile those ahead of time, or make
+#: the plans of whole models.
 SLOW_PATHS = {
     *("kernels/gpu", "kernels/gpu_ahead", "kernels/test_attention.py", "kernels/test_changed_plans.py"),
     *("kernels/test_exceptional_numbers.py", "kernels/test_objects.py", "kernels/test_one_runner.py"),
     *("kernels/test_rounding.py", "kernels/test_wide_vectors.py", "runtime/test_pages.py"),
+    *("benchmarks/test_gpu_benchmark.py", "test_shipped_plans.py"),
 }
 #: Fixtures that start processes in place of a framework's.
 SLOW_FIXTURES = {"worker"}
