@@ -32,7 +32,7 @@ test: $(VLLM)/.llmir-installed $(SGLANG)/.llmir-installed $(MODEL)
 	$(SGLANG)/bin/python -m pytest integration_tests/sglang
 
 unit: $(DEV)/.llmir-installed
-	$(DEV)/bin/python -m pytest tests -m "not slow"
+	$(DEV)/bin/python -m pytest tests -m "not slow" -n auto --dist loadfile
 
 lint: $(DEV)/.llmir-installed
 	$(DEV)/bin/ruff check .

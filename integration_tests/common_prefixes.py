@@ -6,10 +6,10 @@ import json
 import re
 import urllib.request
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import answer_gaps
 from servers import serving
 
 from llmir.ir.kernel_spec import SharingCosts
@@ -105,22 +105,11 @@ def serve(command: list[str], environment: dict[str, str], folder: Path, model: 
 
 
 def largest_gap(ours: list[Any], theirs: list[Any]) -> float:
-    """How much less likely than its own choice the other server finds what this one chose, where answers part (nats).
-
-    Up to there, how much the log-probabilities of the same tokens differ; whichever is more.
-    """
-    worst = 0.0
-    for mine, its in zip(ours, theirs, strict=True):
-        pairs = list(zip(_tokens(mine), _tokens(its), strict=True))
-        same = list(takewhile(lambda pair: pair[0][0] == pair[1][0], pairs))
-        worst = max([worst, *(abs(my[1] - other[1]) for my, other in same)])
-        if len(same) < len(pairs):
-            my, other = pairs[len(same)]
-            worst = max(worst, other[1] - other[2].get(my[0], float("-inf")))
-    return worst
+    """Of what two servers answered to one job: see :func:`answer_gaps.largest_gap`."""
+    return answer_gaps.largest_gap([_tokens(choice) for choice in ours], [_tokens(choice) for choice in theirs])
 
 
-def _tokens(choice: Any) -> list[tuple[str, float, dict[str, float]]]:
+def _tokens(choice: Any) -> list[answer_gaps.Token]:
     found = choice["logprobs"]
     return list(zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True))
 

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import FAMILIES, WriteModel
+from tiny_models import FAMILIES, SMOLLM2, WriteModel
+
+pytest.register_assert_rewrite("self_comparison")
 
 
 @pytest.fixture
@@ -54,7 +56,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> str:
     """The folder of the real model that `make models` fetches."""
-    folder = Path(__file__).parents[1] / "models" / "smollm2-135m-instruct"
-    if not (folder / "config.json").exists():
+    if not (SMOLLM2 / "config.json").exists():
         pytest.skip("run `make models` first")
-    return str(folder)
+    return str(SMOLLM2)
+
+
+@pytest.fixture(scope="module")
+def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """The comparison that the module's ``options()`` ask for, and the file of its report."""
+    from llmir.compare import ReportFiles, run
+
+    path = tmp_path_factory.mktemp("results") / "report.json"
+    return run([request.module.options()], ReportFiles(json=path)), path

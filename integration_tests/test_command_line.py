@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from tiny_models import SMOLLM2 as MODEL
 
 from llmir.plan import Plan
 
-MODEL = Path(__file__).parent.parent / "models" / "smollm2-135m-instruct"
 ELF = b"\x7fELF"
 
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from self_comparison import check_every_metric, check_same_answers
+from tiny_models import SMOLLM2
 
 from llmir.compare import CompareOptions, Comparison, ReportFiles, run
 from llmir.compare.process import SideFailedError
 from llmir.compare.quality import QualityTask
 
-MODEL = Path(__file__).parent.parent / "models" / "smollm2-135m-instruct"
 #: Small enough for a test, long enough for the cached run to find a whole block of 128 tokens.
 TASK = QualityTask(prompts=4, prompt_tokens=160, output_tokens=8, windows=2, window_tokens=128)
 
 
 def options(**fields: Any) -> CompareOptions:
     return CompareOptions(
-        model=str(MODEL),
+        model=str(SMOLLM2),
         workloads=("smoke",),
         pairs=1,
         dtype="float32",  # no processor serves it slowly
@@ -31,24 +31,12 @@ def options(**fields: Any) -> CompareOptions:
     )
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
-    path = tmp_path_factory.mktemp("results") / "report.json"
-    return run([options()], ReportFiles(json=path)), path
-
-
 def test_every_metric_is_measured(report: tuple[Comparison, Path]):
-    rows = report[0].rows
-    assert len(rows) == 4
-    assert all(math.isfinite(value) and value > 0 for row in rows for value in (row.baseline, row.llmir, row.speedup))
+    check_every_metric(report[0])
 
 
 def test_vllm_gives_itself_the_same_answers(report: tuple[Comparison, Path]):
-    (quality,) = report[0].quality
-    # Requests join a step as they arrive, and the size of a batch decides how its sums are rounded.
-    assert quality.greedy_agreement >= 0.75
-    assert quality.max_logprob_difference == pytest.approx(0.0, abs=0.05)
-    assert quality.perplexity_relative_difference == pytest.approx(0.0, abs=1e-3)
+    check_same_answers(report[0])
 
 
 def test_the_model_knows_english(report: tuple[Comparison, Path]):

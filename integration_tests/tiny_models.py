@@ -1,8 +1,11 @@
 """Models of families that the frameworks serve, small enough to build in a moment: a config.json and no weights."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+#: The real model that `make models` fetches.
+SMOLLM2 = Path(__file__).parents[1] / "models" / "smollm2-135m-instruct"
 LAYERS = 2
 _COMMON = {
     "hidden_size": 256,

@@ -259,14 +259,16 @@ def test_compile_says_that_there_is_no_framework(run, monkeypatch):
     assert "llmir check" in err
 
 
-def test_compile_refuses_a_model_that_is_not_there(run, tmp_path):
+def test_compile_refuses_a_model_that_is_not_there(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(frameworks, "installed", lambda: [frameworks.VLLM])
     code, _, err = run("compile", tmp_path / "missing")
     assert code == 1
     assert is_one_sentence(err)
     assert "no such model" in err
 
 
-def test_compile_refuses_a_folder_without_a_model(run, tmp_path):
+def test_compile_refuses_a_folder_without_a_model(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(frameworks, "installed", lambda: [frameworks.VLLM])
     code, _, err = run("compile", tmp_path)
     assert code == 1
     assert is_one_sentence(err)

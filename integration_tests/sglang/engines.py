@@ -5,11 +5,11 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import answer_gaps
 import pytest
 
 ANSWER = Path(__file__).parent / "answer.py"
@@ -24,14 +24,14 @@ class Answers:
     jobs: dict[str, Any]
     log: str
 
-    def tokens(self, job: str) -> list[list[tuple[float, int, dict[int, float]]]]:
-        """Of each request the tokens of its answer: log-probability, token, and the likeliest tokens' own."""
+    def tokens(self, job: str) -> list[list[answer_gaps.Token]]:
+        """Of each request the tokens of its answer."""
         found = []
         for request in self.jobs[job]:
             meta = request["meta_info"]
             likeliest = [{token: logprob for logprob, token, _ in top} for top in meta["output_top_logprobs"]]
             chosen = meta["output_token_logprobs"]
-            found.append([(p, token, top) for (p, token, _), top in zip(chosen, likeliest, strict=True)])
+            found.append([(token, p, top) for (p, token, _), top in zip(chosen, likeliest, strict=True)])
         return found
 
     def scores(self) -> list[float]:
@@ -69,19 +69,8 @@ def make_plan_here(model: str, arguments: dict[str, Any]) -> None:
 
 
 def largest_gap(ours: Answers, theirs: Answers, job: str) -> float:
-    """How much less likely than its own choice the reference finds what we chose, where greedy answers part (nats).
-
-    Up to there, how much the log-probabilities of the same tokens differ; whichever is more.
-    """
-    worst = 0.0
-    for mine, its in zip(ours.tokens(job), theirs.tokens(job), strict=True):
-        pairs = list(zip(mine, its, strict=True))
-        same = list(takewhile(lambda pair: pair[0][1] == pair[1][1], pairs))
-        worst = max([worst, *(abs(my[0] - other[0]) for my, other in same)])
-        if len(same) < len(pairs):
-            my, other = pairs[len(same)]
-            worst = max(worst, other[0] - other[2].get(my[1], float("-inf")))
-    return worst
+    """Of what two engines answered to one job: see :func:`answer_gaps.largest_gap`."""
+    return answer_gaps.largest_gap(ours.tokens(job), theirs.tokens(job))
 
 
 def mean_error(scores: list[float], exact: list[float]) -> float:

@@ -6,6 +6,7 @@ llmir's may not be further off. A processor without AVX512 multiplies float16 an
 minutes an engine: few have them.
 """
 
+import functools
 import json
 import os
 import re
@@ -68,7 +69,6 @@ def untied(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def answered(smollm2: str, untied: str, tmp_path_factory: pytest.TempPathFactory) -> Answered:
     """``answered("page 1")``: what the engine called so answered; each is started once."""
-    known: dict[str, Answers] = {}
     cache = tmp_path_factory.mktemp("cache")
 
     def start(name: str) -> Answers:
@@ -84,14 +84,9 @@ def answered(smollm2: str, untied: str, tmp_path_factory: pytest.TempPathFactory
         folder = tmp_path_factory.mktemp("engine")
         return ask(model, jobs, arguments, folder, LLMIR_CACHE=str(cache), SGLANG_CPU_OMP_THREADS_BIND=threads)
 
-    def answered(name: str) -> Answers:
-        if name not in known:
-            known[name] = start(name)
-        return known[name]
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLMIR_CACHE", str(cache))
-        yield answered
+        yield functools.cache(start)
 
 
 @pytest.mark.parametrize("name", LLMIR)

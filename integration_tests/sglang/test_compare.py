@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from self_comparison import check_every_metric, check_same_answers
+from tiny_models import SMOLLM2
 
 from llmir.compare import CompareOptions, Comparison, ReportFiles, run
 from llmir.compare.process import SideFailedError
 from llmir.compare.quality import QualityTask
 
-MODEL = Path(__file__).parents[2] / "models" / "smollm2-135m-instruct"
 #: Small enough for a test.
 TASK = QualityTask(prompts=4, prompt_tokens=96, output_tokens=8, windows=2, window_tokens=128)
 
@@ -26,27 +26,15 @@ def options(**fields: Any) -> CompareOptions:
         "dtype": "float32",
         "llmir_engine": {"attention_backend": "torch_native"},
     }
-    return CompareOptions(model=str(MODEL), framework="sglang", quality_task=TASK, **{**defaults, **fields})
-
-
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
-    path = tmp_path_factory.mktemp("results") / "report.json"
-    return run([options()], ReportFiles(json=path)), path
+    return CompareOptions(model=str(SMOLLM2), framework="sglang", quality_task=TASK, **{**defaults, **fields})
 
 
 def test_every_metric_is_measured(report: tuple[Comparison, Path]):
-    rows = report[0].rows
-    assert len(rows) == 4
-    assert all(math.isfinite(value) and value > 0 for row in rows for value in (row.baseline, row.llmir, row.speedup))
+    check_every_metric(report[0])
 
 
 def test_sglang_gives_itself_the_same_answers(report: tuple[Comparison, Path]):
-    (quality,) = report[0].quality
-    # Requests join a step as they arrive, and the size of a batch decides how its sums are rounded.
-    assert quality.greedy_agreement >= 0.75
-    assert quality.max_logprob_difference == pytest.approx(0.0, abs=0.05)
-    assert quality.perplexity_relative_difference == pytest.approx(0.0, abs=1e-3)
+    check_same_answers(report[0])
 
 
 def test_the_model_knows_english(report: tuple[Comparison, Path]):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from processes import no_child
 from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.server_args import ServerArgs
 from tiny_models import FAMILIES, LAYERS, WriteModel
@@ -54,10 +55,6 @@ def made(plan: Plan, cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[Optio
 
     monkeypatch.setattr(common, "plan_in_child", child)
     return asked
-
-
-def no_child(*args: Any, **kwargs: Any) -> Any:
-    raise AssertionError("a child process was started")
 
 
 def test_a_child_makes_the_plan_and_the_next_start_reads_it(

@@ -1,12 +1,11 @@
 """The plugin inside SGLang: what it adds, that it changes nothing unless asked, and how it fails."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
+from processes import run
 from sglang.srt.arg_groups import choices
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.platforms import current_platform
@@ -30,14 +29,6 @@ for name in sorted(vars(server_args)) + [field for field in server_args.__struct
         print(name, getattr(view, name))
 """
 FORBIDDEN = ("torch", "torch_mlir", "mlir", "matplotlib", "numpy", "sglang", "typer", "rich")
-
-
-def run(code: str, *arguments: str, **environment: str) -> str:
-    """Standard output of a fresh interpreter."""
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(
-        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True
-    ).stdout
 
 
 def test_without_the_flag_the_configuration_is_sglangs_own(write_model: WriteModel) -> None:

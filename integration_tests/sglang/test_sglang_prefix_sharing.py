@@ -3,6 +3,7 @@
 Each server serves a plan by which it always pays to share; one with the option that switches sharing off.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -37,7 +38,6 @@ ServedBy = Callable[[str], Served]
 @pytest.fixture(scope="module")
 def served(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> ServedBy:
     """``served("two ranks")``: by the server called so; each is started once."""
-    known: dict[str, Served] = {}
     cache = tmp_path_factory.mktemp("cache")
 
     def start(name: str) -> Served:
@@ -65,12 +65,7 @@ def served(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> ServedBy:
         }
         return serve(command, environment, folder, smollm2, JOBS if ranks == 1 else JOBS[:3])
 
-    def served(name: str) -> Served:
-        if name not in known:
-            known[name] = start(name)
-        return known[name]
-
-    return served
+    return functools.cache(start)
 
 
 @pytest.mark.parametrize("job", JOBS)

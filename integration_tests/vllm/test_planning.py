@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import no_child
 from tiny_models import LAYERS, WriteModel
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
@@ -40,10 +41,6 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     options = compiler.Options(calibrate=False, cache=tmp_path_factory.mktemp("cache"))
     made = compiler.compile(import_module(config), Target.detect(), DEFAULT, options)
     return Plan.loads(made.dumps())  # as it comes from a child or a file: lists where it had tuples
-
-
-def no_child(*args: Any, **kwargs: Any) -> Any:
-    raise AssertionError("a child process was started")
 
 
 def test_a_child_makes_the_plan_and_the_next_start_reads_it(

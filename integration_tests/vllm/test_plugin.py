@@ -1,12 +1,10 @@
 """The plugin inside vLLM: what it adds, and that it changes nothing unless asked."""
 
-import os
 import pickle
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
+from processes import run
 from tiny_models import WriteModel
 from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
@@ -21,14 +19,6 @@ from vllm.engine.arg_utils import EngineArgs
 print(EngineArgs(model=sys.argv[1], skip_tokenizer_init=True).create_engine_config())
 """
 FORBIDDEN = ("torch", "torch_mlir", "mlir", "matplotlib", "numpy", "vllm", "typer", "rich")
-
-
-def run(code: str, *arguments: str, **environment: str) -> str:
-    """Standard output of a fresh interpreter."""
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(
-        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True
-    ).stdout
 
 
 def test_without_the_flag_the_configuration_is_vllms_own(write_model: WriteModel) -> None:

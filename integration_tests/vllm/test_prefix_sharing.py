@@ -3,6 +3,7 @@
 Each server serves the same plan, by which it always pays to share; some with the option that switches sharing off.
 """
 
+import functools
 import json
 import os
 import sys
@@ -31,7 +32,6 @@ ServedBy = Callable[[str, str], Served]
 @pytest.fixture(scope="module")
 def served(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> ServedBy:
     """``served("float32", "off")``: by a server of that dtype with that option; each is started once."""
-    known: dict[tuple[str, str], Served] = {}
     cache = tmp_path_factory.mktemp("cache")
 
     def start(dtype: str, sharing: str) -> Served:
@@ -63,12 +63,7 @@ def served(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> ServedBy:
         }
         return serve(command, environment, folder, smollm2, JOBS[dtype])
 
-    def served(dtype: str, sharing: str) -> Served:
-        if (dtype, sharing) not in known:
-            known[dtype, sharing] = start(dtype, sharing)
-        return known[dtype, sharing]
-
-    return served
+    return functools.cache(start)
 
 
 @pytest.mark.parametrize(("dtype", "job"), [(dtype, job) for dtype in JOBS for job in JOBS[dtype]])

@@ -6,28 +6,22 @@ between tokens. Entries of a block table that it must not follow lead out of the
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
+from compiled_kernels import RUNNABLE_ISAS, loaded
 from hypothesis import strategies as st
 
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.instruction_sets import INSTRUCTION_SETS, lanes_of
 from llmir.ir.kernel_spec import HEAD_SIZES, CpuVariant, KernelSpec, SharingCosts, StepPolicy
 from llmir.kernels import reference
-from llmir.kernels.cpu.kernel import Kernel
-from llmir.kernels.cpu.lowering import compile_object
-from llmir.kernels.cpu.object_cache import ObjectCache, object_key
 from llmir.runtime.attention import AttentionRunner
 from llmir.runtime.step import Step
-from llmir.target import Target
 
-#: The instruction sets whose kernels this machine can run.
-RUNNABLE_ISAS = [isa for isa in INSTRUCTION_SETS if Target.named(f"cpu:{isa}").runs_on(Target.detect())]
 #: Like avx512, made of what avx2 has: two narrow vectors for each of its own. See :func:`emulate_wide`.
 WIDE = "wide"
 #: Largest error of one output row, relative to the row. bf16 and f16 round the output and the probabilities to
@@ -59,17 +53,6 @@ def emulate_wide(monkeypatch) -> None:
     """Lets a test compile for :data:`WIDE`."""
     made = replace(INSTRUCTION_SETS["avx512"], name=WIDE, features=INSTRUCTION_SETS["avx2"].features, scales=False)
     monkeypatch.setitem(INSTRUCTION_SETS, WIDE, made)
-
-
-_OBJECTS = tempfile.TemporaryDirectory(prefix="llmir-tests-")
-
-
-@cache
-def loaded(spec: KernelSpec) -> Kernel:
-    """Compiled in this process, which has the compiler loaded; a server has another one compile."""
-    objects = ObjectCache(_OBJECTS.name)
-    objects.get_or_build(object_key(spec), lambda: compile_object(spec))
-    return Kernel.load(spec, objects)
 
 
 def layout_of(element_type: str, isa: str, block_size: int) -> str:

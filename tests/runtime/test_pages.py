@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import tempfile
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from compiled_kernels import RUNNABLE_ISAS, loaded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.dtypes import DTYPES
-from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.ir.kernel_spec import KernelSpec, StepPolicy
-from llmir.kernels.cpu.kernel import Kernel
-from llmir.kernels.cpu.lowering import compile_object
-from llmir.kernels.cpu.object_cache import ObjectCache, object_key
 from llmir.passes import tiles
 from llmir.runtime.attention import AttentionRunner
 from llmir.runtime.pages import key_and_value_rows
 from llmir.runtime.step import Step
-from llmir.target import Target
 
-RUNNABLE_ISAS = [isa for isa in INSTRUCTION_SETS if Target.named(f"cpu:{isa}").runs_on(Target.detect())]
 #: Bit patterns: rows are moved, never computed with.
 STORED = {2: torch.int16, 4: torch.int32}
 NUM_BLOCKS = 9
-_OBJECTS = tempfile.TemporaryDirectory(prefix="llmir-tests-")
 
 
 @cache
@@ -36,14 +29,6 @@ def spec_of(isa: str, element_type: str, block_size: int, head_size: int) -> Ker
     layout = tiles.layout(isa, element_type, block_size)
     s = AttentionSpec.dense(4, 2, head_size, element_type, block_size, head_size**-0.5, layout=layout)
     return KernelSpec(s, isa, (tiles.decode_variant(s, isa), tiles.prefill_variant(s, isa)))
-
-
-@cache
-def loaded(spec: KernelSpec) -> Kernel:
-    """Compiled in this process, which is quicker than in one of its own."""
-    objects = ObjectCache(_OBJECTS.name)
-    objects.get_or_build(object_key(spec), lambda: compile_object(spec))
-    return Kernel.load(spec, objects)
 
 
 specs = st.builds(
