@@ -89,13 +89,10 @@ def test_each_kernel_of_a_model_with_two_becomes_an_object(llmir, variation, tmp
     ("changes", "named"),
     [
         ({"head_dim": 48}, ["model.layers.0.self_attn.attn", "head size 48"]),
-        (
-            {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_local_experts": 4},
-            ["model.layers.0.block_sparse_moe.gate", "GateLinear"],
-        ),
+        ({"model_type": "mamba", "architectures": ["MambaForCausalLM"]}, ["no attention layer", "nothing for llmir"]),
         ({"model_type": "nothing", "architectures": ["NothingForCausalLM"]}, ["nothing"]),
     ],
-    ids=["head size", "layer", "architecture"],
+    ids=["head size", "no attention", "architecture"],
 )
 def test_compile_refuses_what_it_cannot_serve(llmir, variation, tmp_path, changes, named):
     path = tmp_path / "plan.json"
