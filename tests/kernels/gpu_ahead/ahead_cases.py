@@ -10,7 +10,7 @@ PLANS = Path(__file__).parents[3] / "benchmarks" / "plans" / "cuda-sm_90"
 #: (query heads, KV heads, head size).
 LLAMA_3_8B = (32, 8, 128)
 MODELS = {"llama-3-8b": LLAMA_3_8B, "qwen2-7b": (28, 4, 128), "phi-3-mini": (32, 32, 96)}
-#: What a attention may ask for besides plain causal attention in bfloat16 over pages of 32 tokens.
+#: What attention may ask for besides plain causal attention in bfloat16 over pages of 32 tokens.
 FEATURES = {
     "window": {"window": 4096},
     "soft cap": {"soft_cap": 30.0},
@@ -23,13 +23,13 @@ FEATURES = {
 }
 
 
-def signature(heads=LLAMA_3_8B, **changes) -> AttentionSpec:
+def attention(heads=LLAMA_3_8B, **changes) -> AttentionSpec:
     values = {"dtype": "bf16", "block_size": 32, "scale": heads[2] ** -0.5, "layout": "row", **changes}
     return AttentionSpec.dense(*heads, **values)
 
 
 def spec_of(isa="sm_90", heads=LLAMA_3_8B, **changes) -> KernelSpec:
-    of_heads = signature(heads, **changes)
+    of_heads = attention(heads, **changes)
     return KernelSpec(
         of_heads, isa, (gpu_tiles.decode_variant(of_heads, isa), gpu_tiles.prefill_variant(of_heads, isa))
     )
