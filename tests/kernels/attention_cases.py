@@ -109,7 +109,7 @@ def specs(draw) -> KernelSpec:
         num_heads=kv_heads * draw(st.integers(1, 8)),
         num_kv_heads=kv_heads,
         head_size=head_size,
-        element_type=element_type,
+        dtype=element_type,
         block_size=block_size,
         scale=head_size**-0.5 * draw(st.sampled_from([1.0, 0.5])),
         window=draw(st.sampled_from([0, 0, 1, 7, 64, 100])),

@@ -23,6 +23,7 @@ from attention_cases import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from specs import changed
 
 from llmir.errors import KernelError
 from llmir.ir.attention_spec import AttentionSpec
@@ -112,7 +113,7 @@ def test_blocks_of_one_token(isa, element_type, head_size):
 @pytest.mark.parametrize("isa", RUNNABLE_ISAS)
 @pytest.mark.parametrize("block_size", [2, 3, 8, 24])
 def test_rows_with_a_window_and_splits(isa, block_size):
-    s = dataclasses.replace(signature(isa, block_size=block_size, window=77), layout="row")
+    s = signature(isa, block_size=block_size, window=77).with_cache(layout="row")
     check(spec_of(s, isa), Batch(cached=(700, 40, 0), new=(1, 20, 1), threads=2), SPLITS)
 
 
@@ -148,7 +149,7 @@ def test_a_page_read_in_pieces(isa, element_type, ahead, window):
 
 @pytest.mark.parametrize("isa", RUNNABLE_ISAS)
 def test_the_layout_does_not_change_the_result(isa):
-    packed, rows = signature(isa), dataclasses.replace(signature(isa), layout="row")
+    packed, rows = signature(isa), signature(isa).with_cache(layout="row")
     batch = Batch(cached=(700, 40), new=(1, 20))
     assert check(spec_of(packed, isa), batch, NO_SPLITS) == check(spec_of(rows, isa), batch, NO_SPLITS)
 
@@ -209,7 +210,7 @@ def test_many_threads_share_few_items():
     ("change", "words"),
     [
         ({"num_heads": 7}, "num_heads is 7, and must be a multiple of num_kv_heads, 2"),
-        ({"head_size": 72}, "head_size is 72"),
+        ({"head_size": 72}, "head size is 72"),
         ({"layout": "logical"}, "layout is 'logical'"),
         ({"scale": 0.0}, "scale is 0.0"),
         ({"block_size": 80}, "must divide the block size 80, or be a multiple of it"),
@@ -217,6 +218,6 @@ def test_many_threads_share_few_items():
     ],
 )
 def test_what_cannot_be_generated_is_named(change, words):
-    s = dataclasses.replace(signature(), **change)
+    s = changed(signature(), **change)
     with pytest.raises(KernelError, match=words):
         compile_object(spec_of(s, RUNNABLE_ISAS[0]))
