@@ -18,7 +18,7 @@ import os
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
@@ -139,48 +139,65 @@ def imported(framework: str, model_type: str, architecture: str) -> Row:
             return Row(architecture, model_type, "refused", words=str(error))
 
 
-def _child(answer: Connection, framework: str, model_type: str, architecture: str) -> None:
-    """The process of one architecture: what it finds goes to ``answer``, what libraries print nowhere."""
-    with open(os.devnull, "w") as nowhere:
+class NoAnswer(Exception):
+    """A child process ended, or was ended, before it had a result: says how."""
+
+
+def _child(answer: Connection, log: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """The process of one piece of work: its result goes to ``answer``, what libraries print to ``log``."""
+    with open(log, "w") as printed:
         for stream in (1, 2):
-            os.dup2(nowhere.fileno(), stream)
+            os.dup2(printed.fileno(), stream)
     try:
-        row = imported(framework, model_type, architecture)
+        answer.send((work(*arguments), ""))
     except BaseException as error:
+        traceback.print_exc()
         where = traceback.extract_tb(error.__traceback__)[-1]
-        words = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
-        row = Row(architecture, model_type, CRASHED, words=words)
-    answer.send(row)
+        answer.send((None, f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"))
 
 
-def in_a_child(framework: str, model_type: str, architecture: str) -> Row:
-    """The row of one architecture, whatever becomes of the process that imports it."""
+def answer_of_child(work: Callable[..., Any], *arguments: Any, patience: float, log: str = os.devnull) -> Any:
+    """``work(*arguments)``, computed in a process of its own; raises NoAnswer, whatever becomes of it."""
     context = multiprocessing.get_context("forkserver")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(sender, framework, model_type, architecture))
+    child = context.Process(target=_child, args=(sender, log, work, arguments))
     child.start()
     sender.close()
     try:
-        if receiver.poll(PATIENCE):
-            return receiver.recv()
-        return Row(architecture, model_type, CRASHED, words=f"no answer within {PATIENCE:.0f} s")
+        if not receiver.poll(patience):
+            raise NoAnswer(f"no answer within {patience:.0f} s")
+        result, failure = receiver.recv()
     except EOFError:
         child.join()
-        return Row(architecture, model_type, CRASHED, words=f"the process ended with status {child.exitcode}")
+        raise NoAnswer(f"the process ended with status {child.exitcode}") from None
     finally:
         child.kill()
         child.join()
+    if failure:
+        raise NoAnswer(failure)
+    return result
 
 
-def sweep(framework: str, only: list[str], jobs: int) -> Iterator[Row]:
-    """The rows of a framework's architectures, or of those in ``only``, by name."""
-    context = multiprocessing.get_context("forkserver")
-    # What each child would import first, which takes longer than all that it does then.
+def preload(framework: str) -> None:
+    """Import once, in the process that children are forked from, what each would take longest for."""
     modules = {
         "vllm": ["vllm.model_executor.models.llama", "llmir.frontends.vllm.layers"],
         "sglang": ["sglang.srt.models.llama", "llmir.frontends.sglang.layers"],
     }
-    context.set_forkserver_preload([*modules[framework], "torch_mlir.ir"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*modules[framework], "torch_mlir.ir"])
+
+
+def in_a_child(framework: str, model_type: str, architecture: str) -> Row:
+    """The row of one architecture, whatever becomes of the process that imports it."""
+    try:
+        return answer_of_child(imported, framework, model_type, architecture, patience=PATIENCE)
+    except NoAnswer as error:
+        return Row(architecture, model_type, CRASHED, words=str(error))
+
+
+def sweep(framework: str, only: list[str], jobs: int) -> Iterator[Row]:
+    """The rows of a framework's architectures, or of those in ``only``, by name."""
+    preload(framework)
     with ThreadPoolExecutor(jobs) as pool:
         chosen = {name: kind for name, kind in architectures(framework).items() if not only or name in only}
         yield from pool.map(lambda item: in_a_child(framework, item[1], item[0]), chosen.items())

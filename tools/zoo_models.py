@@ -1,0 +1,97 @@
+"""The models of the zoo: default configurations made small, and random weights that make attention pick out tokens."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweep_architectures import configuration
+
+if TYPE_CHECKING:
+    import torch
+
+VOCABULARY = 512
+#: Less than the prompts are long, so that where a window ends shows in the answers.
+WINDOW = 64
+#: What is set where a configuration has it, by transformers' own names. Heads of 64: a size that kernels have.
+SMALL: dict[str, Any] = {
+    "hidden_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "intermediate_size": 256,
+    "ffn_dim": 256,
+    "word_embed_proj_dim": 256,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 1024,
+    "sliding_window": WINDOW,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "moe_num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_k": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 128,
+    "shared_expert_intermediate_size": 128,
+    "moe_shared_expert_intermediate_size": 128,
+}
+#: By model type: what else has to change for the small sizes to hang together.
+FITTING: dict[str, dict[str, Any]] = {
+    "gptj": {"rotary_dim": 32},
+    "gemma2": {"query_pre_attn_scalar": 64},
+    "gemma3_text": {"query_pre_attn_scalar": 64},
+    "vaultgemma": {"query_pre_attn_scalar": 64},
+}
+#: Standard deviations of a product's outputs over its inputs', and of what queries and keys are made by: attention
+#: that is nearly the mean of all values would hide a wrong mask.
+GAIN, QUERY_GAIN = 1.5, 3.0
+QUERIES = ("qkv", "q_proj", "k_proj", "query_key_value", "c_attn", "q_norm", "k_norm", "q_layernorm", "k_layernorm")
+#: How far from one a norm's weights are spread, and biases from zero.
+SPREAD = 0.2
+
+
+def small_configuration(model_type: str, architecture: str) -> dict[str, Any]:
+    """The default configuration of a model type with the sizes in ``SMALL``, in float32."""
+    from transformers import CONFIG_MAPPING
+
+    values = configuration(model_type, architecture)
+    names = getattr(CONFIG_MAPPING[model_type], "attribute_map", {})
+    for name, value in SMALL.items():
+        own = names.get(name, name)
+        if isinstance(values.get(own), int) and not isinstance(values[own], bool):
+            values[own] = value
+    for name, value in values.items():
+        if name.endswith("_token_id") and isinstance(value, int) and value >= VOCABULARY:
+            values[name] = 0
+    return {**values, "torch_dtype": "float32", "dtype": "float32", **FITTING.get(model_type, {})}
+
+
+def write_model(folder: Path, model_type: str, architecture: str) -> None:
+    """A folder that a framework serves with weights of its own making."""
+    (folder / "config.json").write_text(json.dumps(small_configuration(model_type, architecture), default=str))
+
+
+def draw_weights(model: torch.nn.Module) -> None:
+    """Random weights for every floating-point parameter, the same for the same name and shape."""
+    import torch
+
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.is_floating_point():
+                weight.copy_(_drawn(name, weight))
+
+
+def _drawn(name: str, weight: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    values = torch.randn(weight.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+    gain = QUERY_GAIN if any(part in name for part in QUERIES) else GAIN
+    if weight.dim() > 1:
+        return values * gain / weight.shape[-1] ** 0.5
+    if not name.endswith("weight"):
+        return values * SPREAD
+    return (1 + values * SPREAD) * (gain / GAIN)
