@@ -69,6 +69,16 @@ def planned(framework: str, model: str, plan: str) -> tuple[str, Any]:
         return REFUSED, str(error)
 
 
+def served(framework: str, model: str, plan: str | None, started: str) -> tuple[str, Any]:
+    """What :func:`zoo_sides.answers` finds, or an outcome and llmir's sentence."""
+    from llmir.errors import LlmirError
+
+    try:
+        return "", zoo_sides.answers(framework, model, plan, started)
+    except LlmirError as error:
+        return REFUSED, str(error)
+
+
 def row_of(framework: str, model_type: str, architecture: str, logs: Path | None) -> Row:
     """Plan and serve one architecture on both sides."""
     with tempfile.TemporaryDirectory() as folder:
@@ -83,10 +93,10 @@ def _row_of(row: Row, model_type: str, folder: Path, logs: Path | None) -> Row:
         log = str(logs / f"{row.framework}-{row.architecture}-{step}.log") if logs else os.devnull
         return answer_of_child(work, row.framework, str(model), *arguments, patience=PATIENCE, log=log)
 
-    def serve(step: str, plan: str | None) -> list[Answer]:
+    def serve(step: str, plan: str | None) -> Any:
         started = folder / f"{step}.started"
         try:
-            return child(step, zoo_sides.answers, plan, str(started))
+            return child(step, served, plan, str(started))
         except NoAnswer as error:
             raise NoAnswer(f"{'while serving' if started.exists() else 'at start'}: {error}") from error
 
@@ -99,14 +109,16 @@ def _row_of(row: Row, model_type: str, folder: Path, logs: Path | None) -> Row:
             row.words = found
             return row
         row.level, row.opaque = found
-        row.outcome = NOT_SERVED
-        theirs = serve("own", None)
         row.outcome = CRASHED
-        ours = serve("llmir", str(plan))
+        row.outcome, ours = serve("llmir", str(plan))
+        if row.outcome:
+            row.words = ours
+            return row
+        row.outcome = NOT_SERVED
+        return compare(row, ours, serve("own", None)[1])
     except Exception as error:
         row.words = str(error)
         return row
-    return compare(row, ours, theirs)
 
 
 def compare(row: Row, ours: list[Answer], theirs: list[Answer]) -> Row:

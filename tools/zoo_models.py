@@ -41,16 +41,23 @@ SMALL: dict[str, Any] = {
 }
 #: By model type: what else has to change for the small sizes to hang together.
 FITTING: dict[str, dict[str, Any]] = {
-    "gptj": {"rotary_dim": 32},
+    "afmoe": {"score_func": "sigmoid"},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 128, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "gemma2": {"query_pre_attn_scalar": 64},
     "gemma3_text": {"query_pre_attn_scalar": 64},
+    "gemma4_text": {"global_head_dim": 128},
+    "gpt_bigcode": {"num_key_value_heads": 1},
+    "gptj": {"rotary_dim": 32},
     "vaultgemma": {"query_pre_attn_scalar": 64},
 }
 #: Standard deviations of a product's outputs over its inputs', and of what queries and keys are made by: attention
-#: that is nearly the mean of all values would hide a wrong mask.
-GAIN, QUERY_GAIN = 1.5, 3.0
+#: that is nearly the mean of all values would hide a wrong mask, one that picks out single tokens magnifies rounding.
+GAIN, QUERY_GAIN = 1.5, 2.0
 QUERIES = ("qkv", "q_proj", "k_proj", "query_key_value", "c_attn", "q_norm", "k_norm", "q_layernorm", "k_layernorm")
-#: How far from one a norm's weights are spread, and biases from zero.
+#: How far a norm's weights are spread around what it is made with, and biases around zero.
 SPREAD = 0.2
 
 
@@ -80,18 +87,18 @@ def draw_weights(model: torch.nn.Module) -> None:
     import torch
 
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.is_floating_point():
-                weight.copy_(_drawn(name, weight))
+        for path, module in model.named_modules():
+            for own, weight in module.named_parameters(path, recurse=False):
+                if weight.is_floating_point():
+                    weight.copy_(_drawn(own, weight, "norm" in type(module).__name__.lower()))
 
 
-def _drawn(name: str, weight: torch.Tensor) -> torch.Tensor:
+def _drawn(name: str, weight: torch.Tensor, of_norm: bool) -> torch.Tensor:
     import torch
 
     values = torch.randn(weight.shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
     gain = QUERY_GAIN if any(part in name for part in QUERIES) else GAIN
     if weight.dim() > 1:
         return values * gain / weight.shape[-1] ** 0.5
-    if not name.endswith("weight"):
-        return values * SPREAD
-    return (1 + values * SPREAD) * (gain / GAIN)
+    # A norm's weights are made as ones, or where it adds one to them as zeros.
+    return values * SPREAD + (weight + gain / GAIN - 1 if of_norm and name.endswith("weight") else 0)

@@ -17,7 +17,7 @@ LENGTHS = (5, 40, 150, 230)
 STEP_TOKENS = 96
 #: A prompt that was asked before, and how many tokens another goes on for beyond one: both begin in the cache.
 AGAIN, LONGER = 2, 40
-TOKENS = 12
+TOKENS = 8
 CONTEXT = 512
 CACHE_TOKENS = 4096
 CACHE_BYTES = 1 << 26
@@ -36,7 +36,7 @@ class Answer:
 
 #: Prompts and whether their own log-probabilities are wanted, to answers; and how the cache is emptied.
 Generate = Callable[[list[list[int]], bool], list[Answer]]
-Engine = tuple[Generate, Callable[[], None]]
+Serving = tuple[Generate, Callable[[], None]]
 
 
 def prompts() -> list[list[int]]:
@@ -64,7 +64,7 @@ def answers(framework: str, model: str, plan: str | None, started: str) -> list[
     return found
 
 
-def vllm_engine(model: str, llmir: bool) -> Engine:
+def vllm_engine(model: str, llmir: bool) -> Serving:
     """vLLM in this process, weights drawn by the zoo."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM, SamplingParams
@@ -122,20 +122,20 @@ def _of_vllm(output: Any) -> Answer:
     )
 
 
-def sglang_engine(model: str, llmir: bool) -> Engine:
+def sglang_engine(model: str, llmir: bool) -> Serving:
     """SGLang, its scheduler in a process of its own, weights drawn by the zoo."""
     import multiprocessing
 
-    import sglang
+    from sglang.srt.entrypoints.engine import Engine
 
     # Forked from this process, SGLang's own have imported everything already; SGLang would spawn them.
     multiprocessing.set_start_method("fork", force=True)
     multiprocessing.set_start_method = lambda *_, **__: None  # type: ignore[assignment]
 
-    class Engine(sglang.Engine):
+    class ZooEngine(Engine):
         run_scheduler_process_func = staticmethod(sglang_scheduler)
 
-    engine = Engine(
+    engine = ZooEngine(
         model_path=model,
         load_format="dummy",
         device="cpu",
