@@ -105,14 +105,21 @@ def _of_each_kind(layers: list[Any]) -> list[Any]:
     return [layers[number] for number in sorted(chosen)]
 
 
+def how_imported(module: Any) -> tuple[str, dict[str, int], str]:
+    """The level of an imported module, what of it is opaque, and the import's own words about it."""
+    from llmir.ir.opaque import import_level, opaque_kinds
+    from llmir.ir.remarks import remarks
+
+    words = next(remark.reason for remark in remarks(module) if remark.pass_name == "import")
+    return import_level(module), opaque_kinds(module), words
+
+
 def imported(framework: str, model_type: str, architecture: str) -> Row:
     """Import and plan one architecture in this process."""
     from llmir import compiler
     from llmir.errors import LlmirError
     from llmir.frontends.common.building import ImportModelError
     from llmir.frontends.common.offline import ModelError
-    from llmir.ir.opaque import import_level, opaque_kinds
-    from llmir.ir.remarks import remarks
     from llmir.target import Target
     from llmir.workload import DEFAULT
 
@@ -129,8 +136,7 @@ def imported(framework: str, model_type: str, architecture: str) -> Row:
         target = Target.detect()
         try:
             module = import_model(folder, target, skip_tokenizer_init=True)
-            level, opaque = import_level(module), opaque_kinds(module)
-            words = next(remark.reason for remark in remarks(module) if remark.pass_name == "import")
+            level, opaque, words = how_imported(module)
             compiler.optimize(module, target, DEFAULT)
             return Row(architecture, model_type, level, opaque, words)
         except (ImportModelError, ModelError) as error:
@@ -182,7 +188,7 @@ def preload(framework: str) -> None:
     """Import once, in the process that children are forked from, what each would take longest for."""
     modules = {
         "vllm": ["vllm.model_executor.models.llama", "llmir.frontends.vllm.layers"],
-        "sglang": ["sglang.srt.models.llama", "llmir.frontends.sglang.layers"],
+        "sglang": ["sglang.srt.models.registry", "llmir.frontends.sglang.layers"],
     }
     multiprocessing.get_context("forkserver").set_forkserver_preload([*modules[framework], "torch_mlir.ir"])
 

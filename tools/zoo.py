@@ -19,7 +19,7 @@ import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -37,6 +37,11 @@ PATIENCE = 120.0
 NOISE, OWN_NOISE = 2e-3, 10
 SAME, DIFFERENT, REFUSED, NOT_SERVED = "same", "DIFFERENT", "refused", "not served by the framework"
 
+#: Why a framework's own answers are not the model's, so that the sides differ.
+FRAMEWORKS_OWN = {
+    ("sglang", "Gemma2ForCausalLM"): "SGLang's torch_native attention leaves out the soft cap",
+}
+
 
 @dataclass
 class Row:
@@ -52,7 +57,7 @@ class Row:
     own: float | None = None
     """Between two runs of the framework's own."""
     words: str = ""
-    """Where answers differ, or why there are none."""
+    """Where answers differ, why there are none, or why nothing but attention was imported."""
 
 
 def planned(framework: str, model: str, plan: str) -> tuple[str, Any]:
@@ -108,14 +113,17 @@ def _row_of(row: Row, model_type: str, folder: Path, logs: Path | None) -> Row:
         if row.outcome:
             row.words = found
             return row
-        row.level, row.opaque = found
+        row.level, row.opaque, said = found
+        row.outcome = NOT_SERVED
+        theirs = serve("own", None)[1]
         row.outcome = CRASHED
         row.outcome, ours = serve("llmir", str(plan))
         if row.outcome:
             row.words = ours
             return row
-        row.outcome = NOT_SERVED
-        return compare(row, ours, serve("own", None)[1])
+        row = compare(row, ours, theirs)
+        row.words = row.words or (said if row.level == "attention" else "")
+        return row
     except Exception as error:
         row.words = str(error)
         return row
@@ -128,9 +136,14 @@ def compare(row: Row, ours: list[Answer], theirs: list[Answer]) -> Row:
     row.difference = max(nats for nats, _ in pairs)
     row.own = max(difference(a, b)[0] for a, b in zip(theirs[:half], theirs[half:], strict=True))
     bound = max(NOISE, OWN_NOISE * row.own)
-    wrong = [f"request {number}: {words}" for number, (nats, words) in enumerate(pairs) if words or nats > bound]
+    wrong = [
+        f"request {number}: {words or f'{nats:.0e}'}"
+        for number, (nats, words) in enumerate(pairs)
+        if words or nats > bound
+    ]
     row.outcome = DIFFERENT if wrong else SAME
-    row.words = "; ".join(wrong)
+    known = FRAMEWORKS_OWN.get((row.framework, row.architecture))
+    row.words = "; ".join([known, *wrong] if wrong and known else wrong)
     return row
 
 
@@ -146,17 +159,17 @@ def difference(mine: Answer, its: Answer) -> tuple[float, str]:
     return (math.inf, "not a number") if any(math.isnan(a - b) for a, b in pairs) else (largest, words)
 
 
-def zoo(framework: str, only: list[str], logs: Path | None) -> list[Row]:
+def zoo(framework: str, only: list[str], logs: Path | None) -> Iterator[Row]:
     """The rows of a framework's architectures, or of those in ``only``; prints each."""
     preload(framework)
-    rows = []
     kinds = architectures(framework)
+    if unknown := set(only) - set(kinds):
+        raise SystemExit(f"{framework} and transformers' defaults have no {', '.join(sorted(unknown))}")
     for architecture in only or kinds:
         row = row_of(framework, kinds[architecture], architecture, logs)
         numbers = "" if row.difference is None else f"{row.difference:.1e} / {row.own:.1e} "
         print(f"{row.architecture:34} {row.outcome:10} {row.level:9} {numbers}{row.words[:200]}", flush=True)
-        rows.append(row)
-    return rows
+        yield row
 
 
 def merged(kept: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -177,16 +190,18 @@ def main() -> None:
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
     if arguments.logs:
         arguments.logs.mkdir(parents=True, exist_ok=True)
-    rows = zoo(arguments.framework, arguments.only, arguments.logs)
-    counts = Counter(row.outcome for row in rows)
+    kept = (
+        json.loads(arguments.json.read_text()) if arguments.only and arguments.json and arguments.json.exists() else []
+    )
+    rows: list[dict[str, Any]] = []
+    for row in zoo(arguments.framework, arguments.only, arguments.logs):
+        rows.append(asdict(row))
+        if arguments.json:  # after each: a zoo that is interrupted has found something too
+            arguments.json.write_text(json.dumps(merged(kept, rows), indent=1) + "\n")
+    counts = Counter(row["outcome"] for row in rows)
     print(f"\n{len(rows)} architectures: " + ", ".join(f"{count} {name}" for name, count in counts.most_common()))
-    written = [asdict(row) for row in rows]
-    if arguments.json:
-        kept = json.loads(arguments.json.read_text()) if arguments.only and arguments.json.exists() else []
-        written = merged(kept, written)
-        arguments.json.write_text(json.dumps(written, indent=1) + "\n")
     if arguments.markdown:
-        write_table(arguments.markdown, written)
+        write_table(arguments.markdown, merged(kept, rows))
 
 
 if __name__ == "__main__":

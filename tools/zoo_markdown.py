@@ -16,7 +16,7 @@ What came of a small model of each architecture, four layers of random float32 w
 its own attention and with llmir's: `tools/zoo.py`. *Difference* is the largest between any two log-probabilities of the
 same token of a prompt or an answer, in nats; *its own* is the framework's, between prompts asked together and alone. An
 architecture is *not built* or *not served by the framework* where the framework has no use, without llmir, for
-transformers' default configuration made small.
+transformers' default configuration made small. Architectures without a row have not been tried.
 """
 COLUMNS = ("architecture", "outcome", "imported", "opaque, most often", "difference", "its own", "why")
 #: How many kinds of opaque layers a row names, and how long a reason may be.

@@ -41,16 +41,24 @@ SMALL: dict[str, Any] = {
 }
 #: By model type: what else has to change for the small sizes to hang together.
 FITTING: dict[str, dict[str, Any]] = {
-    "afmoe": {"score_func": "sigmoid"},
+    "afmoe": {"score_func": "sigmoid", "route_norm": True, "n_group": 1, "topk_group": 1},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 128, "moe_num_experts": 4, "moe_top_k": 2},
     },
-    "gemma2": {"query_pre_attn_scalar": 64},
+    "gemma2": {"query_pre_attn_scalar": 64, "hidden_act": "gelu_pytorch_tanh"},
     "gemma3_text": {"query_pre_attn_scalar": 64},
-    "gemma4_text": {"global_head_dim": 128},
+    "gemma4_text": {"per_layer_config": {"3": {"head_dim": 128}}},
+    "glm4_moe": {"head_dim": 64},  # not in its defaults
     "gpt_bigcode": {"num_key_value_heads": 1},
     "gptj": {"rotary_dim": 32},
+    "granite": {"attention_multiplier": 0.125},
+    "granitemoe": {"attention_multiplier": 0.125},
+    "granitemoeshared": {"attention_multiplier": 0.125},
+    "hy_v3": {"first_k_dense_replace": 1, "route_norm": True, "expert_hidden_dim": 128},
+    "laguna": {"num_attention_heads_per_layer": [4, 4, 4, 4]},
+    "minimax_m2": {"rotary_dim": 32, "scoring_func": "sigmoid"},
+    "phi": {"num_key_value_heads": 4},
     "vaultgemma": {"query_pre_attn_scalar": 64},
 }
 #: Standard deviations of a product's outputs over its inputs', and of what queries and keys are made by: attention
@@ -69,7 +77,8 @@ def small_configuration(model_type: str, architecture: str) -> dict[str, Any]:
     names = getattr(CONFIG_MAPPING[model_type], "attribute_map", {})
     for name, value in SMALL.items():
         own = names.get(name, name)
-        if isinstance(values.get(own), int) and not isinstance(values[own], bool):
+        given = values.get(own)
+        if (isinstance(given, int) and not isinstance(given, bool)) or (own == "head_dim" and own in values):
             values[own] = value
     for name, value in values.items():
         if name.endswith("_token_id") and isinstance(value, int) and value >= VOCABULARY:

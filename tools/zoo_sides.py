@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sweep_architectures import how_imported
 from zoo_models import VOCABULARY, draw_weights
 
 #: Tokens of the prompts that are asked together. With ``STEP_TOKENS`` in a step, the long ones are prefilled in
@@ -180,8 +181,8 @@ def _of_sglang(meta: dict[str, Any]) -> Answer:
     )
 
 
-def planned(framework: str, model: str, plan: str) -> tuple[str, dict[str, int]]:
-    """Write the plan of ``model`` to the file ``plan``; how far it was imported, and what of it is opaque.
+def planned(framework: str, model: str, plan: str) -> tuple[str, dict[str, int], str]:
+    """Write the plan of ``model`` to the file ``plan``; what :func:`how_imported` says.
 
     Raises what the importer and the compiler raise.
     """
@@ -189,7 +190,6 @@ def planned(framework: str, model: str, plan: str) -> tuple[str, dict[str, int]]
 
     from llmir.frontends.common.options import Options
     from llmir.frontends.common.planning import compile_module
-    from llmir.ir.opaque import import_level, opaque_kinds
 
     if framework == "vllm":
         from llmir.frontends.vllm.offline import import_model
@@ -199,7 +199,7 @@ def planned(framework: str, model: str, plan: str) -> tuple[str, dict[str, int]]
         from llmir.frontends.sglang.offline import import_model as import_sglang
 
         module = import_sglang(model, skip_tokenizer_init=True, dtype="float32", context_length=CONTEXT)
-    level, opaque = import_level(module), opaque_kinds(module)
+    found = how_imported(module)
     made = compile_module(module, Options(), logging.getLogger("zoo"))
     made.write(Path(plan))
-    return level, opaque
+    return found
