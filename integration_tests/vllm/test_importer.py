@@ -235,6 +235,31 @@ def test_a_layer_of_somebodys_own_is_opaque(write_model: WriteModel, monkeypatch
     ]
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "level"),
+    [
+        (None, None, "full"),
+        ((2, 256), None, "full"),
+        ((2, 4, 64), None, "attention"),
+        (None, torch.float32, "attention"),
+    ],
+)
+def test_attention_may_be_asked_for_what_it_gives_anyway(
+    write_model: WriteModel,
+    monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, ...] | None,
+    dtype: torch.dtype | None,
+    level: str,
+) -> None:
+    def forward(self: LlamaAttention, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv_proj(hidden_states)[0].split([self.q_size, self.kv_size, self.kv_size], dim=-1)
+        asked = None if shape is None else torch.Size([q.shape[0], *shape[1:]])
+        return self.o_proj(self.attn(q, k, v, asked, dtype).view(q.shape))[0]
+
+    monkeypatch.setattr(LlamaAttention, "forward", forward)
+    assert import_level(load(write_model("llama"))) == level
+
+
 def test_a_model_that_cannot_be_watched_has_its_attention_layers(
     write_model: WriteModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

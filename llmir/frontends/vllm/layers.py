@@ -179,9 +179,20 @@ def _spec(layer: Any, dtype: torch.dtype) -> AttentionSpec:
 
 @handles(HANDLERS, Attention)
 def _attention(
-    recorder: Recorder, path: str, layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    recorder: Recorder,
+    path: str,
+    layer: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    output_shape: torch.Size | None = None,
+    output_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     spec = _spec(layer, query.dtype)
+    # The operation's result is as vLLM's is when it is asked for nothing: what else there is cannot be recorded.
+    usual = (query.shape[0], spec.num_heads * spec.cache.value_size)
+    if tuple(output_shape or usual) != usual or (output_dtype or query.dtype) != query.dtype:
+        raise NotImplementedError(f"{layer.layer_name} is asked for {output_dtype or query.dtype} of {output_shape}")
     for name, tensor in {"query": query, "key": key, "value": value}.items():
         if tensor is None or recorder.element(tensor) != spec.dtype:
             found = "missing" if tensor is None else f"in {recorder.element(tensor)}"
