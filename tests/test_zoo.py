@@ -48,7 +48,12 @@ def test_a_table_has_no_machine_paths_and_keeps_the_other_frameworks(tmp_path, m
     monkeypatch.setattr(zoo_markdown, "_packages", lambda framework: ())
     path = tmp_path / "models.md"
     path.write_text(zoo_markdown.TITLE + "\n## sglang\n\nkept\n")
-    words = "the model '/tmp/x/model' has a | in it"
-    zoo_markdown.write_table(path, [zoo.asdict(row(words=words, opaque={"A": 1, "B": 2}))])
+    words = "the model '/tmp/x/model' has a | in it (/tmp/layers.py:7): check the name"
+    zoo_markdown.write_table(path, [zoo.asdict(row(words=words, opaque={"a.A": 1, "aten.b": 2}))])
     text = path.read_text()
-    assert "kept" in text and "2 B, 1 A" in text and "/tmp" not in text and "the model model has a / in it" in text
+    assert (
+        "kept" in text
+        and "2 aten.b, 1 A" in text
+        and "/tmp" not in text
+        and "the model has a / in it (layers.py:7) |" in text
+    )

@@ -47,7 +47,7 @@ def _packages(framework: str) -> tuple[str, ...]:
 
 def _line(row: dict[str, Any]) -> str:
     most = sorted(row["opaque"].items(), key=lambda item: -item[1])
-    opaque = ", ".join(f"{count} {name}" for name, count in most[:TOP])
+    opaque = ", ".join(f"{count} {_class(name)}" for name, count in most[:TOP])
     cells = [row["architecture"], row["outcome"], row["level"], opaque, _nats(row["difference"]), _nats(row["own"])]
     return _cells([*cells, _short(row["words"])])
 
@@ -56,11 +56,19 @@ def _cells(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |\n"
 
 
+def _class(name: str) -> str:
+    """A layer's class without its module; an operation of torch's has its namespace."""
+    return name if name.startswith("aten.") else name.rpartition(".")[2]
+
+
 def _nats(value: float | None) -> str:
     return "" if value is None else f"{value:.0e}"
 
 
 def _short(words: str) -> str:
-    """One line without the machine's paths, and none of what would end a cell."""
-    line = re.sub(r"'?/(?:\S+/)([^\s/':]+)'?", r"\1", words.strip().split("\n")[0]).replace("|", "/")
+    """One line without the machine's paths and what to do about it, and none of what would end a cell."""
+    line = words.strip().split("\n")[0].replace("|", "/")
+    line = re.sub(r" '/[^']+'", "", line)  # the folder of a model
+    line = re.sub(r"/(?:[^\s/']+/)+", "", line)
+    line = re.split(r"; leave out --attention|: check the name", line)[0]
     return line if len(line) <= LONG else f"{line[: LONG - 3]}..."
