@@ -8,14 +8,12 @@ conclude nothing from it but that its results come from its operands and its wei
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
-from math import prod
 from typing import Any
 
 from llmir.ir import types
 from llmir.ir.attributes import to_attribute
 from llmir.ir.base import LLMOp, require, shape
 from llmir.ir.bindings import ext, ir
-from llmir.ir.dtypes import DTYPES
 from llmir.ir.import_level import ImportLevel
 from llmir.ir.module import ops_of
 from llmir.ir.ops import check_weight
@@ -90,9 +88,8 @@ def import_level(module: Any) -> ImportLevel:
 
 
 def weight_bytes(op: Opaque) -> float:
-    """Bytes of an opaque op's weights on this rank; an extent that is not known counts as nothing."""
-    bits = (DTYPES[w.element_type].bits * prod(size or 0 for size in w.shape) for w in op.weights)
-    return sum(bits) / 8
+    """Bytes of an opaque op's weights on this rank."""
+    return float(sum(weight.stored_bytes for weight in op.weights))
 
 
 def opaque_kinds(module: Any) -> dict[str, int]:

@@ -1,9 +1,12 @@
 """The attribute that stands for a model's parameter."""
 # No `from __future__ import annotations`: ext.py reads the annotations of these classes as objects.
 
+from math import prod
+
 from llmir.ir import types
 from llmir.ir.base import LLMAttribute
 from llmir.ir.bindings import ir
+from llmir.ir.dtypes import DTYPES
 
 
 class Weight(LLMAttribute, name="weight"):
@@ -36,3 +39,13 @@ class Weight(LLMAttribute, name="weight"):
     def element_type(self) -> str:
         """Name of the stored element type."""
         return types.element_name(self.type)
+
+    @property
+    def elements(self) -> int:
+        """Elements on this rank; an extent that is not known counts as nothing."""
+        return prod(size or 0 for size in self.shape)
+
+    @property
+    def stored_bytes(self) -> float:
+        """Bytes of the elements on this rank."""
+        return self.elements * DTYPES[self.element_type].bits / 8

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
-from llmir.ir.dtypes import DTYPES
 from llmir.ir.module import ops_of
 from llmir.ir.opaque import Opaque
 from llmir.ir.opaque import weight_bytes as opaque_bytes
@@ -35,9 +33,8 @@ class ModelCost:
             weights = [op.gate_up, op.down] if isinstance(op, MoE) else [op.weight]
             used = _share_of_experts(op) if isinstance(op, MoE) else 1.0
             for weight in weights:
-                elements = prod(size or 0 for size in weight.shape)
-                weight_bytes += elements * DTYPES[weight.element_type].bits / 8
-                token_flops += 2 * elements * used
+                weight_bytes += weight.stored_bytes
+                token_flops += 2 * weight.elements * used
                 types.add(weight.element_type)
         return cls(weight_bytes, token_flops, bool(types) and types <= {"bf16"})
 

@@ -14,9 +14,12 @@ from typing import Any
 from llmir.errors import LlmirError, UnsupportedLayerError
 from llmir.ir.dtypes import DTYPES, QUERY_DTYPES
 from llmir.ir.kernel_spec import HEAD_SIZES
+from llmir.ir.supported import GPU_DTYPES
 
 #: The model dtypes that llmir has kernels for, as torch calls them.
 MODEL_DTYPES = tuple(str(DTYPES[name].torch) for name in QUERY_DTYPES)
+#: Those of them that it has kernels for on a GPU.
+GPU_MODEL_DTYPES = tuple(str(DTYPES[name].torch) for name in GPU_DTYPES)
 #: The remedy that every refusal ends with.
 WITHOUT = "leave out --attention-backend {name} to serve this with {framework}'s own kernels"
 

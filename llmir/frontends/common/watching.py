@@ -90,7 +90,7 @@ def record(
                 with torch.no_grad(), torch.compiler.set_stance("force_eager"), _autocast_on_meta(), recorder:
                     logits = forward(ids, positions)
                 d.output(recorder.value(logits))
-            except LlmirError:
+            except (LlmirError, UnwatchedError):
                 raise
             except Exception as error:
                 raise UnwatchedError(f"{type(error).__name__}: {error}") from error

@@ -10,6 +10,8 @@ from typing import Any
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.plan_cache import model_classes
 from llmir.frontends.common.support import (
+    GPU_MODEL_DTYPES,
+    MODEL_DTYPES,
     WITHOUT,
     dtype_check,
     dtype_name,
@@ -21,13 +23,12 @@ from llmir.frontends.sglang.versions import framework
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.dtypes import BY_TORCH
 from llmir.ir.kernel_spec import Isa, is_gpu
+from llmir.ir.supported import QUANTIZED_ISAS
 
 #: SGLang's names of KV cache dtypes that llmir has kernels for, and the model dtype each must go with.
 CACHE_DTYPES = {"auto": None, "bfloat16": "bfloat16", "bf16": "bfloat16"}
 #: SGLang's name of the KV cache dtype that kernels on a GPU read with a scale a layer.
 QUANTIZED_DTYPE = "fp8_e4m3"
-#: GPUs that multiply what that dtype is; AMD's gfx942 has another eight-bit format by the same name in SGLang.
-QUANTIZING = ("sm_90", "sm_100")
 #: SGLang's name of the devices that llmir serves on; "cuda" is also what ROCm is called.
 DEVICES = ("cpu", "cuda")
 #: Page sizes that the compiler may choose from; beyond these a page mostly holds nothing.
@@ -147,8 +148,8 @@ def _cache_checks(args: Any, dtype: str, isa: Isa) -> dict[str, bool]:
     known = quantizes(args) or CACHE_DTYPES.get(name, "none") in (None, dtype)
     kept = f"llmir keeps the model's own ({dtype})"
     if is_gpu(isa):
-        kept += f", or {QUANTIZED_DTYPE} on {' and '.join(QUANTIZING)}"
-    return {f"the KV cache dtype is {name!r}, and {kept}": not known or (quantizes(args) and isa not in QUANTIZING)}
+        kept += f", or {QUANTIZED_DTYPE} on {' and '.join(QUANTIZED_ISAS)}"
+    return {f"the KV cache dtype is {name!r}, and {kept}": not known or (quantizes(args) and isa not in QUANTIZED_ISAS)}
 
 
 def _cpu_checks(args: Any) -> dict[str, bool]:
@@ -165,7 +166,9 @@ def _gpu_checks(args: Any, dtype: str) -> dict[str, bool]:
     """What is refused on a GPU alone, or for another reason than on a CPU."""
     graphs = args.cuda_graph_config
     return {
-        f"the model runs in {dtype}, and llmir has kernels for bfloat16 and float16 on a GPU": dtype == "float32",
+        f"the model runs in {dtype}, and llmir has kernels for {' and '.join(GPU_MODEL_DTYPES)} on a GPU": (
+            dtype in MODEL_DTYPES and dtype not in GPU_MODEL_DTYPES
+        ),
         f"speculative decoding ({args.speculative_algorithm}), whose drafts are no causal continuation": (
             args.speculative_algorithm is not None
         ),

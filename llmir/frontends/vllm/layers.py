@@ -20,6 +20,7 @@ from llmir.frontends.common.levels import AttentionLayer, weight_of
 from llmir.frontends.common.opaque import NotInDialectError
 from llmir.frontends.common.recording import Handler, Recorder
 from llmir.frontends.common.support import dtype_name
+from llmir.frontends.common.watching import UnwatchedError
 from llmir.frontends.vllm.support import QUANTIZED_CACHE_DTYPES
 from llmir.ir import build
 from llmir.ir.attention_spec import AttentionSpec
@@ -192,7 +193,7 @@ def _attention(
     # The operation's result is as vLLM's is when it is asked for nothing: what else there is cannot be recorded.
     usual = (query.shape[0], spec.num_heads * spec.cache.value_size)
     if tuple(output_shape or usual) != usual or (output_dtype or query.dtype) != query.dtype:
-        raise NotImplementedError(f"{layer.layer_name} is asked for {output_dtype or query.dtype} of {output_shape}")
+        raise UnwatchedError(f"{layer.layer_name} is asked for {output_dtype or query.dtype} of {output_shape}")
     for name, tensor in {"query": query, "key": key, "value": value}.items():
         if tensor is None or recorder.element(tensor) != spec.dtype:
             found = "missing" if tensor is None else f"in {recorder.element(tensor)}"

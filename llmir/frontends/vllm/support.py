@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmir.frontends.common.plan_cache import model_classes
 from llmir.frontends.common.support import (
+    GPU_MODEL_DTYPES,
     WITHOUT,
     architecture,
     dtype_check,
@@ -21,6 +22,7 @@ from llmir.frontends.common.support import (
 from llmir.frontends.vllm import stores
 from llmir.frontends.vllm.versions import framework
 from llmir.ir.kernel_spec import HEAD_SIZES, is_gpu
+from llmir.ir.supported import QUANTIZED_ISAS
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -28,11 +30,8 @@ if TYPE_CHECKING:
 #: vLLM's names of KV cache dtypes that are the model's own, and the model dtype each must go with.
 CACHE_DTYPES = {"auto": None, "bfloat16": "bfloat16", "float16": "float16"}
 #: vLLM's names of a cache of 8-bit floats with 4 bits of exponent, scaled by one number for a layer's keys and one for
-#: its values; on AMD's gfx942 that format is another one, and sm_80 has no instructions for it.
+#: its values.
 QUANTIZED_CACHE_DTYPES = ("fp8", "fp8_e4m3")
-QUANTIZING = ("sm_90", "sm_100")
-#: Model dtypes of the GPU kernels.
-GPU_DTYPES = ("bfloat16", "float16")
 #: Entry points by which plugins register model classes with vLLM.
 PLUGIN_GROUP = "vllm.general_plugins"
 #: Parts of vLLM's configuration whose digests tell what models are built of.
@@ -104,12 +103,12 @@ def _config_checks(vllm_config: VllmConfig, isa: str) -> dict[str, bool]:
 
 def _dtype_checks(dtype: str, cache_dtype: str, isa: str) -> dict[str, bool]:
     """Whether the target has kernels for a model's dtype and its cache's."""
-    gpu_only = is_gpu(isa) and dtype not in GPU_DTYPES
-    quantizes = cache_dtype in QUANTIZED_CACHE_DTYPES and isa in QUANTIZING
-    keeps = f"llmir keeps the model's own ({dtype})" + (", or fp8 of e4m3" if isa in QUANTIZING else "")
+    gpu_only = is_gpu(isa) and dtype not in GPU_MODEL_DTYPES
+    quantizes = cache_dtype in QUANTIZED_CACHE_DTYPES and isa in QUANTIZED_ISAS
+    keeps = f"llmir keeps the model's own ({dtype})" + (", or fp8 of e4m3" if isa in QUANTIZED_ISAS else "")
     return {
         **dtype_check(dtype),
-        f"the model runs in {dtype}, and llmir's GPU kernels are for {' and '.join(GPU_DTYPES)}": gpu_only,
+        f"the model runs in {dtype}, and llmir's GPU kernels are for {' and '.join(GPU_MODEL_DTYPES)}": gpu_only,
         f"the KV cache dtype is {cache_dtype!r}, and {keeps} on {isa}": (
             not quantizes and CACHE_DTYPES.get(cache_dtype, "none") not in (None, dtype)
         ),
@@ -154,7 +153,7 @@ def check_attention(path: str, layer: Any, isa: str) -> None:
     """
     implementation = layer.impl
     extra = set(getattr(implementation, "extra", {})) - {"sinks"}
-    quantizes = layer.kv_cache_dtype in QUANTIZED_CACHE_DTYPES and isa in QUANTIZING
+    quantizes = layer.kv_cache_dtype in QUANTIZED_CACHE_DTYPES and isa in QUANTIZED_ISAS
     checks = {
         f"{layer.attn_type} attention (llmir does causal decoder attention)": layer.attn_type != "decoder",
         "ALiBi slopes": implementation.alibi_slopes is not None,
