@@ -15,6 +15,8 @@ VLLM := .venvs/vllm
 SGLANG := .venvs/sglang
 PIP_OPTIONS := --disable-pip-version-check
 MODEL := models/smollm2-135m-instruct
+# Tests at a time: an engine takes some 2 GB.
+TEST_PROCESSES := 2
 # Minutes in which `make compare` ends, set-up included; what takes longer than expected, and the chart, have the last two.
 COMPARE_MINUTES := 30
 STARTED := $(shell date +%s)
@@ -27,9 +29,9 @@ compare: $(VLLM)/.llmir-installed $(SGLANG)/.llmir-installed $(MODEL)
 		--json results/compare.json --chart results/compare.png
 
 test: $(VLLM)/.llmir-installed $(SGLANG)/.llmir-installed $(MODEL)
-	$(VLLM)/bin/python -m pytest tests
-	$(VLLM)/bin/python -m pytest integration_tests --ignore=integration_tests/sglang
-	$(SGLANG)/bin/python -m pytest integration_tests/sglang
+	$(VLLM)/bin/python -m pytest tests -n $(TEST_PROCESSES) --dist loadfile
+	$(VLLM)/bin/python -m pytest integration_tests --ignore=integration_tests/sglang -n $(TEST_PROCESSES) --dist loadgroup
+	$(SGLANG)/bin/python -m pytest integration_tests/sglang -n $(TEST_PROCESSES) --dist loadgroup
 
 unit: $(DEV)/.llmir-installed
 	$(DEV)/bin/python -m pytest tests -m "not slow" -n auto --dist loadfile

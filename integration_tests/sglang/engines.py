@@ -16,6 +16,14 @@ ANSWER = Path(__file__).parent / "answer.py"
 #: Seconds for an engine to start and to answer everything, on a busy machine.
 PATIENCE = 600
 
+_CPUS = sorted(os.sched_getaffinity(0))
+
+
+def one_cpu_a_rank(ranks: int) -> str:
+    """What SGLang binds its ranks to; of several processes that run tests, each begins with another processor."""
+    first = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % len(_CPUS)
+    return "|".join(str((_CPUS * (ranks + 1))[first + rank]) for rank in range(ranks))
+
 
 @dataclass(frozen=True)
 class Answers:

@@ -8,7 +8,6 @@ minutes an engine: few have them.
 
 import functools
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-from engines import Answers, ask, largest_gap, make_plan_here, mean_error
+from engines import Answers, ask, largest_gap, make_plan_here, mean_error, one_cpu_a_rank
 from safetensors.torch import load_file, save_file
 
 #: Tokens of KV cache, where an engine does not say otherwise.
@@ -35,7 +34,6 @@ LLMIR: dict[str, dict[str, Any]] = {
 }
 #: Engines whose kernels run on several threads; on a busy machine those wait for one another, so the others have one.
 SEVERAL_THREADS = "page 16, chunked prefill"
-CPUS = sorted(os.sched_getaffinity(0))
 SGLANG: dict[str, dict[str, Any]] = {"reference": {}, "exact": EXACT}
 FLOAT32 = [name for name, arguments in LLMIR.items() if arguments.get("dtype") == "float32"]
 #: Nats by which a bfloat16 answer of one token may differ.
@@ -80,7 +78,7 @@ def answered(smollm2: str, untied: str, tmp_path_factory: pytest.TempPathFactory
             make_plan_here(model, arguments)
         jobs = ALL_JOBS if name in FLOAT32 else EXACT_JOBS if name == "exact" else FEW_JOBS
         ranks = arguments.get("tp_size", 1) * arguments.get("pp_size", 1)
-        threads = "all" if name == SEVERAL_THREADS else "|".join(map(str, (CPUS * ranks)[:ranks]))
+        threads = "all" if name == SEVERAL_THREADS else one_cpu_a_rank(ranks)
         folder = tmp_path_factory.mktemp("engine")
         return ask(model, jobs, arguments, folder, LLMIR_CACHE=str(cache), SGLANG_CPU_OMP_THREADS_BIND=threads)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from common_prefixes import KV_BYTES, LARGEST_GROUP, REQUESTS, ROOM, Served, always_shared, largest_gap, serve
+from engines import one_cpu_a_rank
 from sglang.srt.server_args import ServerArgs
 
 from llmir.frontends.common import planning as common
@@ -30,7 +31,6 @@ ENGINE: dict[str, Any] = {
     "attention_backend": "llmir",
     "device": "cpu",
 }
-CPUS = sorted(os.sched_getaffinity(0))
 
 ServedBy = Callable[[str], Served]
 
@@ -61,7 +61,7 @@ def served(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> ServedBy:
             "LLMIR_PLAN": str(plan),
             "LLMIR_PREFIX_SHARING": "off" if name == "off" else "on",
             "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "8",  # more requests are let in than there will be room for
-            "SGLANG_CPU_OMP_THREADS_BIND": "|".join(map(str, (CPUS * ranks)[:ranks])),
+            "SGLANG_CPU_OMP_THREADS_BIND": one_cpu_a_rank(ranks),
         }
         return serve(command, environment, folder, smollm2, JOBS if ranks == 1 else JOBS[:3])
 
