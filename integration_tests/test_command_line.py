@@ -88,7 +88,7 @@ def test_each_kernel_of_a_model_with_two_becomes_an_object(llmir, variation, tmp
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"head_dim": 48}, ["model.layers.0.self_attn.attn", "head size 48"]),
+        ({"head_dim": 42}, ["model.layers.0.self_attn.attn", "head size is 42"]),
         ({"model_type": "mamba", "architectures": ["MambaForCausalLM"]}, ["no attention layer", "nothing for llmir"]),
         ({"model_type": "nothing", "architectures": ["NothingForCausalLM"]}, ["nothing"]),
     ],

@@ -13,6 +13,7 @@ def changed(spec: AttentionSpec, **changes: Any) -> AttentionSpec:
         "num_heads": spec.num_heads,
         "num_kv_heads": spec.num_kv_heads,
         "head_size": spec.head_size,
+        "value_size": None if spec.value_size == spec.head_size else spec.value_size,
         "dtype": spec.dtype,
         "block_size": spec.cache.block_size,
         "scale": spec.scale,
@@ -21,5 +22,6 @@ def changed(spec: AttentionSpec, **changes: Any) -> AttentionSpec:
         "layout": spec.cache.layout,
         "quantized": spec.cache.quantized,
         "sinks": spec.sinks,
+        "alibi": spec.alibi,
     }
     return AttentionSpec.dense(**{**made_with, **changes})

@@ -17,7 +17,7 @@ from sglang.srt.server_args import ServerArgs
 from tiny_models import LAYERS, WriteModel
 
 from llmir import compiler
-from llmir.errors import LlmirError, PlanError, UnsupportedLayerError
+from llmir.errors import LlmirError, PlanError
 from llmir.frontends.common import planning as common
 from llmir.frontends.common.options import Options
 from llmir.frontends.common.support import UnsupportedFeatureError
@@ -262,7 +262,7 @@ def signatures(module: Any) -> list[AttentionSpec]:
 
 
 def load(folder: str, **fields: Any) -> Any:
-    return import_module(configure(model_path=folder, device="cuda", skip_tokenizer_init=True, **fields))
+    return import_module(configure(model_path=folder, device="cuda", skip_tokenizer_init=True, **fields), isa="sm_90")
 
 
 def test_page_sizes_are_those_of_gpus(write_model: WriteModel) -> None:
@@ -285,9 +285,9 @@ def test_sinks_are_in_the_signature(with_sinks: str) -> None:
     assert [(s.sinks, s.mask.window) for s in found] == [(True, 128), (True, 0)]
 
 
-def test_sinks_are_refused_on_a_cpu(with_sinks: str) -> None:
-    with pytest.raises(UnsupportedLayerError, match="called with sinks"):
-        import_module(configure(model_path=with_sinks, skip_tokenizer_init=True, disable_hybrid_swa_memory=True))
+def test_sinks_are_in_a_cpu_s_signature_too(with_sinks: str) -> None:
+    args = configure(model_path=with_sinks, skip_tokenizer_init=True, disable_hybrid_swa_memory=True)
+    assert [s.sinks for s in signatures(import_module(args))] == [True, True]
 
 
 def test_a_plan_for_a_gpu_is_made_without_one(write_model: WriteModel, tmp_path: Path) -> None:

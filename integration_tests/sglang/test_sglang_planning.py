@@ -72,8 +72,8 @@ def test_a_child_makes_the_plan_and_the_next_start_reads_it(
 
 
 def test_an_error_of_the_child_is_the_same_error_here(write_model: WriteModel, cache: Path) -> None:
-    with pytest.raises(UnsupportedLayerError, match="head size 32") as refusal:
-        resolve(write_model("llama", head_dim=32))
+    with pytest.raises(UnsupportedLayerError, match="head size is 42") as refusal:
+        resolve(write_model("llama", head_dim=42))
     assert refusal.value.layer == "model.layers.0.self_attn.attn"
 
 
@@ -234,7 +234,6 @@ class TestPlanFiles:
         ("llama", {"disaggregation_mode": "decode"}, "prefill and decode in different engines"),
         ("llama", {"decode_attention_backend": "torch_native"}, r"different backends \(llmir, torch_native\)"),
         ("llama", {"attention_backend": "torch_native", "prefill_attention_backend": "llmir"}, "different backends"),
-        ("llama", {"is_embedding": True}, "embedding model"),
         ("llama", {"attn_cp_size": 2}, "context parallelism"),
         ("llama", {"tp_size": 2, "dp_size": 2, "enable_dp_attention": True}, "data-parallel ranks"),
         ("llama", {"enable_torch_compile": True}, "--enable-torch-compile"),

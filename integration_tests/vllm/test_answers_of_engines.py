@@ -29,9 +29,16 @@ def prompts(vocabulary: int) -> list[list[int]]:
     return [tokens[:LENGTH], tokens]
 
 
-@pytest.mark.parametrize("family", ["gemma2", "mixtral", "qwen3_moe", "opt"])
-def test_answers_are_vllms(with_weights: WriteModel, tmp_path: Path, family: str) -> None:
-    model, asked = with_weights(family), prompts(FAMILIES[family]["vocab_size"])
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        *(("gemma2", {}), ("mixtral", {}), ("qwen3_moe", {}), ("opt", {}), ("bloom", {}), ("gpt_oss", {})),
+        ("llama", {"head_dim": 112}),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "".join(f"{name}={size}" for name, size in given.items()),
+)
+def test_answers_are_vllms(with_weights: WriteModel, tmp_path: Path, family: str, changes: dict[str, int]) -> None:
+    model, asked = with_weights(family, **changes), prompts(FAMILIES[family]["vocab_size"])
     jobs = [[model, backend, asked] for backend in ("LLMIR", None)]
     output = tmp_path / "answers.json"
     environment = {**os.environ, "LLMIR_CACHE": str(tmp_path / "cache")}

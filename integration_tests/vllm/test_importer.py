@@ -14,6 +14,7 @@ from llmir.frontends.vllm.offline import configure
 from llmir.ir import ops
 from llmir.ir.attention import PagedAttention, spec_of
 from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.attributes import to_python
 from llmir.ir.bindings import ir
 from llmir.ir.module import caches_of, decoder_of, model_info, ops_of
 from llmir.ir.opaque import Opaque, import_level, opaque_kinds
@@ -276,26 +277,26 @@ def test_a_model_that_cannot_be_watched_has_its_attention_layers(
     assert "cannot be watched" in remark.reason
 
 
-@pytest.mark.parametrize(
-    ("family", "layer", "reason"),
-    [
-        ("gpt_oss", "model.layers.0.attn.attn", r"attention sinks \(and so has 1 more layer\)"),
-        ("bloom", "transformer.h.0.self_attention.attn", "ALiBi"),
-    ],
-)
-def test_attention_without_a_kernel_is_refused_by_name(
-    write_model: WriteModel, family: str, layer: str, reason: str
-) -> None:
-    with pytest.raises(UnsupportedLayerError, match=reason) as refusal:
-        load(write_model(family))
-    assert refusal.value.layer == layer
+def test_sinks_are_weights_of_their_layers(write_model: WriteModel) -> None:
+    module = load(write_model("gpt_oss"))
+    assert [(s.sinks, s.mask.window) for s in signatures(module)] == [(True, 128), (True, 0)]
+    names = [op.sinks.name for op in ops_of(module, PagedAttention)]
+    assert names == [f"model.layers.{n}.attn.sinks" for n in range(LAYERS)]
+
+
+def test_alibi_has_a_slope_for_each_head(write_model: WriteModel) -> None:
+    module = load(write_model("bloom"))
+    assert all(s.alibi for s in signatures(module))
+    slopes = [to_python(op.slopes) for op in ops_of(module, PagedAttention)]
+    assert slopes == [[2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8]] * LAYERS
+
+
+def test_attention_without_a_kernel_is_refused_by_layer(write_model: WriteModel) -> None:
+    with pytest.raises(UnsupportedLayerError, match=r"head size is 42, .* \(and so has 1 more layer\)") as refusal:
+        load(write_model("llama", head_dim=42))
+    assert refusal.value.layer == "model.layers.0.self_attn.attn"
 
 
 def test_a_model_without_attention_leaves_nothing_to_do(write_model: WriteModel) -> None:
     with pytest.raises(LlmirError, match="no attention layer, so there is nothing for llmir to do"):
         load(write_model("mamba"))
-
-
-def test_a_head_size_without_a_kernel_is_refused(write_model: WriteModel) -> None:
-    with pytest.raises(UnsupportedLayerError, match="head size 32"):
-        load(write_model("llama", head_dim=32))

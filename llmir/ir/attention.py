@@ -83,8 +83,14 @@ def check_attention(op: Any) -> None:
     require(spec.sinks == (op.sinks is not None), f"spec.sinks is {spec.sinks}, and the weight is {op.sinks}")
     if op.sinks is not None:
         check_weight(op.sinks, [spec.num_heads], "sinks")
+    slopes = 0 if op.slopes is None else len(op.slopes)
+    require(slopes == spec.num_heads * spec.alibi, f"{slopes} ALiBi slopes for {spec.num_heads} heads{_asked(spec)}")
     if op.selection is not None:
         check_selection(op.selection, cache)
+
+
+def _asked(spec: AttentionSpec) -> str:
+    return "" if spec.alibi else " of attention without ALiBi"
 
 
 def check_selection(selection: Selection, cache: CacheFormat) -> None:
@@ -123,8 +129,8 @@ class AppendKV(LLMOp, name="append_kv"):
 class PagedAttention(LLMOp, name="paged_attention", traits=[ext.Pure]):
     """Attention of the step's queries over the cache; result ``[tokens, heads, value_size]``.
 
-    ``spec`` says what is computed; ``sinks`` is a weight ``[heads]``; ``layer`` is the framework's name of the
-    attention layer.
+    ``spec`` says what is computed; ``sinks`` is a weight ``[heads]``; ``slopes`` are ALiBi's, one a head; ``layer`` is
+    the framework's name of the attention layer.
     """
 
     query: ext.Operand[Any]
@@ -136,6 +142,7 @@ class PagedAttention(LLMOp, name="paged_attention", traits=[ext.Pure]):
     spec: AttentionSpecAttr
     result: ext.Result[Any]
     sinks = optional_attribute("sinks", Weight)
+    slopes = optional_attribute("slopes", ir.ArrayAttr)
     selection = optional_attribute("selection", Selection)
 
     def check(self) -> None:
@@ -158,6 +165,7 @@ class FusedAttention(LLMOp, name="fused_attention"):
     result: ext.Result[Any]
     new_cache: ext.Result[PagedKVCache]
     sinks = optional_attribute("sinks", Weight)
+    slopes = optional_attribute("slopes", ir.ArrayAttr)
     selection = optional_attribute("selection", Selection)
     kernel = optional_attribute("kernel", ir.FlatSymbolRefAttr)
 

@@ -36,11 +36,12 @@ class SoftCap:
 
 @dataclass(frozen=True)
 class Alibi:
-    """A head's slope times the distance from query to key is taken off each score (arXiv 2108.12409)."""
+    """A head's slope times the distance from query to key is taken off each score (arXiv 2108.12409).
+
+    The slopes are not here, so that layers and ranks that differ in them share a kernel: an op says them.
+    """
 
     title: ClassVar = "ALiBi"
-    slopes: tuple[float, ...]
-    """One a query head."""
 
 
 ScoreStage = SoftCap | Alibi
@@ -78,22 +79,26 @@ class AttentionSpec:
         layout: Layout = "logical",
         quantized: bool = False,
         sinks: bool = False,
+        alibi: bool = False,
+        value_size: int | None = None,
     ) -> AttentionSpec:
-        """Causal attention with keys and values of one size, as most decoders have it.
+        """Causal attention as decoders have it.
 
         ``window``: see Mask. ``soft_cap``: see SoftCap; 0: none. ``quantized``: the cache is of QUANTIZED_DTYPE, with
-        one scale of a layer's keys and one of its values; else it is of ``dtype``.
+        one scale of a layer's keys and one of its values; else it is of ``dtype``. ``head_size`` is that of keys, and
+        of values where these have no ``value_size``.
         """
         cache = CacheFormat(
             QUANTIZED_DTYPE if quantized else dtype,
             num_kv_heads,
             head_size,
-            head_size,
+            value_size or head_size,
             block_size,
             layout,
             "layer" if quantized else "none",
         )
-        stages = (SoftCap(soft_cap),) if soft_cap else ()
+        stages: tuple[ScoreStage, ...] = (SoftCap(soft_cap),) if soft_cap else ()
+        stages += (Alibi(),) if alibi else ()
         return cls(num_heads, dtype, scale, cache, Mask(window=window), stages, sinks)
 
     @property
@@ -103,8 +108,13 @@ class AttentionSpec:
 
     @property
     def head_size(self) -> int:
-        """Elements of a head's query and key; in every layer that has a kernel, of its value too."""
+        """Elements of a head's query and key."""
         return self.cache.key_size
+
+    @property
+    def value_size(self) -> int:
+        """Elements of a head's value and output."""
+        return self.cache.value_size
 
     @property
     def queries_per_kv(self) -> int:
@@ -115,6 +125,11 @@ class AttentionSpec:
     def soft_cap(self) -> float:
         """The cap of the SoftCap among the score stages; 0: there is none."""
         return next((stage.cap for stage in self.score_stages if isinstance(stage, SoftCap)), 0.0)
+
+    @property
+    def alibi(self) -> bool:
+        """Whether Alibi is among the score stages."""
+        return any(isinstance(stage, Alibi) for stage in self.score_stages)
 
     def with_cache(self, **changes: Any) -> AttentionSpec:
         """The spec with some fields of its cache format changed."""
@@ -133,6 +148,4 @@ class AttentionSpec:
         for stage in self.score_stages:
             if isinstance(stage, SoftCap) and not stage.cap > 0:
                 return f"a soft cap must be positive, but is {stage.cap}"
-            if isinstance(stage, Alibi) and len(stage.slopes) != self.num_heads:
-                return f"{len(stage.slopes)} ALiBi slopes for {self.num_heads} query heads"
         return None

@@ -122,10 +122,11 @@ def paged_attention(
     mask: Mask = _CAUSAL,
     score_stages: Sequence[ScoreStage] = (),
     sinks: Weight | None = None,
+    slopes: Sequence[float] | None = None,
 ) -> ir.Value:
     """Attention of query ``[tokens, heads, key_size]`` over the cache: ``[tokens, heads, value_size]``.
 
-    ``sinks`` ``[heads]``; see AttentionSpec for the rest.
+    ``sinks`` ``[heads]``; ``slopes``: one a head, where Alibi is among the stages; see AttentionSpec for the rest.
     """
     tokens, heads, _ = shape(query)
     format, dtype = cache.type.format, types.element_name(query.type)
@@ -142,7 +143,7 @@ def paged_attention(
         spec=AttentionSpecAttr.build(spec),
         result=_like(query, [tokens, heads, format.value_size]),
     )
-    return _set(op, sinks=sinks).result
+    return _set(op, sinks=sinks, slopes=slopes).result
 
 
 def fused_attention(append: attention.AppendKV, attend: attention.PagedAttention) -> attention.FusedAttention:
@@ -161,7 +162,7 @@ def fused_attention(append: attention.AppendKV, attend: attention.PagedAttention
         result=attend.result.type,
         new_cache=append.cache.type,
     )
-    return _set(op, sinks=attend.sinks)
+    return _set(op, sinks=attend.sinks, slopes=attend.slopes)
 
 
 def latent_attention(

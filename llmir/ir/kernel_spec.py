@@ -17,7 +17,6 @@ from llmir.ir.attention_spec import AttentionSpec
 Isa = Literal["avx512_bf16", "avx512", "avx2", "none", "sm_80", "sm_90", "sm_100", "gfx942"]
 
 GPUS: tuple[str, ...] = ("sm_80", "sm_90", "sm_100", "gfx942")
-HEAD_SIZES = (64, 80, 96, 128, 256)
 
 
 def is_gpu(isa: str) -> bool:
@@ -128,8 +127,9 @@ class KernelSpec:
         """Name of the kernel function, readable: ``attention_9x3x64_bf16_block128``."""
         s = self.attention
         extras = (f"_window{s.mask.window}" if s.mask.window else "") + ("_softcap" if s.soft_cap else "")
-        extras += ("_sinks" if s.sinks else "") + ("_fp8" if s.cache.quantized else "")
-        return f"attention_{s.num_heads}x{s.num_kv_heads}x{s.head_size}_{s.dtype}_block{s.cache.block_size}{extras}"
+        extras += ("_alibi" if s.alibi else "") + ("_sinks" if s.sinks else "") + ("_fp8" if s.cache.quantized else "")
+        head = f"{s.head_size}" if s.value_size == s.head_size else f"{s.head_size}v{s.value_size}"
+        return f"attention_{s.num_heads}x{s.num_kv_heads}x{head}_{s.dtype}_block{s.cache.block_size}{extras}"
 
     @property
     def cpu_variants(self) -> tuple[CpuVariant, ...]:

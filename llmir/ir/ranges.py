@@ -15,7 +15,6 @@ from llmir.ir.cache_format import CacheFormat, packed_layout
 from llmir.ir.instruction_sets import INSTRUCTION_SETS, lanes_of
 from llmir.ir.kernel_spec import (
     GPUS,
-    HEAD_SIZES,
     CpuVariant,
     GpuVariant,
     Isa,
@@ -25,7 +24,7 @@ from llmir.ir.kernel_spec import (
     is_gpu,
     padded,
 )
-from llmir.ir.supported import unsupported
+from llmir.ir.supported import MOST_HEAD_SIZE, unsupported
 
 #: Work items and block tables are of int32.
 MOST_INT32 = (1 << 31) - 1
@@ -82,8 +81,8 @@ _ATTENTION = {
 }
 _CACHE = {
     "num_kv_heads": _Range(1, _MOST_HEADS),
-    "key_size": _Range(1, max(HEAD_SIZES)),
-    "value_size": _Range(1, max(HEAD_SIZES)),
+    "key_size": _Range(1, MOST_HEAD_SIZE),
+    "value_size": _Range(1, MOST_HEAD_SIZE),
     "block_size": _Range(1, _MOST_BLOCK),
 }
 _MASK = {"window": _COUNT}
@@ -248,7 +247,7 @@ def _stack_bytes(spec: KernelSpec, variant: CpuVariant) -> int:
     """At most so many bytes of an item's scratch: rows of queries and outputs, a tile's scores, gathered keys."""
     s = spec.attention
     rows = -(-variant.max_tokens * s.queries_per_kv // variant.row_tile) * variant.row_tile
-    of_row = 4 * (2 * s.head_size + 2 * lanes_of(spec.isa) + 1)
+    of_row = 4 * (s.head_size + s.value_size + 4 * lanes_of(spec.isa) + 2)
     of_tile = variant.row_tile * 4 * (2 * variant.key_chunk + lanes_of(spec.isa))
     gathered = variant.key_chunk * s.cache.token_head_bytes if s.cache.layout == "row" else 0
     return rows * of_row + of_tile + gathered

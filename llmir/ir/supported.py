@@ -5,16 +5,31 @@ Frontends, passes, plans and kernels ask here; a frontend adds the framework's o
 
 from __future__ import annotations
 
-from llmir.ir.attention_spec import QUANTIZED_DTYPE, AttentionSpec, SoftCap
+from llmir.ir.attention_spec import QUANTIZED_DTYPE, Alibi, AttentionSpec, ScoreStage, SoftCap
 from llmir.ir.dtypes import QUERY_DTYPES
-from llmir.ir.kernel_spec import HEAD_SIZES, is_gpu
+from llmir.ir.kernel_spec import is_gpu
 
+#: Sizes of a head that a GPU's kernels have, of keys and of values alike.
+GPU_HEAD_SIZES = (64, 80, 96, 128, 256)
+#: On a CPU, every multiple of the first from the second to the last, of keys and of values each by themselves: narrow
+#: vectors hold the first, and the last is a latent key with its rotary part.
+CPU_HEAD_SIZES = (8, 32, 576)
+MOST_HEAD_SIZE = CPU_HEAD_SIZES[-1]
 #: What tensor cores multiply and Triton compiles for every architecture here.
 GPU_DTYPES = ("bf16", "f16")
 #: Architectures with QUANTIZED_DTYPE: Triton has none on sm_80, and gfx942's 8-bit numbers are of another format.
 QUANTIZED_ISAS = ("sm_90", "sm_100")
 #: Rows of the largest tile of a GPU's kernels: larger ones leave no registers for the rest.
 MOST_GPU_ROWS = 128
+#: Score stages that there are kernels for, in the order that these compute them.
+_CPU_STAGES: tuple[type[ScoreStage], ...] = (SoftCap, Alibi)
+_GPU_STAGES: tuple[type[ScoreStage], ...] = (SoftCap,)
+
+
+def head_sizes(*, on_gpu: bool) -> tuple[int, ...]:
+    """The sizes of a head that kernels have, ascending."""
+    step, least, most = CPU_HEAD_SIZES
+    return GPU_HEAD_SIZES if on_gpu else tuple(range(least, most + 1, step))
 
 
 def unsupported(spec: AttentionSpec, isa: str) -> list[str]:
@@ -22,24 +37,44 @@ def unsupported(spec: AttentionSpec, isa: str) -> list[str]:
 
     None: there is one, in some layout of the cache.
     """
-    on_gpu, value_size = is_gpu(isa), spec.cache.value_size
+    on_gpu, value_size = is_gpu(isa), spec.value_size
     where, dtypes = ("on a GPU", GPU_DTYPES) if on_gpu else ("on a CPU", QUERY_DTYPES)
+    sizes = head_sizes(on_gpu=on_gpu)
     found = {
         "only causal attention has a kernel": not spec.mask.causal,
-        **{f"{stage.title} has no kernel": not isinstance(stage, SoftCap) for stage in spec.score_stages},
-        "score stages have a kernel one at a time": len(spec.score_stages) > 1,
-        f"attention sinks have no kernel {where}": spec.sinks and not on_gpu,
-        f"its head size is {spec.head_size}, and there are kernels for {', '.join(map(str, HEAD_SIZES))}": (
-            spec.head_size not in HEAD_SIZES
+        f"its head size is {spec.head_size}, and there are kernels for {_sizes(isa)} {where}": (
+            spec.head_size not in sizes
         ),
-        f"its values are of another size ({value_size}) than keys ({spec.head_size})": value_size != spec.head_size,
+        f"its values are of another size ({value_size}) than keys ({spec.head_size}), which has no kernel {where}": (
+            on_gpu and value_size != spec.head_size
+        ),
+        f"its values are of size {value_size}, and there are kernels for {_sizes(isa)} {where}": (
+            not on_gpu and value_size != spec.head_size and value_size not in sizes
+        ),
         f"queries of {spec.dtype} have no kernel {where}; there are kernels for {' and '.join(dtypes)}": (
             spec.dtype not in dtypes
         ),
         f"{spec.queries_per_kv} query heads share a KV head, and a tile of a GPU's kernels has at most "
         f"{MOST_GPU_ROWS} rows": on_gpu and spec.queries_per_kv > MOST_GPU_ROWS,
     }
-    return [*(reason for reason, applies in found.items() if applies), *_of_cache(spec, isa, where)]
+    reasons = [reason for reason, applies in found.items() if applies]
+    return [*_of_stages(spec, _GPU_STAGES if on_gpu else _CPU_STAGES, where), *reasons, *_of_cache(spec, isa, where)]
+
+
+def _sizes(isa: str) -> str:
+    """The sizes of :func:`head_sizes` in words."""
+    step, least, most = CPU_HEAD_SIZES
+    return ", ".join(map(str, GPU_HEAD_SIZES)) if is_gpu(isa) else f"multiples of {step} from {least} to {most}"
+
+
+def _of_stages(spec: AttentionSpec, known: tuple[type[ScoreStage], ...], where: str) -> list[str]:
+    """Why there is no kernel for what scores go through: each of ``known`` once at most, in that order."""
+    reasons = [f"{stage.title} has no kernel {where}" for stage in spec.score_stages if not isinstance(stage, known)]
+    order = [known.index(type(stage)) for stage in spec.score_stages if isinstance(stage, known)]
+    if order != sorted(set(order)):
+        words = ", then ".join(stage.title for stage in spec.score_stages)
+        reasons.append(f"scores that go through {words} have no kernel {where}")
+    return reasons
 
 
 def _of_cache(spec: AttentionSpec, isa: str, where: str) -> list[str]:

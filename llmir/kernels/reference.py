@@ -81,6 +81,7 @@ def attention(
     query_start: Array,
     spec: AttentionSpec,
     sinks: Array | None = None,
+    slopes: Array | None = None,
 ) -> NDArray[np.float64]:
     """Causal attention of every new token over its request's paged KV cache, in float64.
 
@@ -89,10 +90,11 @@ def attention(
     already appended; ``block_table``: ``[num_requests, max_blocks]``, physical blocks; ``seq_lens``:
     ``[num_requests]``, tokens of each request, the new ones included; ``query_start``:
     ``[num_requests + 1]``, first row of each request in ``query``; ``sinks``: ``[num_heads]``, scores that take part
-    in the softmax and have no value. Element types as :func:`encode` stores them; a quantized cache comes as the values
-    it stands for. Returns ``[num_tokens, num_heads, head_size]``. Slots that no query may see are never read.
+    in the softmax and have no value; ``slopes``: ``[num_heads]``, of ALiBi. Element types as :func:`encode` stores
+    them; a quantized cache comes as the values it stands for. Returns ``[num_tokens, num_heads, value_size]``. Slots
+    that no query may see are never read.
     """
-    output = np.zeros(query.shape, np.float64)
+    output = np.zeros((*query.shape[:2], value_cache.shape[-1]), np.float64)
     block_table = np.asarray(block_table)
     for request, seq_len in enumerate(int(n) for n in seq_lens):
         begin, end = int(query_start[request]), int(query_start[request + 1])
@@ -104,28 +106,38 @@ def attention(
             blocks, offsets = block_table[request, seen // spec.cache.block_size], seen % spec.cache.block_size
             keys = decode(key_cache[blocks, :, offsets])  # [keys, KV heads, head size]
             values = decode(value_cache[blocks, :, offsets])
-            visible = _visible(positions, seen, spec)
-            output[rows] = _attend(decode(query[rows]), keys, values, visible, spec, sinks)
+            distances = positions[:, None] - seen[None, :]
+            output[rows] = _attend(decode(query[rows]), keys, values, distances, spec, sinks, slopes)
     return output
 
 
-def _visible(positions: Array, seen: Array, spec: AttentionSpec) -> NDArray[np.bool_]:
-    """Which of the keys at ``seen`` the queries at ``positions`` may attend to: ``[queries, keys]``."""
-    distance = positions[:, None] - seen[None, :]
-    visible = distance >= 0
-    return visible & (distance < spec.mask.window) if spec.mask.window else visible
+def _visible(distances: Array, spec: AttentionSpec) -> NDArray[np.bool_]:
+    """Which keys a query sees that are so many tokens before it."""
+    visible = distances >= 0
+    return visible & (distances < spec.mask.window) if spec.mask.window else visible
 
 
 def _attend(
-    query: Array, keys: Array, values: Array, visible: Array, spec: AttentionSpec, sinks: Array | None
+    query: Array,
+    keys: Array,
+    values: Array,
+    distances: Array,
+    spec: AttentionSpec,
+    sinks: Array | None,
+    slopes: Array | None,
 ) -> NDArray[np.float64]:
-    """Softmax spec of one request: query ``[queries, heads, head_size]``, keys ``[keys, KV heads, ...]``."""
+    """Softmax attention of one request: query ``[queries, heads, head_size]``, keys ``[keys, KV heads, ...]``.
+
+    ``distances``: tokens from a key to a query, ``[queries, keys]``.
+    """
     num_new, num_heads, head_size = query.shape
     grouped = query.reshape(num_new, spec.num_kv_heads, spec.queries_per_kv, head_size)
     scores = np.einsum("qhgd,khd->hgqk", grouped, keys, optimize=True) * spec.scale
     if spec.soft_cap:
         scores = spec.soft_cap * np.tanh(scores / spec.soft_cap)
-    scores = np.where(visible, scores, -np.inf)
+    if slopes is not None:
+        scores = scores - slopes.reshape(spec.num_kv_heads, spec.queries_per_kv, 1, 1) * distances
+    scores = np.where(_visible(distances, spec), scores, -np.inf)
     highest = scores.max(axis=-1, keepdims=True)
     sink_weights = 0.0
     if sinks is not None:
@@ -134,40 +146,43 @@ def _attend(
         sink_weights = np.exp(sink - highest)
     weights = np.exp(scores - highest)
     weights /= weights.sum(axis=-1, keepdims=True) + sink_weights
-    return np.einsum("hgqk,khd->qhgd", weights, values, optimize=True).reshape(num_new, num_heads, head_size)
+    return np.einsum("hgqk,khd->qhgd", weights, values, optimize=True).reshape(num_new, num_heads, values.shape[-1])
 
 
 def pack_pages(key_cache: Array, value_cache: Array, cache: CacheFormat, isa: Isa) -> Array:
     """Bring logical keys and values into the pages of ``cache.layout``, in any dtype.
 
     ``key_cache``, ``value_cache``: ``[num_blocks, num_kv_heads, block_size, head_size]``. Returns
-    ``[num_blocks, num_kv_heads, 2 * block_size * head_size]``, contiguous.
+    ``[num_blocks, num_kv_heads, block_size * (key size + value size)]``, contiguous.
     """
-    outer, (size, dims) = key_cache.shape[:2], key_cache.shape[2:]
+    outer, size = key_cache.shape[:2], key_cache.shape[2]
     if cache.layout == "logical":  # every slot's key with its value behind it
         return np.concatenate([key_cache, value_cache], axis=-1).reshape(*outer, -1)
     keys, values = key_cache, value_cache
     group = 1 if cache.layout == "row" else cache.key_group(isa)
     if cache.layout == "lane":
-        keys = key_cache.reshape(*outer, size // group, group, dims).swapaxes(-1, -2)
+        keys = key_cache.reshape(*outer, size // group, group, cache.key_size).swapaxes(-1, -2)
     elif cache.layout == "pair":
-        keys = key_cache.reshape(*outer, size // group, group, dims // 2, 2).swapaxes(-2, -3)
-        values = value_cache.reshape(*outer, size // 2, 2, dims).swapaxes(-1, -2)
+        keys = key_cache.reshape(*outer, size // group, group, cache.key_size // 2, 2).swapaxes(-2, -3)
+        values = value_cache.reshape(*outer, size // 2, 2, cache.value_size).swapaxes(-1, -2)
     return np.concatenate([keys.reshape(*outer, -1), values.reshape(*outer, -1)], axis=-1)
 
 
 def unpack_pages(pages: Array, cache: CacheFormat, isa: Isa) -> tuple[Array, Array]:
     """The inverse of :func:`pack_pages`: ``(key_cache, value_cache)``."""
-    outer, size, dims = pages.shape[:2], cache.block_size, cache.key_size
-    logical = (*outer, size, dims)
+    outer, size, key_size, value_size = pages.shape[:2], cache.block_size, cache.key_size, cache.value_size
     if cache.layout == "logical":
-        key_cache, value_cache = np.split(pages.reshape(*outer, size, 2 * dims), 2, axis=-1)
+        key_cache, value_cache = np.split(pages.reshape(*outer, size, key_size + value_size), [key_size], axis=-1)
         return np.ascontiguousarray(key_cache), np.ascontiguousarray(value_cache)
-    keys, values = np.split(pages.reshape(*outer, 2 * size * dims), 2, axis=-1)
+    keys, values = np.split(pages.reshape(*outer, -1), [size * key_size], axis=-1)
     group = 1 if cache.layout == "row" else cache.key_group(isa)
     if cache.layout == "lane":
-        keys = keys.reshape(*outer, size // group, dims, group).swapaxes(-1, -2)
+        keys = keys.reshape(*outer, size // group, key_size, group).swapaxes(-1, -2)
     elif cache.layout == "pair":
-        keys = keys.reshape(*outer, size // group, dims // 2, group, 2).swapaxes(-2, -3)
-        values = values.reshape(*outer, size // 2, dims, 2).swapaxes(-1, -2)
-    return np.ascontiguousarray(keys.reshape(logical)), np.ascontiguousarray(values.reshape(logical))
+        keys = keys.reshape(*outer, size // group, key_size // 2, group, 2).swapaxes(-2, -3)
+        values = values.reshape(*outer, size // 2, value_size, 2).swapaxes(-1, -2)
+    logical = (*outer, size)
+    return (
+        np.ascontiguousarray(keys.reshape(*logical, key_size)),
+        np.ascontiguousarray(values.reshape(*logical, value_size)),
+    )

@@ -50,7 +50,7 @@ class CpuKernels(KernelModel[CpuVariant]):
         return tiles.GATHER_FLOPS / self.figures.f32_rate if attention.cache.layout == "row" else 0.0
 
     def row_key_seconds(self, attention: AttentionSpec, prefill: CpuVariant) -> float:
-        flops = 4 * attention.head_size * (1 + tiles.SOFTMAX_KEYS / prefill.key_chunk)
+        flops = 2 * (attention.head_size + attention.value_size) * (1 + tiles.SOFTMAX_KEYS / prefill.key_chunk)
         return flops / self._rate(attention)
 
     def decode_row_key_seconds(self, attention: AttentionSpec, decode: CpuVariant, prefill: CpuVariant) -> float:
@@ -65,7 +65,7 @@ class CpuKernels(KernelModel[CpuVariant]):
 
     def split_seconds(self, attention: AttentionSpec) -> float:
         """Its rows' states written and read once, and one random access to begin at."""
-        state_bytes = 4 * attention.queries_per_kv * (2 * lanes_of(self.target.isa) + attention.head_size)
+        state_bytes = 4 * attention.queries_per_kv * (2 * lanes_of(self.target.isa) + attention.value_size)
         piece, rate = self.figures.piece_bandwidth[0]
         access = self.figures.threads * max(0.0, piece / rate - piece / self.figures.read_bandwidth_all)
         return 2 * state_bytes / self.figures.read_bandwidth + access
@@ -80,7 +80,7 @@ class CpuKernels(KernelModel[CpuVariant]):
         return f"{variant.row_tile} rows x {variant.key_vectors} vectors"
 
     def numbers(self, attention: AttentionSpec, decode: CpuVariant, prefill: CpuVariant) -> dict[str, Any]:
-        flops_per_key = 4 * attention.queries_per_kv * attention.head_size
+        flops_per_key = 2 * attention.queries_per_kv * (attention.head_size + attention.value_size)
         return {
             "decode_registers": _registers(decode),
             "prefill_registers": _registers(prefill),

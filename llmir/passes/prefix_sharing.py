@@ -120,7 +120,7 @@ def _masked_otherwise(op: Any, users: list[Any]) -> str | None:
 def _mask_of(op: FusedAttention | PagedAttention) -> dict[str, Any]:
     """What decides which keys of a cache a query sees, and with what weight."""
     spec = spec_of(op)
-    return {**asdict(spec.mask), "score stages": spec.score_stages, "sinks": op.sinks}
+    return {**asdict(spec.mask), "score stages": spec.score_stages, "sinks": op.sinks, "slopes": op.slopes}
 
 
 def _written_by_others(op: Any, users: list[Any]) -> str | None:

@@ -112,7 +112,7 @@ def value_vectors(attention: AttentionSpec, isa: Isa, rows: int, most: int) -> i
     Where equal parts would be less than half of what fits, or too few to keep the multipliers busy, the last one is
     smaller: 3 + 2 of 5, not five times 1.
     """
-    head_vectors = attention.head_size // lanes_of(isa)
+    head_vectors = math.ceil(attention.value_size / lanes_of(isa))
     fitting = max(v for v in range(1, most + 1) if v == 1 or fits(isa, rows, v))
     equal = max(v for v in range(1, fitting + 1) if head_vectors % v == 0)
     enough = min(fitting, math.ceil(SUMS_IN_FLIGHT / rows))
@@ -141,7 +141,7 @@ def decode_variant(attention: AttentionSpec, isa: Isa) -> CpuVariant:
     """One token a request: all query heads of a KV head against keys and values read strictly forward."""
     instructions, keys = INSTRUCTION_SETS[isa], attention.cache.key_group(isa) // lanes_of(isa)
     if instructions.registers >= WHOLE_LINE_REGISTERS:
-        most_values = balanced(attention.head_size // instructions.lanes, DECODE_VALUE_VECTORS)
+        most_values = balanced(math.ceil(attention.value_size / instructions.lanes), DECODE_VALUE_VECTORS)
         most_rows = min(MOST_ROWS, instructions.accumulators // most_values)
     else:
         most_values = MOST_VECTORS
@@ -155,7 +155,7 @@ def decode_variant(attention: AttentionSpec, isa: Isa) -> CpuVariant:
         key_chunk=chunk,
         key_vectors=keys,
         value_vectors=values,
-        prefetch=keys_ahead(attention, chunk, one_pass=values * instructions.lanes >= attention.head_size),
+        prefetch=keys_ahead(attention, chunk, one_pass=values * instructions.lanes >= attention.value_size),
     )
 
 

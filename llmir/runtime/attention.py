@@ -33,7 +33,7 @@ class AttentionRunner:
         self._state_bytes = kernel.spec.attention.num_kv_heads * state_bytes(kernel.spec)
         self._buffers: dict[str, tuple[np.ndarray, int]] = {}
         """Each with the address in it that is used."""
-        self._step: tuple[Schedule, Int32, Int32] | None = None
+        self._step: tuple[Schedule, Int32, Int32, Int32 | None] | None = None
 
     @classmethod
     def load(cls, kernel: PlannedKernel, object_cache: ObjectCache) -> AttentionRunner:
@@ -59,7 +59,9 @@ class AttentionRunner:
         arguments.merges, arguments.state_rows = merges.count, merges.state_rows
         arguments.states = self._buffer("states", merges.state_rows * self._state_bytes)
         arguments.merge_counters = self._buffer("merge_counters", merges.count * 4 * self.spec.attention.num_kv_heads)
-        self._step = (schedule, items, block_table)  # keeps what the kernel has addresses of
+        positions = step.positions() if self.spec.attention.alibi else None
+        arguments.positions = None if positions is None else positions.ctypes.data
+        self._step = (schedule, items, block_table, positions)  # keeps what the kernel has addresses of
         return schedule
 
     def attend(
@@ -71,12 +73,15 @@ class AttentionRunner:
         cache: int,
         slots: int,
         append_tokens: int,
+        sinks: int = 0,
+        slopes: int = 0,
     ) -> None:
         """Appends a layer's new keys and values to its cache, then attends, for the step begun last.
 
         Each tensor is its address and the elements from one token to the next; a token's heads are contiguous.
         ``cache`` [blocks, KV heads, page] and ``slots`` int64 [append_tokens] are addresses. With
-        ``append_tokens`` 0 the cache is only read, and ``key``, ``value`` and ``slots`` are not looked at.
+        ``append_tokens`` 0 the cache is only read, and ``key``, ``value`` and ``slots`` are not looked at. ``sinks``
+        and ``slopes``, where the spec has sinks or ALiBi: float32 [heads], addresses.
         """
         arguments = self._arguments
         arguments.query, arguments.query_stride = query
@@ -86,6 +91,7 @@ class AttentionRunner:
         arguments.cache = cache
         arguments.slots = slots
         arguments.append_tokens = append_tokens
+        arguments.sinks, arguments.slopes = sinks, slopes
         self._call(self._address)
 
     def _buffer(self, name: str, size: int) -> int | None:

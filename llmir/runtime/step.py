@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from llmir.errors import KernelError
 from llmir.runtime.runs import Int32, Int64
 
@@ -30,6 +32,11 @@ class Step:
             raise KernelError(
                 "a step says of which rows its requests are, or what has changed in them, but has no table"
             )
+
+    def positions(self) -> Int32:
+        """[tokens]: of each new token, how many are before it in its request."""
+        after = np.repeat(self.seq_lens - self.query_start[1:], np.diff(self.query_start))
+        return (np.arange(self.query_start[-1]) + after).astype(np.int32)
 
     def without_table(self) -> Step:
         """The same, in which nothing can be shared."""

@@ -54,8 +54,13 @@ def config(**changes: Any) -> Any:
 
 def layer(**changes: Any) -> Any:
     """An attention layer that both kinds of target serve, as it is recorded."""
-    implementation = {"alibi_slopes": None, "extra": {}, **changes.pop("impl", {})}
+    given = {"alibi_slopes": None, "scale": 0.125, "logits_soft_cap": None, "extra": {}}
+    implementation = {**given, **changes.pop("impl", {})}
     facts = {
+        "num_heads": 8,
+        "num_kv_heads": 2,
+        "sliding_window": None,
+        "kv_cache_torch_dtype": "torch.bfloat16",
         "attn_type": "decoder",
         "has_sink": False,
         "kv_sharing_target_layer_name": None,
@@ -148,32 +153,31 @@ def test_other_devices_are_refused() -> None:
     ("changes", "on_cpu", "on_gpu"),
     [
         ({}, None, None),
-        ({"has_sink": True, "impl": {"extra": {"sinks": object()}}}, "attention sinks", None),
-        ({"kv_cache_dtype": "fp8"}, "KV cache dtype 'fp8'", None),
+        ({"has_sink": True, "impl": {"extra": {"sinks": object()}}}, None, None),
+        ({"kv_cache_dtype": "fp8"}, "a KV cache of f8E4M3FN has no kernel on a CPU", None),
         ({"kv_cache_dtype": "fp8_e5m2"}, "KV cache dtype 'fp8_e5m2'", "KV cache dtype 'fp8_e5m2'"),
         ({"attn_type": "encoder_only"}, "encoder_only attention", "encoder_only attention"),
-        ({"impl": {"alibi_slopes": [0.5]}}, "ALiBi", "ALiBi"),
+        ({"impl": {"alibi_slopes": [0.5]}}, None, "ALiBi has no kernel on a GPU"),
         ({"impl": {"extra": {"chunk_lookback": 1}}}, "chunk_lookback", "chunk_lookback"),
         ({"kv_sharing_target_layer_name": "layers.0"}, "shared with layer 'layers.0'", "shared with layer 'layers.0'"),
-        ({"head_size": 112, "head_size_v": 112}, "head size 112", "head size 112"),
+        ({"head_size": 112, "head_size_v": 112}, None, "head size is 112, and there are kernels for 64, 80"),
+        ({"head_size": 42, "head_size_v": 42}, "head size is 42, and there are kernels for multiples of 8", "is 42"),
+        ({"head_size": 128, "head_size_v": 64}, "values of another size", "values of another size"),
     ],
 )
 def test_layers_are_served_by_target(changes: dict[str, Any], on_cpu: str | None, on_gpu: str | None) -> None:
     for isa, reason in ((CPU, on_cpu), (GPU, on_gpu)):
         if reason is None:
-            support.check_attention("layers.1", layer(**changes), isa)
+            support.check_attention("layers.1", layer(**changes), "torch.bfloat16", 64, isa)
         else:
             with pytest.raises(UnsupportedLayerError, match=reason):
-                support.check_attention("layers.1", layer(**changes), isa)
+                support.check_attention("layers.1", layer(**changes), "torch.bfloat16", 64, isa)
 
 
-def test_sinks_come_to_gpus_alone() -> None:
-    asked = SimpleNamespace(
-        use_mla=False, use_sparse=False, has_sink=True, attn_type="decoder", use_mm_prefix=False, head_size=64
-    )
-    support.check_selection(asked, "gpu")
-    with pytest.raises(LlmirError, match="attention sinks"):
-        support.check_selection(asked, "cpu")
+def test_all_reasons_of_a_layer_are_said_at_once() -> None:
+    odd = layer(attn_type="encoder", head_size=42, head_size_v=42, impl={"alibi_slopes": [0.5] * 8})
+    with pytest.raises(UnsupportedLayerError, match=r"it has encoder attention.*, and ALiBi has.*, and its head size"):
+        support.check_attention("layers.1", odd, "torch.bfloat16", 64, GPU)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from llmir.ir import build
 from llmir.ir.attention import AppendKV, FusedAttention, Kernel, PagedAttention, spec_of, step_policy
 from llmir.ir.attention import kernel_spec as kernel_spec_of
 from llmir.ir.attention_spec import Alibi, AttentionSpec, Mask, SoftCap
-from llmir.ir.attributes import AttentionSpecAttr, Selection, to_attribute
+from llmir.ir.attributes import AttentionSpecAttr, Selection, to_attribute, to_python
 from llmir.ir.bindings import ir, passmanager, rewrite
 from llmir.ir.kernel_spec import CpuVariant, StepPolicy
 from llmir.ir.module import ModelInfo, decoder, new_module, ops_of
@@ -48,10 +48,12 @@ def test_the_spec_keeps_the_scale_exactly_through_text():
 
 
 def test_what_no_kernel_computes_is_said_all_the_same():
-    slopes = Alibi(tuple(2.0**-n for n in range(1, 10)))
-    module = attention_module(mask=Mask(causal=False), score_stages=[SoftCap(5.0), slopes])
-    read = spec_of(attention_of(parse(print_module(module))))
-    assert (read.mask.causal, read.score_stages) == (False, (SoftCap(5.0), slopes))
+    slopes = [2.0**-n for n in range(1, 10)]
+    module = attention_module(mask=Mask(causal=False), score_stages=[SoftCap(5.0), Alibi()], slopes=slopes)
+    op = attention_of(parse(print_module(module)))
+    read = spec_of(op)
+    assert (read.mask.causal, read.score_stages) == (False, (SoftCap(5.0), Alibi()))
+    assert to_python(op.slopes) == slopes
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,9 @@ def test_what_no_kernel_computes_is_said_all_the_same():
         ({"scale": 0.0}, "scale must be positive, but is 0"),
         ({"mask": Mask(window=-1)}, "window must be 0 \\(none\\) or a number of tokens, but is -1"),
         ({"score_stages": [SoftCap(-2.0)]}, "a soft cap must be positive, but is -2"),
-        ({"score_stages": [Alibi((0.5,))]}, "1 ALiBi slopes for 9 query heads"),
+        ({"score_stages": [Alibi()], "slopes": [0.5]}, "1 ALiBi slopes for 9 heads"),
+        ({"score_stages": [Alibi()]}, "0 ALiBi slopes for 9 heads"),
+        ({"slopes": [0.5] * 9}, "9 ALiBi slopes for 9 heads of attention without ALiBi"),
     ],
 )
 def test_paged_attention_refuses(attributes, message):
@@ -186,7 +190,7 @@ def test_a_kernel_of_another_spec_is_refused():
         ({"layout": "logical"}, "needs a decided cache layout"),
         ({"num_kv_heads": 2}, "9 query heads do not share 2 KV heads evenly"),
         ({"head_size": 0}, "key_size of a KV cache must be positive, not 0"),
-        ({"head_size": 72}, "its head size is 72, and there are kernels for 64"),
+        ({"head_size": 76}, "its head size is 76, and there are kernels for multiples of 8"),
         ({"dtype": "i8"}, "queries are bf16, f16, f32, not i8"),
     ],
 )

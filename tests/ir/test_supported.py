@@ -20,17 +20,34 @@ def test_plain_attention_has_a_kernel_everywhere(isa: str) -> None:
 
 
 def test_every_reason_is_told() -> None:
-    slopes = Alibi(tuple(2.0**-n for n in range(8)))
-    odd = replace(PLAIN, mask=Mask(causal=False), score_stages=(SoftCap(5.0), slopes), sinks=True)
-    assert unsupported(odd.with_cache(key_size=72, scales="head"), "avx2") == [
+    odd = replace(PLAIN, mask=Mask(causal=False), score_stages=(Alibi(), SoftCap(5.0)), sinks=True)
+    odd = odd.with_cache(key_size=76, scales="head")
+    assert unsupported(odd, "avx2") == [
+        "scores that go through ALiBi, then a soft cap have no kernel on a CPU",
         "only causal attention has a kernel",
-        "ALiBi has no kernel",
-        "score stages have a kernel one at a time",
-        "attention sinks have no kernel on a CPU",
-        "its head size is 72, and there are kernels for 64, 80, 96, 128, 256",
-        "its values are of another size (64) than keys (72)",
+        "its head size is 76, and there are kernels for multiples of 8 from 32 to 576 on a CPU",
         "a KV cache of bf16 with scales has no kernel on a CPU",
     ]
+    assert unsupported(odd, "sm_80") == [
+        "ALiBi has no kernel on a GPU",
+        "only causal attention has a kernel",
+        "its head size is 76, and there are kernels for 64, 80, 96, 128, 256 on a GPU",
+        "its values are of another size (64) than keys (76), which has no kernel on a GPU",
+        "a KV cache of bf16 with scales has no kernel on a GPU",
+    ]
+
+
+@pytest.mark.parametrize("size", [32, 40, 112, 192, 512, 576])
+def test_a_cpu_has_kernels_of_many_sizes(size: int) -> None:
+    assert unsupported(PLAIN.with_cache(key_size=size), "avx2") == []
+    assert unsupported(PLAIN.with_cache(value_size=size), "avx512_bf16") == []
+    assert unsupported(PLAIN.with_cache(value_size=size + 4), "avx2") == [
+        f"its values are of size {size + 4}, and there are kernels for multiples of 8 from 32 to 576 on a CPU"
+    ]
+
+
+def test_a_cpu_has_sinks_and_alibi() -> None:
+    assert unsupported(replace(PLAIN, sinks=True, score_stages=(SoftCap(5.0), Alibi())), "avx2") == []
 
 
 def test_a_target_says_the_same() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch  # noqa: F401 - brings the OpenMP runtime
 from attention_cases import (
+    HEAD_SIZES,
     RUNNABLE_ISAS,
     SHARED,
     Batch,
@@ -28,7 +29,7 @@ from specs import changed
 from llmir.errors import KernelError
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.instruction_sets import lanes_of
-from llmir.ir.kernel_spec import HEAD_SIZES, StepPolicy
+from llmir.ir.kernel_spec import StepPolicy
 from llmir.kernels.cpu.lowering import compile_object
 from llmir.runtime.attention import AttentionRunner
 
@@ -55,9 +56,9 @@ def test_any_kernel_computes_any_step(spec, steps, policy):
 
 
 @pytest.mark.parametrize(("isa", "element_type"), KINDS)
-@pytest.mark.parametrize("head_size", HEAD_SIZES)
-def test_mixed_batch(isa, element_type, head_size):
-    spec = spec_of(signature(isa, element_type, head_size), isa)
+@pytest.mark.parametrize(("head_size", "value_size"), HEAD_SIZES)
+def test_mixed_batch(isa, element_type, head_size, value_size):
+    spec = spec_of(signature(isa, element_type, head_size, value_size=value_size), isa)
     check(spec, Batch(cached=(100, 0, 63, 7), new=(1, 70, 1, 33)), NO_SPLITS)
 
 
@@ -94,6 +95,31 @@ def test_soft_cap(isa, sharpness):
     check(spec_of(s, isa), Batch(cached=(100,), new=(20,), sharpness=sharpness), NO_SPLITS)
 
 
+@pytest.mark.parametrize(("isa", "element_type"), KINDS)
+@pytest.mark.parametrize("more", [{"sinks": True}, {"alibi": True}, {"alibi": True, "sinks": True, "soft_cap": 30.0}])
+@pytest.mark.parametrize("window", [0, 77])
+def test_sinks_and_alibi(isa, element_type, more, window):
+    s = signature(isa, element_type, window=window, **more)
+    batch = Batch(cached=(700, 40, 0), new=(1, 20, 3), threads=2)
+    for policy in (NO_SPLITS, SPLITS):
+        check(spec_of(s, isa), batch, policy)
+
+
+def test_a_sink_takes_all_weight_where_no_score_comes_near():
+    s = signature(element_type="f32", sinks=True)
+    inputs = Inputs(s, Batch(cached=(60,), new=(2,)))
+    inputs.sinks = np.full(s.num_heads, 1e4, np.float32)
+    assert (attend(spec_of(s, RUNNABLE_ISAS[0]), inputs, NO_SPLITS) == 0).all()
+
+
+def test_a_sink_takes_no_weight_where_it_is_least():
+    s, plain = (signature(element_type="f32", sinks=sinks) for sinks in (True, False))
+    inputs, without = (Inputs(spec, Batch(cached=(60,), new=(2,))) for spec in (s, plain))
+    inputs.sinks = np.full(s.num_heads, -np.inf, np.float32)
+    one, two = (attend(spec_of(i.attention, RUNNABLE_ISAS[0]), i, NO_SPLITS) for i in (inputs, without))
+    np.testing.assert_array_equal(one, two)
+
+
 @pytest.mark.parametrize("isa", RUNNABLE_ISAS)
 @pytest.mark.parametrize("block_size", [64, 1])
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 32, 63, 64, 65, 127, 129])
@@ -104,9 +130,9 @@ def test_lengths_around_vectors_chunks_and_blocks(isa, block_size, length):
 
 
 @pytest.mark.parametrize(("isa", "element_type"), KINDS)
-@pytest.mark.parametrize("head_size", [80, 128])
-def test_blocks_of_one_token(isa, element_type, head_size):
-    spec = spec_of(signature(isa, element_type, head_size, block_size=1), isa)
+@pytest.mark.parametrize(("head_size", "value_size"), [(40, 32), (80, 80), (192, 128)])
+def test_blocks_of_one_token(isa, element_type, head_size, value_size):
+    spec = spec_of(signature(isa, element_type, head_size, value_size=value_size, block_size=1), isa)
     check(spec, Batch(cached=(100, 0, 63, 7), new=(1, 70, 1, 33)), NO_SPLITS)
 
 
@@ -172,7 +198,9 @@ def test_shared_prefixes_are_read_once(isa, element_type, block_size):
     check(spec, TREE, dataclasses.replace(SPLITS, sharing=SHARED))
 
 
-@pytest.mark.parametrize("more", [{"window": 300}, {"window": 40}, {"soft_cap": 3.0}])
+@pytest.mark.parametrize(
+    "more", [{"window": 300}, {"window": 40}, {"soft_cap": 3.0}, {"sinks": True}, {"alibi": True, "value_size": 32}]
+)
 def test_shared_prefixes_of_other_attention(more):
     s = signature(element_type="f32", block_size=16, **more)
     check(spec_of(s, RUNNABLE_ISAS[0]), TREE, dataclasses.replace(SPLITS, sharing=SHARED))
@@ -210,7 +238,7 @@ def test_many_threads_share_few_items():
     ("change", "words"),
     [
         ({"num_heads": 7}, "num_heads is 7, and must be a multiple of num_kv_heads, 2"),
-        ({"head_size": 72}, "head size is 72"),
+        ({"head_size": 76}, "head size is 76"),
         ({"layout": "logical"}, "layout is 'logical'"),
         ({"scale": 0.0}, "scale is 0.0"),
         ({"block_size": 80}, "must divide the block size 80, or be a multiple of it"),

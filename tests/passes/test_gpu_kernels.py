@@ -11,10 +11,10 @@ from specs import changed
 from llmir.errors import UnsupportedLayerError
 from llmir.ir.attention import FusedAttention
 from llmir.ir.attention_spec import AttentionSpec
-from llmir.ir.kernel_spec import HEAD_SIZES, GpuVariant, KernelSpec, padded
+from llmir.ir.kernel_spec import GpuVariant, KernelSpec, padded
 from llmir.ir.module import caches_of, ops_of
 from llmir.ir.remarks import remarks
-from llmir.ir.supported import MOST_GPU_ROWS
+from llmir.ir.supported import GPU_HEAD_SIZES, MOST_GPU_ROWS
 from llmir.passes import gpu_tiles, pipeline
 from llmir.passes.attention_fusion import AttentionFusion
 from llmir.passes.block_sizing import BlockSizing
@@ -38,7 +38,7 @@ signatures = st.builds(
     ),
     st.integers(1, 16),
     st.integers(1, MOST_GPU_ROWS),
-    st.sampled_from(HEAD_SIZES),
+    st.sampled_from(GPU_HEAD_SIZES),
     st.sampled_from(["bf16", "f16"]),
     st.sampled_from([1, 16, 48, 128]),
 )

@@ -9,9 +9,10 @@ from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.cache_format import CacheFormat
 from llmir.ir.dtypes import QUERY_DTYPES
 from llmir.ir.instruction_sets import INSTRUCTION_SETS
-from llmir.ir.kernel_spec import HEAD_SIZES, CpuVariant, KernelSpec
+from llmir.ir.kernel_spec import CpuVariant, KernelSpec
 from llmir.ir.module import caches_of, ops_of
 from llmir.ir.remarks import remarks
+from llmir.ir.supported import head_sizes
 from llmir.kernels.cpu import lowering
 from llmir.passes import tiles
 from llmir.passes.attention_fusion import AttentionFusion
@@ -27,7 +28,7 @@ signatures = st.builds(
     lambda kv, group, size, element, block: AttentionSpec.dense(kv * group, kv, size, element, block, 0.125),
     st.integers(1, 16),
     st.integers(1, 64),
-    st.sampled_from(HEAD_SIZES),
+    st.sampled_from(head_sizes(on_gpu=False)),
     st.sampled_from(QUERY_DTYPES),
     st.integers(1, 40).flatmap(lambda size: st.sampled_from([size, 16 * size])),
 )
@@ -118,10 +119,12 @@ def test_the_remark_holds_registers_times_and_other_tiles(parse):
 @pytest.mark.parametrize(
     ("facts", "reason"),
     [
-        ({"head_size": 72}, "its head size is 72, and there are kernels for 64, 80, 96, 128, 256"),
+        ({"head_size": 76}, "its head size is 76, and there are kernels for multiples of 8 from 32 to 576 on a CPU"),
         ({"causal": False}, "only causal attention has a kernel"),
-        ({"score_stages": "[{slopes = [" + ", ".join(["0.5 : f64"] * 9) + "]}]"}, "ALiBi has no kernel"),
-        ({"more": ', sinks = #llm.weight<"sinks", tensor<9xbf16>>'}, "attention sinks have no kernel on a CPU"),
+        (
+            {"score_stages": "[{}, {cap = 5.0 : f64}]", "more": ", slopes = [" + ", ".join(["0.5 : f64"] * 9) + "]"},
+            "scores that go through ALiBi, then a soft cap have no kernel on a CPU",
+        ),
         ({"element": "f8E4M3FN"}, "a KV cache of f8E4M3FN has no kernel on a CPU"),
     ],
 )

@@ -15,11 +15,11 @@ from llmir.ir.cache_format import CacheFormat
 from llmir.ir.dialect import context
 from llmir.ir.dtypes import QUERY_DTYPES
 from llmir.ir.instruction_sets import INSTRUCTION_SETS
-from llmir.ir.kernel_spec import HEAD_SIZES
 from llmir.ir.module import ModelInfo, decoder, new_module, ops_of
 from llmir.ir.opaque import opaque
 from llmir.ir.remarks import remarks
 from llmir.ir.sharing_costs import Readers, cached_key
+from llmir.ir.supported import head_sizes
 from llmir.ir.types import PagedKVCache, tensor
 from llmir.ir.weight import Weight
 from llmir.passes import tiles
@@ -367,7 +367,7 @@ def even(attention=SMOLLM2, target=BEST):
         lambda kv, group, size, element, block: AttentionSpec.dense(kv * group, kv, size, element, block, 0.125),
         st.integers(1, 16),
         st.integers(1, 64),
-        st.sampled_from(HEAD_SIZES),
+        st.sampled_from(head_sizes(on_gpu=False)),
         st.sampled_from(QUERY_DTYPES),
         st.sampled_from([1, 5, 16, 32, 128]),
     ),

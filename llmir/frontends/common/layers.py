@@ -10,7 +10,7 @@ Shapes: hidden states ``[tokens, hidden]``; a leading dimension of heads of its 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -202,6 +202,7 @@ def attention(
     spec: AttentionSpec,
     max_length: int,
     sinks: Weight | None = None,
+    slopes: Sequence[float] | None = None,
 ) -> Tensor:
     """Keys and values appended to the layer's cache, and the queries' attention over it: [tokens, heads * head_size].
 
@@ -219,7 +220,17 @@ def attention(
     queries = heads(query, spec.num_heads, spec.cache.key_size)
     keys = heads(key, spec.num_kv_heads, spec.cache.key_size)
     values = heads(value, spec.num_kv_heads, spec.cache.value_size)
-    result = attend(recorder.decoder, queries, keys, values, layer=layer, spec=spec, max_length=max_length, sinks=sinks)
+    result = attend(
+        recorder.decoder,
+        queries,
+        keys,
+        values,
+        layer=layer,
+        spec=spec,
+        max_length=max_length,
+        sinks=sinks,
+        slopes=slopes,
+    )
     size = spec.num_heads * spec.cache.value_size
     output = torch.empty(query.shape[0], size, dtype=query.dtype, device="meta")
     result = build.reshape(result, [None, size])
@@ -238,12 +249,13 @@ def attend(
     spec: AttentionSpec,
     max_length: int,
     sinks: Weight | None = None,
+    slopes: Sequence[float] | None = None,
 ) -> ir.Value:
     """Attention over a layer's own cache, [tokens, heads, value_size], for ``query`` [tokens, heads, key_size].
 
     ``key`` and ``value``: [tokens, KV heads, key_size] and [.., value_size]. ``layer`` is the name by which a backend
     will ask the plan for the kernel; ``max_length`` the longest sequence, in tokens; ``sinks`` the layer's weight
-    [heads], where ``spec`` says that it has sinks.
+    [heads], where ``spec`` says that it has sinks; ``slopes`` one a query head, where it has ALiBi.
     """
     cache_type = PagedKVCache.build(spec.cache, max_length=max_length)
     return build.paged_attention(
@@ -257,6 +269,7 @@ def attend(
         mask=spec.mask,
         score_stages=spec.score_stages,
         sinks=sinks,
+        slopes=slopes,
     )
 
 

@@ -6,7 +6,7 @@ come from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +35,8 @@ class AttentionLayer:
     """The longest sequence, in tokens."""
     sinks: Weight | None = None
     """Name and type of the layer's weight [heads]; to be built in the current context."""
+    slopes: Sequence[float] | None = None
+    """Of ALiBi, one a query head."""
 
 
 def import_watched(
@@ -78,7 +80,17 @@ def _attention(d: Decoder, name: str, layer: AttentionLayer) -> ir.Value:
         d.input(f"{name}.{what}", tensor([None, *shape], spec.dtype)) for what, shape in shapes.items()
     )
     with ir.Location.name(name):
-        return attend(d, query, key, value, layer=name, spec=spec, max_length=layer.max_length, sinks=layer.sinks)
+        return attend(
+            d,
+            query,
+            key,
+            value,
+            layer=name,
+            spec=spec,
+            max_length=layer.max_length,
+            sinks=layer.sinks,
+            slopes=layer.slopes,
+        )
 
 
 def weight_of(model: torch.nn.Module, parameter: torch.Tensor) -> Weight:

@@ -12,9 +12,9 @@ from importlib import metadata
 from typing import Any
 
 from llmir.errors import LlmirError, UnsupportedLayerError
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.dtypes import DTYPES, QUERY_DTYPES
-from llmir.ir.kernel_spec import HEAD_SIZES
-from llmir.ir.supported import GPU_DTYPES
+from llmir.ir.supported import GPU_DTYPES, unsupported
 
 #: The model dtypes that llmir has kernels for, as torch calls them.
 MODEL_DTYPES = tuple(str(DTYPES[name].torch) for name in QUERY_DTYPES)
@@ -35,18 +35,18 @@ def refuse(checks: Mapping[str, bool], remedy: str) -> None:
             raise UnsupportedFeatureError(f"llmir cannot serve this: {problem}; {remedy}")
 
 
-def refuse_layer(path: str, checks: Mapping[str, bool], *, head_size: int, value_size: int) -> None:
+def refuse_layer(path: str, spec: AttentionSpec | None, isa: str, checks: Mapping[str, bool]) -> None:
     """Raise UnsupportedLayerError for all that the attention layer at ``path`` has and no kernel computes.
 
-    ``checks`` are the framework's; the sizes of a head of keys and one of values are checked after them.
+    ``checks`` are what the framework's layers may have and a ``spec`` cannot say; None stands for a layer of which none
+    can be made. ``isa`` is what kernels are compiled for.
     """
-    known = ", ".join(map(str, HEAD_SIZES))
-    sizes = {
-        f"head size {head_size} (llmir has kernels for {known})": head_size not in HEAD_SIZES,
-        f"values of another size ({value_size}) than keys ({head_size})": value_size != head_size,
-    }
-    if problems := [problem for problem, found in {**checks, **sizes}.items() if found]:
-        raise UnsupportedLayerError(path, f"it has {' and '.join(problems)}")
+    found = [problem for problem, applies in checks.items() if applies]
+    reasons = [f"it has {' and '.join(found)}"] if found else []
+    if spec is not None:
+        reasons += unsupported(spec, isa)
+    if reasons:
+        raise UnsupportedLayerError(path, ", and ".join(reasons))
 
 
 def refuse_layers(layers: Mapping[str, Any], check: Callable[[str, Any], None]) -> None:

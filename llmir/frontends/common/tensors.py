@@ -24,6 +24,11 @@ def torch_dtype(name: str) -> torch.dtype:
     return found
 
 
+def address_of(numbers: torch.Tensor | None) -> int:
+    """Of what a layer may have; 0: it has none."""
+    return 0 if numbers is None else numbers.data_ptr()
+
+
 class LayerTensors:
     """What the kernel of one attention layer takes its tensors to be."""
 
@@ -33,6 +38,7 @@ class LayerTensors:
         self._layer = layer
         self._device = device
         self._size = attention.head_size
+        self._has_sinks = attention.sinks
         self._query = (attention.num_heads, attention.head_size)
         self._key = (attention.num_kv_heads, attention.head_size)
 
@@ -45,6 +51,20 @@ class LayerTensors:
         if rows.dtype is not self.dtype:
             rows = rows.to(self.dtype)
         return rows if side_by_side(rows, self._size) else rows.contiguous()
+
+    def sinks(self, sinks: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+        """The layer's sinks [heads], if it has any, as its kernel reads them: in ``dtype``, contiguous.
+
+        Raises UnsupportedLayerError where there are others than the plan says.
+        """
+        if (sinks is not None) != self._has_sinks:
+            how = "without" if sinks is None else "with"
+            raise UnsupportedLayerError(self._layer, f"it is called {how} sinks, unlike its plan")
+        if sinks is None:
+            return None
+        if sinks.shape != self._query[:1] or sinks.device != self._device:
+            self._refuse("sinks", sinks, f"{self._query[0]} numbers, one a head,")
+        return sinks.to(dtype).contiguous()
 
     def check(self, query: torch.Tensor, output: torch.Tensor, tokens: int) -> None:
         """Raise UnsupportedLayerError unless both are ``tokens`` rows or more of what the kernel takes."""

@@ -14,6 +14,7 @@ import torch
 from sglang.srt.layers.radix_attention import RadixAttention
 
 from llmir.compiler import object_cache
+from llmir.frontends.common.tensors import address_of
 from llmir.frontends.sglang import support
 from llmir.frontends.sglang.base_backend import PlannedBackend
 from llmir.frontends.sglang.page_table import PageTable
@@ -56,16 +57,19 @@ class LlmirAttentionBackend(PlannedBackend[AttentionRunner]):
         layer: RadixAttention,
         forward_batch: Any,
         save_kv_cache: bool = True,
+        sinks: torch.Tensor | None = None,
         **call: Any,
     ) -> torch.Tensor:
         """Append ``k`` and ``v`` [tokens, KV heads, head_dim] to the cache and attend: [tokens, heads * head_dim].
 
-        ``q`` [tokens, heads * head_dim]. With ``save_kv_cache`` False the cache has them already. What a model computed
-        in another element type is converted to its own, as SGLang's kernels do, and the result to that of ``q``.
+        ``q`` [tokens, heads * head_dim], ``sinks`` [heads]. With ``save_kv_cache`` False the cache has them already.
+        What a model computed in another element type is converted to its own, as SGLang's kernels do, and the result to
+        that of ``q``.
         """
         if k is None or call:  # checked once for all layers when the model was imported; so as a rule there is nothing
             support.check_call(f"layer {layer.layer_id}", k, call)
-        size, tensors = layer.qk_head_dim, self._tensors[layer.layer_id]
+        runner, size, tensors = self._runners[layer.layer_id], layer.qk_head_dim, self._tensors[layer.layer_id]
+        sinks = tensors.sinks(sinks, torch.float32)
         query, key, value = tensors.converted(q), tensors.converted(k), tensors.converted(v)
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         tensors.check(query, output, self._tokens)
@@ -73,7 +77,7 @@ class LlmirAttentionBackend(PlannedBackend[AttentionRunner]):
         if save_kv_cache:
             tensors.check_new(key, value, slots, len(slots))
         pool = self.token_to_kv_pool
-        self._runners[layer.layer_id].attend(
+        runner.attend(
             heads(query, size),
             heads(key, size),
             heads(value, size),
@@ -81,6 +85,7 @@ class LlmirAttentionBackend(PlannedBackend[AttentionRunner]):
             pool.pages[layer.layer_id - pool.start_layer].data_ptr(),
             slots.data_ptr(),
             len(slots) if save_kv_cache else 0,
+            sinks=address_of(sinks),
         )
         return output.view(q.shape[0], -1).to(q.dtype)
 

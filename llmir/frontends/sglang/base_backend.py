@@ -60,13 +60,13 @@ class PlannedBackend(AttentionBackend, Generic[RunnerT]):
 
     def _bind(self, path: str, layer: RadixAttention, dtype: Any) -> None:
         quantized = self.token_to_kv_pool.is_fp8
-        support.check_attention(path, layer, quantized=quantized)
         if layer.layer_id in self._runners:
             raise UnsupportedLayerError(path, f"another layer has its number ({layer.layer_id})")
         # Whether a layer has sinks is seen when it is called; a call unlike the plan is refused then.
         sinks = path in self._sinks
         spec = support.attention_spec(layer, dtype, self._page_size, quantized=quantized, sinks=sinks)
         runner = self._runners[layer.layer_id] = self._planned.bind(path, spec)
+        support.check_attention(path, layer, spec, runner.spec.isa)
         device = self.token_to_kv_pool.pages[0].device
         self._tensors[layer.layer_id] = LayerTensors(path, runner.spec.attention, device)
 

@@ -166,11 +166,6 @@ class LlmirGpuBackend(PlannedBackend[GpuAttentionRunner]):
             raise UnsupportedLayerError(
                 f"layer {layer.layer_id}", f"it is called for {tokens} tokens, and {self._tokens} were announced"
             )
-        if (sinks is not None) != runner.spec.attention.sinks:
-            how = "without" if sinks is None else "with"
-            raise UnsupportedLayerError(f"layer {layer.layer_id}", f"it is called {how} sinks, unlike its plan")
-        if sinks is not None and sinks.shape != (layer.tp_q_head_num,):
-            raise UnsupportedLayerError(f"layer {layer.layer_id}", f"it is called with sinks of {list(sinks.shape)}")
         query, key, value = tensors.converted(q), tensors.converted(k), tensors.converted(v)
         output = _output(query, forward_batch)
         tensors.check(query, output, tokens)
@@ -186,7 +181,7 @@ class LlmirGpuBackend(PlannedBackend[GpuAttentionRunner]):
             self._block_table,
             forward_batch.out_cache_loc[:tokens],
             tokens if save_kv_cache else 0,
-            sinks=None if sinks is None else sinks.to(query.dtype).contiguous(),
+            sinks=tensors.sinks(sinks, query.dtype),
             **self._scales.get(layer.layer_id, {}),
         )
         return output.view(tokens, -1).to(q.dtype)

@@ -27,6 +27,7 @@ from llmir.frontends.sglang import support
 from llmir.ir import build
 from llmir.ir.bindings import ir
 from llmir.ir.module import ModelInfo
+from llmir.target import Target
 
 
 def configure(**fields: Any) -> ServerArgs:
@@ -41,11 +42,12 @@ def configure(**fields: Any) -> ServerArgs:
     return server_args
 
 
-def import_module(server_args: ServerArgs, rank: int = 0) -> ir.Module:
+def import_module(server_args: ServerArgs, rank: int = 0, *, isa: str | None = None) -> ir.Module:
     """The model of resolved server arguments as one llm module, for one tensor-parallel rank.
 
-    Raises UnsupportedLayerError for attention layers that no kernel computes, UnsupportedFeatureError for a model that
-    has none at all, ImportModelError where SGLang cannot build the model.
+    ``isa``: of the target whose kernels the module is for; this machine's processor's if not given. Raises
+    UnsupportedLayerError for attention layers that no kernel computes, UnsupportedFeatureError for a model that has
+    none at all, ImportModelError where SGLang cannot build the model.
     """
     args, config = AsGiven(server_args), model_config_of(server_args)
     info = ModelInfo(**{**support.model_facts(args, config), "rank": rank})
@@ -60,7 +62,7 @@ def import_module(server_args: ServerArgs, rank: int = 0) -> ir.Module:
             dtype=config.dtype,
             page_size=info.allowed_block_sizes[0],
             max_length=config.context_len,
-            on_gpu=support.on_gpu(args),
+            isa=isa or Target.detect().isa,
             quantized=support.quantizes(args),
         )
         attention = {path: module for path, module in model.named_modules() if isinstance(module, RadixAttention)}

@@ -34,8 +34,8 @@ class AttentionOptions:
     """Tokens."""
     max_length: int
     """The longest sequence, in tokens."""
-    on_gpu: bool = False
-    """Where its kernels will run."""
+    isa: str
+    """What their kernels are compiled for."""
     quantized: bool = False
     """Whether the KV cache is."""
 
@@ -45,7 +45,7 @@ class AttentionOptions:
 
     def check(self, path: str, layer: Any) -> None:
         """Raise UnsupportedLayerError if no llmir kernel computes this ``RadixAttention``."""
-        support.check_attention(path, layer, quantized=self.quantized)
+        support.check_attention(path, layer, self._spec(layer), self.isa)
 
     def describe(self, layer: Any) -> AttentionLayer:
         """A ``RadixAttention``, without having seen what it is called with."""
@@ -57,7 +57,7 @@ class AttentionOptions:
     def _attention(
         self, recorder: Recorder, path: str, layer: Any, q: Any, k: Any, v: Any, forward_batch: Any, **call: Any
     ) -> torch.Tensor:
-        sinks = call.pop("sinks", None) if self.on_gpu else None
+        sinks = call.pop("sinks", None)
         support.check_call(path, k, call)
         return emit.attention(
             recorder,

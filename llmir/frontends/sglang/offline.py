@@ -42,4 +42,4 @@ def _import_model(model: str, target: Target, fields: dict[str, Any]) -> Any:
     except Exception as error:  # whatever arguments are checked by, it is the framework that cannot read them
         raise not_configurable("SGLang", model, error) from error
     support.check_arguments(importer.AsGiven(server_args), model_config_of(server_args), target.isa)
-    return importer.import_module(server_args)
+    return importer.import_module(server_args, isa=target.isa)

@@ -86,7 +86,7 @@ def _make_plan(payload: tuple[dict[str, Any], Options, Target]) -> Plan:
         load_plugins()  # what they register or replace, a scheduler has too
         from llmir.frontends.sglang.importer import configure, import_module
 
-        module = import_module(configure(**fields))
+        module = import_module(configure(**fields), isa=target.isa)
     return planning.compile_module(module, options, logger, target)
 
 

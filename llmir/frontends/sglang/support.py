@@ -99,7 +99,7 @@ def check_arguments(args: Any, model: Any, isa: Isa) -> None:
         "the model uses multi-head latent attention": architecture == "MLA",
         "the model has an encoder with cross-attention": model.is_encoder_decoder,
         "the model takes images or audio": model.is_multimodal,
-        "the model is an embedding model": not model.is_generation,
+        "an embedding model, which llmir serves on CPUs alone": on_gpu(args) and not model.is_generation,
         **dtype_check(dtype),
         **_cache_checks(args, dtype, isa),
         **(_gpu_checks(args, dtype) if on_gpu(args) else _cpu_checks(args)),
@@ -179,10 +179,10 @@ def _gpu_checks(args: Any, dtype: str) -> dict[str, bool]:
     }
 
 
-def check_attention(path: str, layer: Any, *, quantized: bool = False) -> None:
-    """Raise UnsupportedLayerError if no llmir kernel computes this attention layer, a ``RadixAttention``.
+def check_attention(path: str, layer: Any, spec: AttentionSpec, isa: str) -> None:
+    """Raise UnsupportedLayerError if no llmir kernel for ``isa`` computes this layer, a ``RadixAttention``.
 
-    ``quantized``: whether its KV cache may have scales.
+    ``spec`` is its :func:`attention_spec`.
     """
     kind = layer.attn_type.value
     checks = {
@@ -190,10 +190,14 @@ def check_attention(path: str, layer: Any, *, quantized: bool = False) -> None:
         "cross-attention": layer.is_cross_attention,
         "keys turned by their position inside the kernel": layer.pos_encoding_mode != "NONE" or layer.use_irope,
         f"scores capped by {layer.logit_capping_method}": layer.logit_cap > 0 and layer.logit_capping_method != "tanh",
+        # Its KV pool has one size of head.
+        f"values of another size ({layer.v_head_dim}) than keys ({layer.qk_head_dim})": (
+            layer.v_head_dim != layer.qk_head_dim
+        ),
         "a temperature that grows with the length": layer.xai_temperature_len > 0,
-        "a quantized KV cache": layer.quant_method is not None and not quantized,
+        "a quantized KV cache": layer.quant_method is not None and not spec.cache.quantized,
     }
-    refuse_layer(path, checks, head_size=layer.qk_head_dim, value_size=layer.v_head_dim)
+    refuse_layer(path, spec, isa, checks)
 
 
 def check_call(path: str, key: Any, arguments: dict[str, Any]) -> None:
@@ -220,6 +224,7 @@ def attention_spec(
         num_heads=layer.tp_q_head_num,
         num_kv_heads=layer.tp_k_head_num,
         head_size=layer.qk_head_dim,
+        value_size=layer.v_head_dim,
         dtype=BY_TORCH[dtype_name(dtype)].name,
         block_size=page_size,
         scale=layer.scaling,

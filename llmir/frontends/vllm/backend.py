@@ -24,6 +24,7 @@ from vllm.v1.kv_cache_interface import AttentionSpec
 from llmir.compiler import object_cache
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.sharing_report import SharingReport
+from llmir.frontends.common.tensors import address_of
 from llmir.frontends.vllm.description import (
     PlannedBackend,
     PlannedImpl,
@@ -43,6 +44,7 @@ class LlmirAttentionBackend(PlannedBackend):
     """vLLM's description of llmir on a CPU: what it can be asked for, and the classes that do it."""
 
     block_size_step: int = BLOCK_SIZES["cpu"][0]
+    on_gpu: bool = False
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.bfloat16, torch.float16, torch.float32]
     supported_kv_cache_dtypes: ClassVar[list[Any]] = ["auto", "bfloat16", "float16"]
 
@@ -130,6 +132,7 @@ class LlmirAttentionImpl(PlannedImpl):
         tokens, slots = attn_metadata.num_actual_tokens, attn_metadata.slot_mapping
         appends = self.kv_sharing_target_layer_name is None
         self._tensors.check(query, output, tokens)
+        sinks = self._tensors.sinks(self.sinks, torch.float32)
         if appends:
             self._tensors.check_new(key, value, slots, tokens)
         runner.attend(
@@ -140,5 +143,7 @@ class LlmirAttentionImpl(PlannedImpl):
             kv_cache.data_ptr(),
             slots.data_ptr(),
             tokens if appends else 0,
+            sinks=address_of(sinks),
+            slopes=address_of(self.slopes),
         )
         return output

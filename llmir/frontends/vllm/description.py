@@ -32,7 +32,7 @@ from llmir.frontends.vllm.planning import PLAN_KEY
 from llmir.frontends.vllm.plugin import BACKEND_NAME, is_llmir
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.dtypes import BY_TORCH
-from llmir.ir.kernel_spec import HEAD_SIZES
+from llmir.ir.supported import head_sizes
 from llmir.plan import Plan
 from llmir.runtime.layers import PlannedLayers
 
@@ -62,6 +62,7 @@ class PlannedBackend(AttentionBackend):
     forward_includes_kv_cache_update: bool = True
     #: Tokens that the blocks of any plan for the device are a multiple of.
     block_size_step: int
+    on_gpu: bool
 
     @staticmethod
     def get_name() -> str:
@@ -86,7 +87,7 @@ class PlannedBackend(AttentionBackend):
     @classmethod
     def get_supported_head_sizes(cls) -> list[int]:
         """Head sizes there are kernel generators for."""
-        return list(HEAD_SIZES)
+        return list(head_sizes(on_gpu=cls.on_gpu))
 
     @classmethod
     def supported_kv_cache_layouts(cls) -> tuple[Any, ...]:
@@ -159,8 +160,6 @@ def check_batch(layer: str, batch: CommonAttentionMetadata) -> None:
 class PlannedImpl(AttentionImpl[Any]):
     """One attention layer: what vLLM says of it, to be compared with the plan's."""
 
-    #: Further arguments that a model may pass on, which the device's kernels know.
-    known_arguments: frozenset[str] = frozenset()
     #: vLLM's names of the cache dtypes that keep 8-bit floats, which the device's kernels know.
     quantized_dtypes: tuple[str, ...] = ()
     _runner: Any = None
@@ -191,15 +190,11 @@ class PlannedImpl(AttentionImpl[Any]):
         self.kv_cache_dtype = kv_cache_dtype
         self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
         self.sinks: torch.Tensor | None = extra.get("sinks")
+        self.slopes = None if alibi_slopes is None else torch.tensor(alibi_slopes, dtype=torch.float32, device="cpu")
         further = sorted(name for name, value in extra.items() if value is not None and name != "sinks")
+        # What a spec says is compared with the plan's.
         refused = {
-            "it has ALiBi slopes": alibi_slopes is not None,
-            "it has attention sinks": self.sinks is not None and "sinks" not in self.known_arguments,
             f"its attention type is {attn_type}, and llmir serves decoders": attn_type != AttentionType.DECODER,
-            f"its KV cache is {kv_cache_dtype}": (
-                kv_cache_dtype.startswith(("fp8", "int", "nvfp4", "turboquant", "ultraquant"))
-                and kv_cache_dtype not in self.quantized_dtypes
-            ),
             f"it needs {further}": bool(further),
         }
         self._refusal = next((reason for reason, applies in refused.items() if applies), None)
@@ -208,6 +203,10 @@ class PlannedImpl(AttentionImpl[Any]):
         self, layer: str, kv_cache_spec: kv_cache_interface.AttentionSpec, model_dtype: Any, planned: PlannedLayers[Any]
     ) -> None:
         """Take the layer's kernel from the plan; UnsupportedLayerError where that is not the layer's."""
+        for name, numbers in {"sinks": self.sinks, "ALiBi slopes": self.slopes}.items():
+            if numbers is not None and (numbers.shape != (self.num_heads,) or not numbers.is_contiguous()):
+                found = list(numbers.shape)
+                raise UnsupportedLayerError(layer, f"its {name} are {found}, not one for each of its heads")
         self._layer = layer
         self._runner = planned.bind(layer, self.spec(layer, kv_cache_spec, model_dtype))
 
@@ -234,6 +233,7 @@ class PlannedImpl(AttentionImpl[Any]):
             soft_cap=self.logits_soft_cap or 0.0,
             quantized=quantized,
             sinks=self.sinks is not None,
+            alibi=self.slopes is not None,
         )
 
 

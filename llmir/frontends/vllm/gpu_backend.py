@@ -54,6 +54,7 @@ class LlmirGpuAttentionBackend(PlannedBackend):
     """vLLM's description of llmir on a GPU: what it can be asked for, and the classes that do it."""
 
     block_size_step: int = BLOCK_SIZES["gpu"][0]
+    on_gpu: bool = True
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.bfloat16, torch.float16]
     supported_kv_cache_dtypes: ClassVar[list[Any]] = ["auto", "bfloat16", "float16", *QUANTIZED_CACHE_DTYPES]
 
@@ -190,7 +191,6 @@ class LlmirGpuMetadataBuilder(AttentionMetadataBuilder["LlmirGpuMetadata"]):
 class LlmirGpuAttentionImpl(PlannedImpl):
     """One attention layer on a GPU."""
 
-    known_arguments = frozenset({"sinks"})
     quantized_dtypes = QUANTIZED_CACHE_DTYPES
     _runner: GpuAttentionRunner | None = None
     #: The cache that was checked. vLLM makes a small one to measure memory with, which is not to be kept alive.
@@ -208,8 +208,6 @@ class LlmirGpuAttentionImpl(PlannedImpl):
             raise UnsupportedLayerError(layer, f"it shares the KV cache of layer {self.kv_sharing_target_layer_name!r}")
         if self.sinks is not None and self.sinks.dtype != model_dtype:
             raise UnsupportedLayerError(layer, f"its sinks are of {self.sinks.dtype}, and the model of {model_dtype}")
-        if self.sinks is not None and (self.sinks.shape != (self.num_heads,) or not self.sinks.is_contiguous()):
-            raise UnsupportedLayerError(layer, f"its sinks are {list(self.sinks.shape)}, not one for each of its heads")
         super().bind(layer, kv_cache_spec, model_dtype, planned)
 
     def _check_scales(self, layer: Any) -> None:

@@ -52,7 +52,7 @@ def import_module(vllm_config: VllmConfig, rank: int = 0, *, isa: str | None = N
         attention = attention_layers(config)
         if not attention:
             raise nothing_to_do(config.model_config.model, "LLMIR", "vLLM")
-        refuse_layers(attention, lambda name, layer: _check(name, layer, isa))
+        refuse_layers(attention, lambda name, layer: _check(name, layer, config, isa))
 
         def forward(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
             hidden = model(input_ids=ids, positions=positions, intermediate_tensors=None, inputs_embeds=None)
@@ -83,7 +83,7 @@ def attention_layers(config: VllmConfig) -> dict[str, Any]:
     }
 
 
-def _check(name: str, layer: Any, isa: str) -> None:
+def _check(name: str, layer: Any, config: VllmConfig, isa: str) -> None:
     """Raise UnsupportedLayerError if no llmir kernel of the target computes this layer of :func:`attention_layers`."""
     from vllm.model_executor.layers.attention import Attention, EncoderOnlyAttention
 
@@ -91,7 +91,7 @@ def _check(name: str, layer: Any, isa: str) -> None:
         raise UnsupportedLayerError(
             name, f"it is of another kind of attention than kernels are for ({class_name(layer)})"
         )
-    check_attention(name, layer, isa)
+    check_attention(name, layer, config.model_config.dtype, config.cache_config.block_size, isa)
 
 
 def _is_one(module: Any) -> bool:

@@ -19,12 +19,9 @@ from llmir.frontends.common.layers import handles
 from llmir.frontends.common.levels import AttentionLayer, weight_of
 from llmir.frontends.common.opaque import NotInDialectError
 from llmir.frontends.common.recording import Handler, Recorder
-from llmir.frontends.common.support import dtype_name
 from llmir.frontends.common.watching import UnwatchedError
-from llmir.frontends.vllm.support import QUANTIZED_CACHE_DTYPES
+from llmir.frontends.vllm.support import attention_spec
 from llmir.ir import build
-from llmir.ir.attention_spec import AttentionSpec
-from llmir.ir.dtypes import BY_TORCH
 
 HANDLERS: dict[type, Handler] = dict(emit.HANDLERS)
 
@@ -155,26 +152,10 @@ def describe(layer: Any, model: torch.nn.Module) -> AttentionLayer:
     dtype = config.model_config.dtype
     assert isinstance(dtype, torch.dtype), "vLLM resolves the dtype before any plugin sees the configuration"
     return AttentionLayer(
-        spec=_spec(layer, dtype),
+        spec=attention_spec(layer, dtype, config.cache_config.block_size),
         max_length=config.model_config.max_model_len,
         sinks=weight_of(model, layer.impl.sinks) if layer.has_sink else None,
-    )
-
-
-def _spec(layer: Any, dtype: torch.dtype) -> AttentionSpec:
-    """What a plan says about an ``Attention`` layer whose queries are of ``dtype``."""
-    quantized = layer.kv_cache_dtype in QUANTIZED_CACHE_DTYPES
-    return AttentionSpec.dense(
-        num_heads=layer.num_heads,
-        num_kv_heads=layer.num_kv_heads,
-        head_size=layer.head_size,
-        dtype=BY_TORCH[dtype_name(dtype if quantized else layer.kv_cache_torch_dtype)].name,
-        block_size=get_current_vllm_config().cache_config.block_size,
-        scale=layer.impl.scale,
-        window=layer.sliding_window or 0,
-        soft_cap=layer.impl.logits_soft_cap or 0.0,
-        quantized=quantized,
-        sinks=layer.has_sink,
+        slopes=layer.impl.alibi_slopes,
     )
 
 
@@ -189,7 +170,8 @@ def _attention(
     output_shape: torch.Size | None = None,
     output_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    spec = _spec(layer, query.dtype)
+    config = get_current_vllm_config()
+    spec = attention_spec(layer, query.dtype, config.cache_config.block_size)
     # The operation's result is as vLLM's is when it is asked for nothing: what else there is cannot be recorded.
     usual = (query.shape[0], spec.num_heads * spec.cache.value_size)
     if tuple(output_shape or usual) != usual or (output_dtype or query.dtype) != query.dtype:
@@ -210,8 +192,9 @@ def _attention(
         value,
         layer=layer.layer_name,
         spec=spec,
-        max_length=get_current_vllm_config().model_config.max_model_len,
+        max_length=config.model_config.max_model_len,
         sinks=sinks,
+        slopes=layer.impl.alibi_slopes,
     )
 
 

@@ -89,9 +89,8 @@ def _wrap_platform(platform: type[Any]) -> None:
         if is_llmir(selected_backend):
             from llmir.frontends.vllm.support import check_selection
 
-            gpu = platform.device_type == "cuda"
-            check_selection(attn_selector_config, "gpu" if gpu else "cpu")
-            if not gpu:
+            check_selection(attn_selector_config)
+            if platform.device_type != "cuda":
                 return selected_backend.get_path()
         return select_backend(cls, selected_backend, attn_selector_config, num_heads)
 

@@ -21,7 +21,9 @@ from llmir.frontends.common.support import (
 )
 from llmir.frontends.vllm import stores
 from llmir.frontends.vllm.versions import framework
-from llmir.ir.kernel_spec import HEAD_SIZES, is_gpu
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.dtypes import BY_TORCH
+from llmir.ir.kernel_spec import is_gpu
 from llmir.ir.supported import QUANTIZED_ISAS
 
 if TYPE_CHECKING:
@@ -129,43 +131,65 @@ def _gpu_checks(vllm_config: VllmConfig) -> dict[str, bool]:
     }
 
 
-def check_selection(selection: Any, device: str) -> None:
+def check_selection(selection: Any) -> None:
     """Raise UnsupportedFeatureError for a layer kind that vLLM is about to give llmir's backend and it cannot take.
 
     ``selection`` is vLLM's AttentionSelectorConfig. It names no layer: this is the net under
-    :func:`check_attention`, for layers that are built outside the decoder the plan was made from.
+    :func:`check_attention`, for layers that are built outside the decoder the plan was made from. Those that are of a
+    kind with the plan's are compared with them when they are bound.
     """
     kinds = {
         "multi-head latent attention": selection.use_mla,
         "sparse attention": selection.use_sparse,
-        "attention sinks": selection.has_sink and device != "gpu",
         f"{selection.attn_type} attention": selection.attn_type != "decoder",
         "bidirectional attention over a multimodal prefix": selection.use_mm_prefix,
-        f"head size {selection.head_size}": selection.head_size not in HEAD_SIZES,
     }
     refuse({f"there is no kernel for a layer with {kind}": found for kind, found in kinds.items()}, _remedy())
 
 
-def check_attention(path: str, layer: Any, isa: str) -> None:
+def attention_spec(layer: Any, dtype: Any, block_size: int) -> AttentionSpec:
+    """What the compiler and the kernels must agree on about a vllm ``Attention`` module, on this rank.
+
+    Its implementation object keeps the arguments that the layer passed on; ``dtype`` is that of its queries.
+    """
+    quantized = layer.kv_cache_dtype in QUANTIZED_CACHE_DTYPES
+    return AttentionSpec.dense(
+        num_heads=layer.num_heads,
+        num_kv_heads=layer.num_kv_heads,
+        head_size=layer.head_size,
+        value_size=layer.head_size_v,
+        dtype=BY_TORCH[dtype_name(dtype if quantized else layer.kv_cache_torch_dtype)].name,
+        block_size=block_size,
+        scale=layer.impl.scale,
+        window=layer.sliding_window or 0,
+        soft_cap=layer.impl.logits_soft_cap or 0.0,
+        quantized=quantized,
+        sinks=layer.has_sink,
+        alibi=layer.impl.alibi_slopes is not None,
+    )
+
+
+def check_attention(path: str, layer: Any, dtype: Any, block_size: int, isa: str) -> None:
     """Raise UnsupportedLayerError if no llmir kernel of the target computes this attention layer.
 
-    ``layer`` is a vllm ``Attention`` module whose implementation object keeps the arguments that the layer passed on.
+    For the arguments see :func:`attention_spec`.
     """
-    implementation = layer.impl
-    extra = set(getattr(implementation, "extra", {})) - {"sinks"}
-    quantizes = layer.kv_cache_dtype in QUANTIZED_CACHE_DTYPES and isa in QUANTIZED_ISAS
+    extra = set(getattr(layer.impl, "extra", {})) - {"sinks"}
+    known_cache = layer.kv_cache_dtype in (*CACHE_DTYPES, *QUANTIZED_CACHE_DTYPES)
     checks = {
         f"{layer.attn_type} attention (llmir does causal decoder attention)": layer.attn_type != "decoder",
-        "ALiBi slopes": implementation.alibi_slopes is not None,
-        "attention sinks": layer.has_sink and not is_gpu(isa),
         f"a KV cache shared with layer {layer.kv_sharing_target_layer_name!r}": (
             layer.kv_sharing_target_layer_name is not None
         ),
         "bidirectional attention over a multimodal prefix": layer.use_mm_prefix,
-        f"KV cache dtype {layer.kv_cache_dtype!r}": not quantizes and layer.kv_cache_dtype not in CACHE_DTYPES,
+        # llmir describes pages to vLLM by one size of head.
+        f"values of another size ({layer.head_size_v}) than keys ({layer.head_size})": (
+            layer.head_size_v != layer.head_size
+        ),
+        f"KV cache dtype {layer.kv_cache_dtype!r}": not known_cache,
         f"further arguments for its kernel ({', '.join(sorted(extra))})": bool(extra),
     }
-    refuse_layer(path, checks, head_size=layer.head_size, value_size=layer.head_size_v)
+    refuse_layer(path, attention_spec(layer, dtype, block_size) if known_cache else None, isa, checks)
 
 
 def block_sizes(isa: str) -> tuple[int, ...]:

@@ -20,10 +20,10 @@ class Arguments(ctypes.Structure):
     """
 
     _fields_ = (
-        ("query", ctypes.c_void_p),  # [tokens, heads, head_size]
-        ("key", ctypes.c_void_p),  # [tokens, KV heads, head_size]
-        ("value", ctypes.c_void_p),  # [tokens, KV heads, head_size]
-        ("output", ctypes.c_void_p),  # [tokens, heads, head_size]
+        ("query", ctypes.c_void_p),  # [tokens, heads, key_size]
+        ("key", ctypes.c_void_p),  # [tokens, KV heads, key_size]
+        ("value", ctypes.c_void_p),  # [tokens, KV heads, value_size]
+        ("output", ctypes.c_void_p),  # [tokens, heads, value_size]
         ("cache", ctypes.c_void_p),  # [blocks, KV heads, page]
         ("slots", ctypes.c_void_p),  # int64 [append_tokens]: block * block_size + offset, negative: none
         ("block_table", ctypes.c_void_p),  # int32 [requests, block_table_stride]
@@ -49,6 +49,9 @@ class Arguments(ctypes.Structure):
         ("gomp_barrier", ctypes.c_void_p),
         ("omp_get_thread_num", ctypes.c_void_p),
         ("omp_get_num_threads", ctypes.c_void_p),
+        ("sinks", ctypes.c_void_p),  # float32 [heads], where the attention has sinks
+        ("slopes", ctypes.c_void_p),  # float32 [heads], where scores go through ALiBi
+        ("positions", ctypes.c_void_p),  # int32 [tokens], there too: each new token's place in its request
     )
 
 
@@ -60,8 +63,9 @@ ITEM_BYTES = 4 * ITEM_FIELDS
 
 
 def state_bytes(spec: KernelSpec) -> int:
-    """Bytes of one query row's running state: maximum and sum (a float32 vector each), then the output."""
-    return 4 * (2 * lanes_of(spec.isa) + spec.attention.head_size)
+    """Bytes of one query row's running state: maximum and sum (a float32 vector each), then the output in vectors."""
+    lanes = lanes_of(spec.isa)
+    return 4 * lanes * (2 + -(-spec.attention.value_size // lanes))
 
 
 def padded_rows(spec: KernelSpec, variant: KernelVariant) -> int:

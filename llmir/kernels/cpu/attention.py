@@ -14,8 +14,8 @@ from llmir.ir.kernel_spec import CpuVariant, KernelSpec
 from llmir.kernels.cpu import builder as b
 from llmir.kernels.cpu.chunk import NOTHING_SEEN, ChunkEmitter
 from llmir.kernels.cpu.endings import EndingEmitter
-from llmir.kernels.cpu.fields import first_head, item_field
-from llmir.kernels.cpu.geometry import Geometry
+from llmir.kernels.cpu.fields import argument, first_head, item_field, number, number_of_head
+from llmir.kernels.cpu.geometry import LOG2_E, Geometry
 from llmir.kernels.cpu.members import ItemTokens
 from llmir.kernels.cpu.place import PieceTable
 from llmir.kernels.cpu.rows import RowTile
@@ -48,6 +48,7 @@ class AttentionEmitter:
         self.state = b.select(whole, b.stack_array(g.padded_rows * g.state_bytes), ending.state(place))
         self.queries = b.stack_array(g.padded_rows * g.query_bytes)
         self.limits = b.stack_array(g.padded_rows * 4)
+        self.slopes, self.positions = (b.stack_array(g.padded_rows * 4) if s.alibi else self.limits for _ in range(2))
         self.tiles = b.ceil_div(rows, self.variant.row_tile)
         self._load_queries(rows)
         self._clear_state()
@@ -55,9 +56,12 @@ class AttentionEmitter:
         b.choose(whole, lambda: ending.finish(tokens, self.state), lambda: ending.leave(tokens, self.tokens))
 
     def _load_queries(self, rows: ir.Value) -> None:
-        """Queries and key limits of all rows into scratch; padding repeats the last row, so limits never fall."""
+        """What each row is, into scratch: query, limit, slope, position.
+
+        Padding repeats the last row, so limits never fall.
+        """
         s, p = self.attention, self.products
-        head_bytes = s.head_size * p.element_bytes
+        head_bytes, parts = s.head_size * p.element_bytes, self.geometry.key_parts
 
         def copy_row(row: ir.Value) -> None:
             inside = b.minimum(row, b.sub(rows, 1))
@@ -65,11 +69,17 @@ class AttentionEmitter:
             source = first_head(self.arguments, self.item, s, "query", self.tokens.token(token))
             address = b.offset(source, b.mul(head, head_bytes))
             target = b.offset(self.queries, b.mul(row, self.geometry.query_bytes))
-            for v in range(self.geometry.head_vectors):
+            for v in range(parts.count):
                 scratch = p.scratch_bytes(v * p.lanes)
                 vector = b.offset(address, v * p.lanes * p.element_bytes)
-                p.copy_query(vector, b.offset(target, scratch), self.geometry.exponent_scale)
+                p.copy_query(vector, parts.filled(v), b.offset(target, scratch), self.geometry.exponent_scale)
             b.store(b.narrow(self.tokens.limit(token)), b.offset(self.limits, b.mul(row, 4)))
+            if s.alibi:
+                slope = number_of_head(self.arguments, self.item, s, "slopes", head)
+                exponents = b.fmul(slope, b.constant(LOG2_E, slope.type))
+                b.store(exponents, b.offset(self.slopes, b.mul(row, 4)))
+                position = number(argument(self.arguments, "positions"), self.tokens.token(token))
+                b.store(b.narrow(position), b.offset(self.positions, b.mul(row, 4)))
 
         b.loop(0, b.mul(self.tiles, self.variant.row_tile), 1, copy_row)
 
@@ -79,7 +89,7 @@ class AttentionEmitter:
         def clear_row(row: ir.Value) -> None:
             state = b.offset(self.state, b.mul(row, self.geometry.state_bytes))
             b.store(b.constant(NOTHING_SEEN, type_), state)
-            for v in range(1, 2 + self.geometry.head_vectors):
+            for v in range(1, 2 + self.geometry.value_parts.count):
                 b.store(b.constant(0.0, type_), b.offset(state, v * self.geometry.vector_bytes))
 
         b.loop(0, b.mul(self.tiles, self.variant.row_tile), 1, clear_row)
@@ -109,6 +119,8 @@ class AttentionEmitter:
                     b.offset(self.state, b.mul(first, self.geometry.state_bytes)),
                     b.offset(self.limits, b.mul(first, 4)),
                     v.row_tile,
+                    b.offset(self.slopes, b.mul(first, 4)),
+                    b.offset(self.positions, b.mul(first, 4)),
                 )
                 sees_chunk = b.less(first_key, rows.highest_limit())
                 if s.mask.window:

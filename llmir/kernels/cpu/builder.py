@@ -250,6 +250,24 @@ def shuffle(a: Value, b: Value, places: Sequence[int]) -> Value:
     return vector.shuffle(a, b, list(places))
 
 
+def padded_with_zeros(x: Value, lanes: int) -> Value:
+    """``x`` as the first of ``lanes`` lanes, the others 0."""
+    own = x.type.shape[0]
+    if own == lanes:
+        return x
+    nothing = constant(0, x.type)
+    return vector.shuffle(x, nothing, [min(lane, own) for lane in range(lanes)])
+
+
+def first_lanes(x: Value, count: int) -> Value:
+    """The first ``count`` lanes of ``x``."""
+    if x.type.shape[0] == count:
+        return x
+    # vector.shuffle of one vector twice becomes one of it and ub.poison, of which the bindings make no LLVM IR.
+    places = ir.DenseI32ArrayAttr.get(list(range(count)))
+    return llvm.shufflevector(vector_of(count, x.type.element_type), x, x, places)
+
+
 def fma(a: Value, b: Value, c: Value) -> Value:
     """``a * b + c``, rounded once."""
     return vector.fma(a, b, c)
@@ -314,6 +332,11 @@ def widest(x: Value, lanes: int) -> Value:
 def total(x: Value) -> Value:
     """The sum of the lanes in any order, a scalar."""
     return vector.reduction(x.type.element_type, vector.CombiningKind.ADD, x, fastmath=arith.FastMathFlags.reassoc)
+
+
+def float_of(x: Value, lanes: int) -> Value:
+    """i32 lanes to the nearest float32."""
+    return arith.sitofp(vector_of(lanes, floating("f32")), x)
 
 
 def to_float(x: Value, lanes: int) -> Value:

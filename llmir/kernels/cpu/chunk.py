@@ -1,7 +1,7 @@
 """Emits what one chunk of keys does to one tile of query rows: the inner loop of attention.
 
     scores        S = Q K^T                        in registers, then scratch; exponents of two
-    soft cap      S = cap tanh(S / cap)            only with a soft cap
+    stages        S = cap tanh(S / cap), ...       score_stages.py, only those that there are
     mask          S = -inf past the row's limit    only where the chunk crosses one
     softmax       m, l, P                          online, in base 2 (Milakov and Gimelshein 2018)
     output        O = alpha O + P V                outputs.py
@@ -19,11 +19,12 @@ import math
 
 from llmir.ir.bindings import ir
 from llmir.kernels.cpu import builder as b
-from llmir.kernels.cpu.geometry import LOG2_E, STEPS_PER_ITERATION, Geometry
+from llmir.kernels.cpu.geometry import STEPS_PER_ITERATION, Geometry
 from llmir.kernels.cpu.outputs import OutputEmitter
 from llmir.kernels.cpu.place import ChunkPlace, ask_ahead
 from llmir.kernels.cpu.products import in_chains, joined
 from llmir.kernels.cpu.rows import RowTile
+from llmir.kernels.cpu.score_stages import stage_emitters
 
 #: The running maximum before any key: the least finite float32, so that the weight of a score of -inf is 0 whatever
 #: else a row has seen, and a row that has seen no other has weights that sum to 0, and outputs of 0 / 0.
@@ -42,13 +43,14 @@ class ChunkEmitter:
         self.scores = b.stack_array(g.variant.row_tile * g.score_bytes)
         self.probabilities = b.stack_array(g.variant.row_tile * g.probability_bytes)
         self.alphas = b.stack_array(g.variant.row_tile * g.vector_bytes)
+        self.stages = stage_emitters(g)
         self.outputs = OutputEmitter(g, self.probabilities, self.alphas)
 
     def attend(self, tile: RowTile, first_key: ir.Value, valid: ir.Value, place: ChunkPlace) -> None:
         """One chunk against one tile of rows."""
         self._scores(tile, valid, place)
-        if self.attention.soft_cap:
-            self._soft_cap()
+        if self.stages:
+            self._score_stages(tile, first_key)
         chunk_end = b.add(first_key, self.variant.key_chunk)
         crosses = b.less(b.minimum(tile.lowest_limit(), b.add(first_key, valid)), chunk_end)
         if self.attention.mask.window:
@@ -125,18 +127,20 @@ class ChunkEmitter:
             place = b.offset(line, k * self.geometry.vector_bytes)
             b.store(change(b.load(place, p.f32_vector()), k * p.lanes), place)
 
-    def _soft_cap(self) -> None:
-        """S = cap tanh(S / cap), with tanh |x| = (1 - e) / (1 + e) of e = 2**(-2 |x| log2 e), in (0, 1]."""
-        type_ = self.products.f32_vector()
-        cap = b.constant(self.attention.soft_cap * LOG2_E, type_)
-        one = b.constant(1.0, type_)
+    def _score_stages(self, tile: RowTile, first_key: ir.Value) -> None:
+        """S = stages(S), all stages of a vector at once."""
 
-        def cap_scores(exponent: ir.Value, _first: int) -> ir.Value:
-            e = self.products.exp2(b.negate(b.magnitude(exponent)))
-            tanh = b.fdiv(b.fsub(one, e), b.fadd(one, e))
-            return b.fmul(cap, b.with_sign_of(tanh, exponent))
+        def row(number: ir.Value) -> None:
+            changes = [stage(tile, number, first_key) for stage in self.stages]
 
-        b.loop(0, self.variant.row_tile, 1, lambda row: self._each_score(row, cap_scores))
+            def through_all(scores: ir.Value, first: int) -> ir.Value:
+                for change in changes:
+                    scores = change(scores, first)
+                return scores
+
+            self._each_score(number, through_all)
+
+        b.loop(0, self.variant.row_tile, 1, row)
 
     def _mask(self, tile: RowTile, first_key: ir.Value, valid: ir.Value) -> None:
         """S = MASKED for keys past the row's limit, past the item's range, or before the row's window."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 from llmir.ir.bindings import ir
 from llmir.kernels.cpu import builder as b
 from llmir.kernels.cpu.chunk import NOTHING_SEEN
-from llmir.kernels.cpu.fields import argument, count_argument, first_head, item_field, number
-from llmir.kernels.cpu.geometry import Geometry
+from llmir.kernels.cpu.fields import argument, count_argument, first_head, item_field, number, number_of_head
+from llmir.kernels.cpu.geometry import LOG2_E, Geometry
 from llmir.kernels.cpu.members import ItemTokens
 from llmir.kernels.work_list import Item
 
@@ -36,14 +36,18 @@ class EndingEmitter:
         first = item_field(self.item, Item.TOKEN)
 
         def row(place: ir.Value) -> None:
-            at = b.offset(state, b.mul(place, self.geometry.state_bytes))
-            total = b.total(b.load(b.offset(at, self.geometry.vector_bytes), self.products.f32_vector()))
-            outputs = [
-                b.load(b.offset(at, (2 + v) * self.geometry.vector_bytes), self.products.f32_vector())
-                for v in range(self.geometry.head_vectors)
-            ]
+            g, type_ = self.geometry, self.products.f32_vector()
+            at = b.offset(state, b.mul(place, g.state_bytes))
+            total = b.load(b.offset(at, g.vector_bytes), type_)
+            outputs = [b.load(b.offset(at, (2 + v) * g.vector_bytes), type_) for v in range(g.value_parts.count)]
             token, head = b.div(place, s.queries_per_kv), b.rem(place, s.queries_per_kv)
-            self._write_row(b.add(first, token), head, outputs, total)
+            if s.sinks:
+                own, sink = b.load(at, type_), self._sink(head)
+                largest = b.fmax(sink, own)
+                weight = self.products.exp2(b.fsub(own, largest))
+                total = b.fma(total, weight, self._share_of_sink(sink, largest))
+                outputs = [b.fmul(output, weight) for output in outputs]
+            self._write_row(b.add(first, token), head, outputs, b.total(total))
 
         b.loop(0, b.mul(tokens, s.queries_per_kv), 1, row)
 
@@ -51,10 +55,21 @@ class EndingEmitter:
         s, p = self.attention, self.products
         inverse = b.splat(b.fdiv(b.constant(1.0, b.floating("f32")), total), p.lanes)
         heads = first_head(self.arguments, self.item, s, "output", token)
-        target = b.offset(heads, b.mul(head, s.head_size * p.element_bytes))
+        target = b.offset(heads, b.mul(head, s.value_size * p.element_bytes))
         for v, value in enumerate(outputs):
             place = b.offset(target, v * p.lanes * p.element_bytes)
-            b.store(p.round(b.fmul(value, inverse)), place, alignment=p.element_bytes)
+            rounded = b.first_lanes(p.round(b.fmul(value, inverse)), self.geometry.value_parts.filled(v))
+            b.store(rounded, place, alignment=p.element_bytes)
+
+    def _sink(self, head: ir.Value) -> ir.Value:
+        """The score of a query head's sink, as an exponent of two, in every lane."""
+        sink = number_of_head(self.arguments, self.item, self.attention, "sinks", head)
+        return b.splat(b.fmul(sink, b.constant(LOG2_E, sink.type)), self.products.lanes)
+
+    def _share_of_sink(self, sink: ir.Value, largest: ir.Value) -> ir.Value:
+        """What a sink adds to each lane of a sum of weights, whose lanes are summed at the end."""
+        weight = self.products.exp2(b.fsub(sink, largest))
+        return b.fmul(weight, b.constant(1.0 / self.products.lanes, weight.type))
 
     def leave(self, tokens: ir.Value, item_tokens: ItemTokens) -> None:
         """Counts the states left for each token; the last one of a token is followed by its merge."""
@@ -91,7 +106,9 @@ class EndingEmitter:
             def larger(source: ir.Value, largest: ir.Value) -> list[ir.Value]:
                 return [b.fmax(largest, b.load(state(source), type_))]
 
-            (largest,) = b.loop(begin, end, 1, larger, [b.constant(NOTHING_SEEN, type_)])
+            sink = self._sink(head) if self.attention.sinks else None
+            least = b.constant(NOTHING_SEEN, type_) if sink is None else sink
+            (largest,) = b.loop(begin, end, 1, larger, [least])
 
             def accumulate(source: ir.Value, *sums: ir.Value) -> list[ir.Value]:
                 at = state(source)
@@ -100,7 +117,9 @@ class EndingEmitter:
                 return [b.fma(part, weight, sum_) for part, sum_ in zip(parts, sums, strict=True)]
 
             zero = b.constant(0.0, type_)
-            total, *outputs = b.loop(begin, end, 1, accumulate, [zero] * (1 + self.geometry.head_vectors))
+            weights = zero if sink is None else self._share_of_sink(sink, largest)
+            sums = [weights, *[zero] * self.geometry.value_parts.count]
+            total, *outputs = b.loop(begin, end, 1, accumulate, sums)
             self._write_row(token, head, outputs, b.total(total))
 
         b.loop(0, self.attention.queries_per_kv, 1, row)

@@ -33,12 +33,23 @@ def number(table: ir.Value, place: ir.Value | int) -> ir.Value:
 def first_head(arguments: ir.Value, item: ir.Value, attention: AttentionSpec, name: str, token: ir.Value) -> ir.Value:
     """Address of a token's first query head of an item's KV head, in ``query`` or ``output``."""
     row = b.mul(token, count_argument(arguments, f"{name}_stride"))
-    head = b.mul(item_field(item, Item.KV_HEAD), attention.queries_per_kv * attention.head_size)
+    size = attention.head_size if name == "query" else attention.value_size
+    head = b.mul(item_field(item, Item.KV_HEAD), attention.queries_per_kv * size)
     return b.offset(argument(arguments, name), b.mul(b.add(row, head), DTYPES[attention.dtype].bytes_of(1)))
 
 
-def key_address(arguments: ir.Value, item: ir.Value, attention: AttentionSpec, position: ir.Value) -> ir.Value:
-    """Where a key of an item's request and KV head lies, found through the block table.
+def number_of_head(
+    arguments: ir.Value, item: ir.Value, attention: AttentionSpec, name: str, head: ir.Value
+) -> ir.Value:
+    """Of ``sinks`` or ``slopes``, float32: that of query head ``head`` of an item's KV head."""
+    place = b.add(b.mul(item_field(item, Item.KV_HEAD), attention.queries_per_kv), head)
+    return b.load(b.offset(argument(arguments, name), b.mul(place, 4)), b.floating("f32"))
+
+
+def token_addresses(
+    arguments: ir.Value, item: ir.Value, attention: AttentionSpec, position: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """Where a key and its value of an item's request and KV head lie, found through the block table.
 
     In layouts of key groups ``position`` is the first of a group.
     """
@@ -48,5 +59,10 @@ def key_address(arguments: ir.Value, item: ir.Value, attention: AttentionSpec, p
     entry = b.offset(argument(arguments, "block_table"), b.mul(b.add(row, b.div(position, s.cache.block_size)), 4))
     block = b.widen(b.load(entry, b.integer(32)))
     page = b.add(b.mul(block, s.num_kv_heads), item_field(item, Item.KV_HEAD))
-    inside = b.mul(b.rem(position, s.cache.block_size), s.cache.key_bytes)
-    return b.offset(argument(arguments, "cache"), b.add(b.mul(page, s.cache.head_block_bytes), inside))
+    slot = b.rem(position, s.cache.block_size)
+    inside = b.mul(slot, s.cache.key_bytes)
+    key = b.offset(argument(arguments, "cache"), b.add(b.mul(page, s.cache.head_block_bytes), inside))
+    value = b.offset(key, s.cache.values_offset)
+    if s.cache.value_bytes != s.cache.key_bytes:
+        value = b.offset(value, b.mul(slot, s.cache.value_bytes - s.cache.key_bytes))
+    return key, value

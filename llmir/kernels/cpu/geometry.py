@@ -8,10 +8,27 @@ from dataclasses import dataclass
 from llmir.ir.instruction_sets import SUMS_IN_FLIGHT
 from llmir.ir.kernel_spec import CpuVariant, KernelSpec
 from llmir.kernels.cpu import abi
-from llmir.kernels.cpu.products import Products
+from llmir.kernels.cpu.products import Part, Products
 
 LOG2_E = math.log2(math.e)
 STEPS_PER_ITERATION = 8  # reduction steps unrolled in a product's inner loop
+
+
+@dataclass(frozen=True)
+class VectorParts:
+    """So many elements that lie side by side, taken a vector at a time: the last one may be no whole one."""
+
+    elements: int
+    lanes: int
+
+    @property
+    def count(self) -> int:
+        """Vectors."""
+        return -(-self.elements // self.lanes)
+
+    def filled(self, number: int) -> int:
+        """Elements in vector ``number``."""
+        return min(self.lanes, self.elements - number * self.lanes)
 
 
 @dataclass(frozen=True)
@@ -47,19 +64,24 @@ class Geometry:
         return self.spec.attention.head_size // self.products.elements_per_step
 
     @property
-    def head_vectors(self) -> int:
-        """Vectors of a row's output."""
-        return self.spec.attention.head_size // self.products.lanes
+    def key_parts(self) -> VectorParts:
+        """A query, or a key, in vectors."""
+        return VectorParts(self.spec.attention.head_size, self.products.lanes)
 
     @property
-    def row_bytes(self) -> int:
-        """One key, or one value, of one KV head in the cache."""
-        return self.spec.attention.head_size * self.products.element_bytes
+    def value_parts(self) -> VectorParts:
+        """A row's output, or a value, in vectors."""
+        return VectorParts(self.spec.attention.value_size, self.products.lanes)
+
+    def value_part(self, number: int) -> Part:
+        """Vector ``number`` of one step's values."""
+        alignment = math.gcd(self.value_line_bytes, self.products.step_vector_bytes)
+        return Part(self.value_parts.filled(number), alignment)
 
     @property
     def query_bytes(self) -> int:
-        """A query row in scratch."""
-        return self.products.scratch_bytes(self.spec.attention.head_size)
+        """A query row in scratch, in whole vectors."""
+        return self.products.scratch_bytes(self.key_parts.count * self.products.lanes)
 
     @property
     def score_bytes(self) -> int:
@@ -89,7 +111,7 @@ class Geometry:
     @property
     def value_line_bytes(self) -> int:
         """One step's values, all their elements."""
-        return self.head_vectors * self.products.step_vector_bytes
+        return self.spec.attention.cache.value_bytes * self.products.elements_per_step
 
     @property
     def tile_keys(self) -> int:
@@ -122,7 +144,7 @@ class Geometry:
     @property
     def output_parts(self) -> list[range]:
         """The vectors of a row's output, as many together as stay in registers."""
-        most, vectors = self.variant.value_vectors, self.head_vectors
+        most, vectors = self.variant.value_vectors, self.value_parts.count
         return [range(first, min(first + most, vectors)) for first in range(0, vectors, most)]
 
     def chains(self, vectors: int) -> int:
@@ -145,7 +167,7 @@ class Geometry:
     def values_offset(self) -> int:
         """From a chunk's keys to its values, in a page or, of a "row" cache, gathered from many."""
         s = self.spec.attention
-        return self.variant.key_chunk * self.row_bytes if s.cache.layout == "row" else s.cache.values_offset
+        return self.variant.key_chunk * s.cache.key_bytes if s.cache.layout == "row" else s.cache.values_offset
 
     @property
     def exponent_scale(self) -> float:

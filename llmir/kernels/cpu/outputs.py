@@ -117,6 +117,7 @@ class OutputEmitter:
             p.add_products(sums, [b.offset(at, r * g.probability_bytes) for r in range(v.row_tile)], step_values)
 
         part_bytes = len(columns) * p.step_vector_bytes
+        parts = [g.value_part(c) for c in columns]
         here_piece, next_piece = pieces
         next_part = b.offset(next_piece, columns.start * p.step_vector_bytes * piece_steps)
 
@@ -132,7 +133,10 @@ class OutputEmitter:
                 for u in range(count):
                     ask_ahead(g, ahead, u * part_bytes, part_bytes)
                     at = u * g.value_line_bytes
-                    loaded = [p.load_step(b.offset(here, at + c * p.step_vector_bytes)) for c in columns]
+                    loaded = [
+                        p.load_step(b.offset(here, at + c * p.step_vector_bytes), part)
+                        for c, part in zip(columns, parts, strict=True)
+                    ]
                     step_of(added[u % chains], loaded, b.offset(at_probability, u * p.step_scratch_bytes))
                 return [value for chain in added for value in chain]
 
@@ -142,7 +146,10 @@ class OutputEmitter:
             """The last step of an odd range: its second value may never have been written."""
             added = in_chains(accumulators, chains)
             here, _, at_probability = places(step)
-            loaded = [p.load_half_step(b.offset(here, c * p.step_vector_bytes)) for c in columns]
+            loaded = [
+                p.load_half_step(b.offset(here, c * p.step_vector_bytes), part)
+                for c, part in zip(columns, parts, strict=True)
+            ]
             step_of(added[0], loaded, at_probability)
             return [value for chain in added for value in chain]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from llmir.ir.bindings import ir
 from llmir.kernels.cpu import builder as b
-from llmir.kernels.cpu.fields import item_field, key_address
+from llmir.kernels.cpu.fields import item_field, token_addresses
 from llmir.kernels.cpu.geometry import Geometry
 from llmir.kernels.work_list import Item
 
@@ -49,7 +49,7 @@ class PieceTable:
 
     def of_gathered(self, keys: ir.Value) -> ChunkPlace:
         """The pieces of a chunk that was gathered at ``keys``."""
-        self._set_piece(0, keys)
+        self._set_piece(0, (keys, b.offset(keys, self.geometry.values_offset)))
         return ChunkPlace(self.geometry, self._table)
 
     def of_pages(self, arguments: ir.Value, item: ir.Value, first_key: ir.Value, next_chunk: ir.Value) -> ChunkPlace:
@@ -61,7 +61,7 @@ class PieceTable:
         g, s = self.geometry, self.geometry.spec.attention
         first_piece: ir.Value | int = 0
         if g.chunk_pieces == 1:
-            self._set_piece(0, key_address(arguments, item, s, first_key))
+            self._set_piece(0, token_addresses(arguments, item, s, first_key))
         else:
             window_begin: ir.Value | int = 0
             if s.mask.window:
@@ -69,23 +69,24 @@ class PieceTable:
                 first_piece = b.div(b.maximum(b.sub(window_begin, first_key), 0), g.piece_keys)
             for piece in range(g.chunk_pieces):
                 wanted = b.maximum(b.add(first_key, piece * g.piece_keys), window_begin)
-                self._set_piece(piece, self._keys(arguments, item, wanted))
+                self._set_piece(piece, self._piece(arguments, item, wanted))
         if g.reads_ahead:
             for piece in range(g.pieces_together):
-                keys = self._keys(arguments, item, b.add(next_chunk, piece * g.piece_keys))
+                keys, _ = self._piece(arguments, item, b.add(next_chunk, piece * g.piece_keys))
                 self._set(2 * g.chunk_pieces + piece, keys)
         return ChunkPlace(g, self._table, first_piece)
 
-    def _keys(self, arguments: ir.Value, item: ir.Value, key: ir.Value) -> ir.Value:
-        """Address of the piece of ``key``, or of the item's last key if it is before that."""
+    def _piece(self, arguments: ir.Value, item: ir.Value, key: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Addresses of keys and values of the piece of ``key``, or of the item's last key if it is before that."""
         inside = b.minimum(key, b.sub(item_field(item, Item.KEY_END), 1))
         piece_keys = self.geometry.piece_keys
         first = b.sub(inside, b.rem(inside, piece_keys)) if self.geometry.chunk_pieces > 1 else inside
-        return key_address(arguments, item, self.geometry.spec.attention, first)
+        return token_addresses(arguments, item, self.geometry.spec.attention, first)
 
-    def _set_piece(self, piece: int, keys: ir.Value) -> None:
+    def _set_piece(self, piece: int, keys_and_values: tuple[ir.Value, ir.Value]) -> None:
+        keys, values = keys_and_values
         self._set(piece, keys)
-        self._set(self.geometry.chunk_pieces + piece, b.offset(keys, self.geometry.values_offset))
+        self._set(self.geometry.chunk_pieces + piece, values)
 
     def _set(self, place: int, address: ir.Value) -> None:
         b.store(address, b.offset(self._table, place * b.POINTER_BYTES))

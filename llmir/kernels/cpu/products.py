@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from llmir.ir.bindings import ir, x86
 from llmir.ir.cache_format import packed_layout
@@ -35,6 +35,15 @@ _F32_BYTES = 4
 
 #: One step of one operand in registers: a vector for each product that it takes part in.
 Operand: TypeAlias = tuple[ir.Value, ...]
+
+
+class Part(NamedTuple):
+    """What of a step of values is loaded as one vector."""
+
+    filled: int
+    """Lanes; the others are 0."""
+    alignment: int
+    """Bytes."""
 
 
 @dataclass(frozen=True)
@@ -112,19 +121,23 @@ class Products:
 
     # -- operands of the dot product
 
-    def load_step(self, address: ir.Value) -> Operand:
-        """One step of keys or values, ready to be multiplied."""
+    def load_step(self, address: ir.Value, part: Part | None = None) -> Operand:
+        """One step of keys, or of values the ``part``, ready to be multiplied."""
+        filled, alignment = part or self._whole
         if self.pairs and not self.dots_pairs:
-            return b.widened_pair(self._load_words(address), self.lanes)
-        raw = b.load(address, self.element_vector(), alignment=self.step_vector_bytes)
-        return (raw if self.dots_pairs else b.to_float(raw, self.lanes),)
+            return b.widened_pair(self._load_words(address, filled, alignment), self.lanes)
+        if self.pairs and filled < self.lanes:
+            return (b.bitcast(self._load_words(address, filled, alignment), self.element_vector()),)
+        lanes = filled * self.elements_per_step
+        raw = b.load(address, b.vector_of(lanes, b.floating(self.element_type)), alignment=alignment)
+        return (raw if self.dots_pairs else b.to_float(b.padded_with_zeros(raw, self.lanes), self.lanes),)
 
-    def load_half_step(self, address: ir.Value) -> Operand:
+    def load_half_step(self, address: ir.Value, part: Part) -> Operand:
         """One pair of values whose second element may be unwritten memory, which then reads as zero.
 
         A probability of zero does not protect: zero times a stale NaN is NaN.
         """
-        words = self._load_words(address)
+        words = self._load_words(address, *part)
         if not self.dots_pairs:
             lower, _ = b.widened_pair(words, self.lanes)
             return (lower, b.constant(0.0, self.f32_vector()))
@@ -157,9 +170,14 @@ class Products:
             return x86.avx512_dot(accumulator, broadcast, step)
         return b.fma(broadcast, step, accumulator)
 
-    def _load_words(self, address: ir.Value) -> ir.Value:
+    @property
+    def _whole(self) -> Part:
+        return Part(self.lanes, self.step_vector_bytes)
+
+    def _load_words(self, address: ir.Value, filled: int, alignment: int) -> ir.Value:
         """One step of pairs as words of 32 bits."""
-        return b.load(address, b.vector_of(self.lanes, b.integer(32)), alignment=self.step_vector_bytes)
+        words = b.load(address, b.vector_of(filled, b.integer(32)), alignment=alignment)
+        return b.padded_with_zeros(words, self.lanes)
 
     # -- scratch
 
@@ -167,10 +185,13 @@ class Products:
         """A vector of float32 as reduction operands: rounded to bfloat16 for dot products of pairs, else as it is."""
         b.store(self.round(values) if self.dots_pairs else values, address, alignment=self.scratch_bytes(self.lanes))
 
-    def copy_query(self, source: ir.Value, scratch: ir.Value, scale: float) -> None:
-        """One vector of query elements into scratch, times ``scale`` where that loses nothing: see :meth:`scaled`."""
-        type_ = b.vector_of(self.lanes, b.floating(self.element_type))
-        values = b.load(source, type_, alignment=self.element_bytes)
+    def copy_query(self, source: ir.Value, filled: int, scratch: ir.Value, scale: float) -> None:
+        """One vector of query elements into scratch, times ``scale`` where that loses nothing: see :meth:`scaled`.
+
+        ``filled`` of them, and zeros.
+        """
+        type_ = b.vector_of(filled, b.floating(self.element_type))
+        values = b.padded_with_zeros(b.load(source, type_, alignment=self.element_bytes), self.lanes)
         if not self.dots_pairs:
             values = b.fmul(b.to_float(values, self.lanes), b.constant(scale, self.f32_vector()))
         b.store(values, scratch, alignment=self.scratch_bytes(self.lanes))

@@ -16,6 +16,11 @@ class RowTile:
     state: ir.Value
     limits: ir.Value
     rows: int
+    slopes: ir.Value
+    """float32, for exponents of two; there where scores go through ALiBi."""
+    positions: ir.Value
+    """int32, there too: of each row's token. A limit is no measure of it: a part of a cache that many read ends for all
+    of them where it ends."""
 
     def lowest_limit(self) -> ir.Value:
         """The first row's limit; a row sees the keys at positions below its limit."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from llmir.ir.bindings import ir
 from llmir.kernels.cpu import builder as b
-from llmir.kernels.cpu.fields import item_field, key_address
+from llmir.kernels.cpu.fields import item_field, token_addresses
 from llmir.kernels.cpu.geometry import Geometry
 from llmir.kernels.cpu.place import CACHE_LINE, NEAR_CACHE
 from llmir.kernels.work_list import Item
@@ -34,13 +34,14 @@ class StagingEmitter:
         self.attention = g.spec.attention
         self.variant = g.variant
         self.arguments, self.item = arguments, item
-        self.keys = b.stack_array(2 * g.values_offset)
+        self.keys = b.stack_array(g.values_offset + g.variant.key_chunk * self.attention.cache.value_bytes)
         pointers = b.POINTER_BYTES * (g.variant.key_chunk + g.variant.prefetch)
         self.key_rows, self.value_rows = b.stack_array(pointers), b.stack_array(pointers)
-        self.zeros = b.stack_array(g.row_bytes)
+        zero_bytes = max(self.attention.cache.key_bytes, self.attention.cache.value_bytes)
+        self.zeros = b.stack_array(zero_bytes)
         zero = b.constant(0, self._words())
-        for at in range(0, g.row_bytes, g.vector_bytes):
-            b.store(zero, b.offset(self.zeros, min(at, g.row_bytes - g.vector_bytes)), alignment=_WORD_BYTES)
+        for at in range(0, zero_bytes, g.vector_bytes):
+            b.store(zero, b.offset(self.zeros, min(at, zero_bytes - g.vector_bytes)), alignment=_WORD_BYTES)
 
     def gather(self, first_key: ir.Value) -> ir.Value:
         """Gathers the chunk that begins at ``first_key``; gives the address of its keys.
@@ -59,19 +60,19 @@ class StagingEmitter:
     def _find_rows(self, first_key: ir.Value, count: ir.Value) -> None:
         """Addresses of ``count`` keys and values, in order."""
         end = item_field(self.item, Item.KEY_END)
-        half_page = self.attention.cache.values_offset
 
         def find(number: ir.Value) -> None:
             position = b.add(first_key, number)
             # A table's entries past the end may be anything, or not be there.
-            key = key_address(self.arguments, self.item, self.attention, b.minimum(position, b.sub(end, 1)))
+            last = b.minimum(position, b.sub(end, 1))
+            key, value = token_addresses(self.arguments, self.item, self.attention, last)
             needed = b.less(position, end)
             if self.attention.mask.window:
                 window_begin = b.add(item_field(self.item, Item.POSITION), 1 - self.attention.mask.window)
                 needed = b.both(needed, b.at_least(position, window_begin))
             place = b.mul(number, b.POINTER_BYTES)
             b.store(b.select(needed, key, self.zeros), b.offset(self.key_rows, place))
-            b.store(b.select(needed, b.offset(key, half_page), self.zeros), b.offset(self.value_rows, place))
+            b.store(b.select(needed, value, self.zeros), b.offset(self.value_rows, place))
 
         b.loop(0, count, 1, find)
 
@@ -88,7 +89,7 @@ class StagingEmitter:
         step_bytes = p.elements_per_step * p.element_bytes
         column = b.offset(self.keys, b.add(b.mul(group, g.key_group_bytes), b.mul(inside, step_bytes)))
         self._stage_keys(b.offset(self.key_rows, b.mul(first, b.POINTER_BYTES)), column)
-        values = b.offset(self.keys, b.add(g.values_offset, b.mul(first, g.row_bytes)))
+        values = b.offset(self.keys, b.add(g.values_offset, b.mul(first, self.attention.cache.value_bytes)))
         self._stage_values(b.offset(self.value_rows, b.mul(first, b.POINTER_BYTES)), values)
 
     def _stage_keys(self, rows: ir.Value, column: ir.Value) -> None:
@@ -96,10 +97,10 @@ class StagingEmitter:
 
         Where a row is no whole number of cache lines, the last one begins earlier, and some words are staged twice.
         """
-        g, p = self.geometry, self.products
+        g, p, row_bytes = self.geometry, self.products, self.attention.cache.key_bytes
 
         def line(first: ir.Value) -> None:
-            start = b.minimum(first, g.row_bytes - CACHE_LINE)
+            start = b.minimum(first, row_bytes - CACHE_LINE)
             for i in range(p.lanes):
                 self._ask_ahead(b.offset(rows, i * b.POINTER_BYTES), start)
             for part in range(0, CACHE_LINE, g.vector_bytes):
@@ -113,7 +114,7 @@ class StagingEmitter:
                 for number, vector in enumerate(self._steps(transposed(words))):
                     b.store(vector, b.offset(target, number * g.key_line_bytes), alignment=p.element_bytes)
 
-        b.loop(0, g.row_bytes, CACHE_LINE, line)
+        b.loop(0, row_bytes, CACHE_LINE, line)
 
     def _steps(self, words: list[ir.Value]) -> Iterator[ir.Value]:
         """Vectors of one word of every key as vectors of one reduction step: a word holds one step, or two."""
@@ -124,21 +125,21 @@ class StagingEmitter:
                 yield from b.halves(vector, self.products.lanes)
 
     def _stage_values(self, rows: ir.Value, values: ir.Value) -> None:
-        """``lanes`` rows into ``[steps][head_size][elements per step]``."""
-        g, p = self.geometry, self.products
-        part = b.vector_of(p.lanes, b.integer(8 * p.element_bytes))
+        """``lanes`` rows into ``[steps][value_size][elements per step]``."""
+        p, parts, row_bytes = self.products, self.geometry.value_parts, self.attention.cache.value_bytes
 
         def step(first: ir.Value) -> None:
             own = b.offset(rows, b.mul(first, b.POINTER_BYTES))
             sources = [b.load_pointer(own, i) for i in range(p.elements_per_step)]
             for i in range(p.elements_per_step):
-                for at in range(0, g.row_bytes, CACHE_LINE):
+                for at in range(0, row_bytes, CACHE_LINE):
                     self._ask_ahead(b.offset(own, i * b.POINTER_BYTES), at)
-            target = b.offset(values, b.mul(first, g.row_bytes))
-            for v in range(g.head_vectors):
+            target = b.offset(values, b.mul(first, row_bytes))
+            for v in range(parts.count):
                 at = v * p.lanes * p.element_bytes
-                parts = [b.load(b.offset(row, at), part, alignment=p.element_bytes) for row in sources]
-                vector = b.interleave(*parts) if p.pairs else parts[0]
+                part = b.vector_of(parts.filled(v), b.integer(8 * p.element_bytes))
+                loaded = [b.load(b.offset(row, at), part, alignment=p.element_bytes) for row in sources]
+                vector = b.interleave(*loaded) if p.pairs else loaded[0]
                 b.store(vector, b.offset(target, v * p.step_vector_bytes), alignment=p.element_bytes)
 
         b.loop(0, p.lanes, p.elements_per_step, step)
