@@ -55,6 +55,12 @@ def concurrent(engine: Any, tokens: list[int]) -> list[Any]:
     )
 
 
+def embeddings(engine: Any, tokens: list[int]) -> list[Any]:
+    """What an engine of an embedding model makes of texts."""
+    text = TEXT.read_text()
+    return [made["embedding"] for made in engine.encode([text[:length] for length in (5, 400, 1500)])]
+
+
 def scores(engine: Any, tokens: list[int]) -> list[Any]:
     """Log-probabilities of given texts, token by token."""
     return engine.generate(
