@@ -1,12 +1,15 @@
 """The attribute that stands for a model's parameter."""
 # No `from __future__ import annotations`: ext.py reads the annotations of these classes as objects.
 
+from collections.abc import Iterator
 from math import prod
+from typing import Any
 
 from llmir.ir import types
 from llmir.ir.base import LLMAttribute
 from llmir.ir.bindings import ir
 from llmir.ir.dtypes import DTYPES
+from llmir.ir.module import operation
 
 
 class Weight(LLMAttribute, name="weight"):
@@ -46,6 +49,32 @@ class Weight(LLMAttribute, name="weight"):
         return prod(size or 0 for size in self.shape)
 
     @property
+    def whole_elements(self) -> int:
+        """Elements of the whole tensor, the shards of all ranks together; an unknown extent counts as nothing."""
+        kind = self.type.tensor if isinstance(self.type, types.ShardedTensor) else self.type
+        return prod(size or 0 for size in types.local_shape(kind))
+
+    @property
     def stored_bytes(self) -> float:
         """Bytes of the elements on this rank."""
         return self.elements * DTYPES[self.element_type].bits / 8
+
+
+def weights_of(module: Any) -> dict[str, Weight]:
+    """Every weight of a module by its name; one that several ops read, as tied embeddings do, stands once."""
+    found: dict[str, Weight] = {}
+
+    def visit(op: ir.Operation) -> ir.WalkResult:
+        found.update((weight.name, weight) for weight in _weights_in(list(op.attributes.values())))
+        return ir.WalkResult.ADVANCE
+
+    operation(module).walk(visit, ir.WalkOrder.PRE_ORDER)
+    return found
+
+
+def _weights_in(attributes: list[ir.Attribute]) -> Iterator[Weight]:
+    for attribute in attributes:
+        if isinstance(attribute, Weight):
+            yield attribute
+        elif isinstance(attribute, ir.ArrayAttr):
+            yield from _weights_in(list(attribute))
