@@ -24,6 +24,7 @@ RECORDS = (
         "llmir.ir.sharing_costs",
         "llmir.ir.ranges",
         "llmir.ir.supported",
+        "llmir.ir.quant_scheme",
     ),
 )
 

@@ -12,6 +12,7 @@ from llmir.ir.base import LLMAttribute
 from llmir.ir.bindings import ir
 from llmir.ir.cache_format import CacheFormat
 from llmir.ir.kernel_spec import StepPolicy, Variants
+from llmir.ir.quant_scheme import QuantScheme
 
 
 def to_attribute(value: Any) -> ir.Attribute:
@@ -118,3 +119,20 @@ class AttentionSpecAttr(LLMAttribute, name="attention_spec"):
         """The record; TypeError where the attribute does not hold one."""
         spec: AttentionSpec = records.read(AttentionSpec, to_python(self.fields), "attention spec")
         return spec
+
+
+class QuantSchemeAttr(LLMAttribute, name="quant_scheme"):
+    """A QuantScheme: ``#llm.quant_scheme<{block = [1, 128], method = "awq", ...}>``."""
+
+    fields: ir.DictAttr
+
+    @classmethod
+    def build(cls, scheme: QuantScheme) -> "QuantSchemeAttr":
+        """The attribute of a record."""
+        return cls.get(to_attribute(asdict(scheme)))
+
+    @property
+    def record(self) -> QuantScheme:
+        """The record; TypeError where the attribute does not hold one."""
+        scheme: QuantScheme = records.read(QuantScheme, to_python(self.fields), "quant scheme")
+        return scheme

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from llmir.ir import attention, ops, types
+from llmir.ir import attention, experts, ops, types
 from llmir.ir.attention_spec import AttentionSpec, Mask, ScoreStage
 from llmir.ir.attributes import AttentionSpecAttr, Selection, to_attribute
 from llmir.ir.base import known, shape
@@ -217,27 +217,59 @@ def activation(x: ir.Value, kind: str) -> ir.Value:
     return ops.Activation(x=x, kind=to_attribute(kind), result=_like(x, result)).result
 
 
+def route(
+    router_logits: ir.Value,
+    *,
+    top_k: int,
+    scoring: str = "softmax",
+    groups: int = 1,
+    top_groups: int = 1,
+    renormalize: bool = True,
+    scale: float = 1.0,
+    bias: Weight | None = None,
+    index_type: str = "i32",
+) -> tuple[ir.Value, ir.Value]:
+    """Shares (f32) and choices of each token's experts, see Route."""
+    chosen = [*shape(router_logits)[:-1], top_k]
+    op = experts.Route(
+        router_logits=router_logits,
+        top_k=to_attribute(top_k),
+        scoring=to_attribute(scoring),
+        groups=to_attribute(groups),
+        top_groups=to_attribute(top_groups),
+        renormalize=to_attribute(renormalize),
+        scale=to_attribute(float(scale)),
+        shares=types.tensor(chosen, "f32"),
+        choices=types.tensor(chosen, index_type),
+    )
+    _set(op, bias=bias)
+    return op.shares, op.choices
+
+
 def moe(
     x: ir.Value,
-    router_logits: ir.Value,
+    shares: ir.Value,
+    choices: ir.Value,
     *,
     gate_up: Weight,
     down: Weight,
-    top_k: int,
-    renormalize: bool = True,
+    num_experts: int,
     activation: str = "silu",
+    gate_up_bias: Weight | None = None,
+    down_bias: Weight | None = None,
 ) -> ir.Value:
-    """A mixture of experts; see ops' MoE for the shapes."""
-    return ops.MoE(
+    """The experts that :func:`route` chose; see MoE for the shapes."""
+    op = experts.MoE(
         x=x,
-        router_logits=router_logits,
+        shares=shares,
+        choices=choices,
         gate_up=gate_up,
         down=down,
-        top_k=to_attribute(top_k),
-        renormalize=to_attribute(renormalize),
+        experts=to_attribute(num_experts),
         activation=to_attribute(activation),
         result=x.type,
-    ).result
+    )
+    return _set(op, gate_up_bias=gate_up_bias, down_bias=down_bias).result
 
 
 def all_reduce(x: ir.Value, *, ranks: int) -> ir.Value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmir.ir import attention, attributes, opaque, ops, types  # noqa: F401  (defining a class adds it to the dialect)
+from llmir.ir import attention, attributes, experts, opaque, ops, types  # noqa: F401  (defining a class adds it to the dialect)
 from llmir.ir.base import LLM
 from llmir.ir.bindings import ir
 

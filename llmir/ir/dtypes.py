@@ -44,6 +44,7 @@ DTYPES: dict[str, DType] = {
         DType("f8E4M3FN", 8, "float8_e4m3fn", "uint8", 3, "fp8e4nv"),
         DType("f8E5M2", 8, "float8_e5m2", "uint8", 2),
         DType("f8E8M0FNU", 8, "float8_e8m0fnu", "uint8", 0),
+        DType("f4E2M1FN", 4, None, None, 1),
         DType("complex<f32>", 64, "complex64", "complex64", 23),
         DType("i64", 64, "int64", "int64"),
         DType("i32", 32, "int32", "int32"),
@@ -62,6 +63,6 @@ QUERY_DTYPES = ("bf16", "f16", "f32")
 #: What a KV cache may hold as it is, and what with scales beside it.
 CACHE_DTYPES = (*QUERY_DTYPES, "f8E4M3FN", "f8E5M2", "i8", "i4")
 #: What a quantized weight is stored as.
-WEIGHT_STORAGE = ("i4", "i8", "f8E4M3FN", "f8E5M2")
+WEIGHT_STORAGE = ("i4", "i8", "f4E2M1FN", "f8E4M3FN", "f8E5M2")
 #: By torch's names.
 BY_TORCH: dict[str, DType] = {dtype.torch: dtype for dtype in DTYPES.values() if dtype.torch is not None}

@@ -1,4 +1,4 @@
-"""The ops of a decoder's layers, one op a framework layer; attention is in ``attention.py``.
+"""The ops of a decoder's layers, one op a framework layer; attention is in ``attention.py``, experts in ``experts.py``.
 
 Activations are ranked tensors whose leading dimension is the step's tokens (``?``). Weights are attributes:
 a name and a type. Optional attributes and operands are absent where a layer has none. Build these ops with
@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 from llmir.ir import types
-from llmir.ir.base import LLMOp, false_by_default, optional_attribute, require, same_extent, same_shape, shape
+from llmir.ir.base import LLMOp, optional_attribute, require, same_extent, same_shape, shape
 from llmir.ir.bindings import ext, ir
 from llmir.ir.weight import Weight
 
@@ -59,7 +59,10 @@ class Embedding(LLMOp, name="embedding", traits=[ext.Pure]):
 
 
 class Linear(LLMOp, name="linear", traits=[ext.Pure]):
-    """``x @ weight.T + bias``: x ``[..., inputs]``, weight ``[outputs, inputs]``, result ``[..., outputs]``."""
+    """``x @ weight.T + bias``: x ``[..., inputs]``, weight ``[outputs, inputs]``, result ``[..., outputs]``.
+
+    A quantized weight stands for the numbers that it is a rounding of; x may be rounded on its way too.
+    """
 
     x: ext.Operand[Any]
     weight: Weight
@@ -180,34 +183,6 @@ class Activation(LLMOp, name="activation", traits=[ext.Pure]):
             same_shape(shape(self.result), expected),
             f"result of {kind} on {self.x.type} must have shape {expected}, but is {self.result.type}",
         )
-
-
-class MoE(LLMOp, name="moe", traits=[ext.Pure]):
-    """Each token through its ``top_k`` experts: x ``[tokens, hidden]``, router_logits ``[tokens, experts]``.
-
-    ``gate_up`` is ``[local experts, 2 * intermediate, hidden]``, ``down`` ``[local experts, hidden, intermediate]``.
-    """
-
-    x: ext.Operand[Any]
-    router_logits: ext.Operand[Any]
-    gate_up: Weight
-    down: Weight
-    top_k: ir.IntegerAttr
-    activation: ir.StringAttr
-    result: ext.Result[Any]
-    renormalize: ir.IntegerAttr = false_by_default()
-
-    def check(self) -> None:
-        check_same_type(self.x, self.result, "x and result")
-        experts, hidden = shape(self.router_logits)[-1], shape(self.x)[-1]
-        require(
-            self.top_k.value > 0 and (experts is None or self.top_k.value <= experts),
-            f"top_k must be between 1 and the {experts} experts, but is {self.top_k.value}",
-        )
-        check_weight(self.gate_up, [None, None, hidden], "gate_up")
-        local, double, _ = self.gate_up.shape
-        require(double is None or double % 2 == 0, f"gate_up must hold two halves, but is {self.gate_up.type}")
-        check_weight(self.down, [local, hidden, None if double is None else double // 2], "down")
 
 
 class AllReduce(LLMOp, name="all_reduce"):

@@ -3,7 +3,7 @@
 =========================================================================================  ==================
 ``!llm.paged_kv_cache<#llm.cache_format<{...}>, max_length>``                               PagedKVCache
 ``!llm.sharded_tensor<tensor<..>, dim, shards, index>``                                     ShardedTensor
-``!llm.quantized_tensor<i8, [shape], symmetric, axis, group>``                              QuantizedTensor
+``!llm.quantized_tensor<#llm.quant_scheme<{...}>, [shape]>``                                QuantizedTensor
 =========================================================================================  ==================
 
 A type read from text can be out of its invariants: MLIR has no hook for a type's verifier in Python.
@@ -14,11 +14,12 @@ Builders raise ValueError, and every op that uses the type repeats the check wit
 from collections.abc import Sequence
 from typing import TypeVar
 
-from llmir.ir.attributes import CacheFormatAttr
+from llmir.ir.attributes import CacheFormatAttr, QuantSchemeAttr
 from llmir.ir.base import LLMType
 from llmir.ir.bindings import ir
 from llmir.ir.cache_format import CacheFormat
-from llmir.ir.dtypes import DTYPES, WEIGHT_STORAGE
+from llmir.ir.dtypes import DTYPES
+from llmir.ir.quant_scheme import QuantScheme
 
 _T = TypeVar("_T", bound=ir.Type)
 
@@ -146,65 +147,37 @@ class ShardedTensor(LLMType, name="sharded_tensor"):
 
 
 class QuantizedTensor(LLMType, name="quantized_tensor"):
-    """A tensor stored in few bits with one scale for each group along an axis."""
+    """A tensor stored in few bits, with scales for blocks of it."""
 
-    storage_type: ir.TypeAttr
+    described: QuantSchemeAttr
     extents: ir.ArrayAttr
-    symmetry: ir.IntegerAttr  # ext.py has no constraint for BoolAttr, which is an i1 IntegerAttr
-    grouped_axis: ir.IntegerAttr
-    group_extent: ir.IntegerAttr
 
     @classmethod
-    def build(
-        cls, *, storage: str, shape: Sequence[int], axis: int, group: int, symmetric: bool = True
-    ) -> "QuantizedTensor":
-        """``group`` elements along ``axis`` share a scale (and, if not symmetric, a zero point).
-
-        ValueError where an invariant fails.
-        """
-        return checked(
-            cls.get(element(storage), _integers(shape), ir.BoolAttr.get(symmetric), _integer(axis), _integer(group))
-        )
+    def build(cls, scheme: QuantScheme, shape: Sequence[int]) -> "QuantizedTensor":
+        """The type; ``shape`` is in logical elements, of 2 or 3 dimensions. ValueError where an invariant fails."""
+        return checked(cls.get(QuantSchemeAttr.build(scheme), _integers(shape)))
 
     @property
-    def storage(self) -> str:
-        """Name of the stored element type."""
-        return str(self.storage_type.value)
+    def scheme(self) -> QuantScheme:
+        """How it is stored; TypeError where the type does not say it."""
+        return self.described.record
 
     @property
     def shape(self) -> list[int | None]:
         """Shape in logical elements."""
         return [extent.value for extent in self.extents]
 
-    @property
-    def symmetric(self) -> bool:
-        """Whether there is no zero point."""
-        return self.symmetry.value
-
-    @property
-    def axis(self) -> int:
-        """The axis along which elements are grouped."""
-        return self.grouped_axis.value
-
-    @property
-    def group(self) -> int:
-        """Elements in a group."""
-        return self.group_extent.value
-
     def problem(self) -> str | None:
         """The invariant that does not hold, in words."""
-        if not _are_i64([*self.extents, self.grouped_axis, self.group_extent]):
-            return f"shape, axis and group of a quantized tensor are i64, not {self}"
-        if self.storage not in WEIGHT_STORAGE:
-            return f"a quantized tensor is stored as {', '.join(WEIGHT_STORAGE)}, not {self.storage}"
+        if not isinstance(self.described, QuantSchemeAttr) or not _are_i64(list(self.extents)):
+            return f"a quantized tensor has a scheme and a shape of i64, not {self}"
         shape = [extent.value for extent in self.extents]
-        if not shape or min(shape) <= 0:
-            return f"the shape of a quantized tensor must be positive, not {shape}"
-        if not 0 <= self.axis < len(shape):
-            return f"axis {self.axis} of shape {shape} does not exist"
-        if self.group <= 0 or shape[self.axis] % self.group:
-            return f"{shape[self.axis]} (axis {self.axis}) is not divisible by groups of {self.group}"
-        return None
+        if len(shape) not in (2, 3) or min(shape) <= 0:
+            return f"the shape of a quantized tensor must be of two or three positive extents, not {shape}"
+        try:
+            return self.scheme.problem()
+        except TypeError as error:
+            return str(error)
 
 
 def problem(kind: ir.Type) -> str | None:
@@ -236,6 +209,13 @@ def local_shape(kind: ir.Type) -> list[int | None]:
     raise TypeError(f"{kind} has no shape")
 
 
+def scheme_of(kind: ir.Type) -> QuantScheme | None:
+    """How a weight of this type, or the tensor that it is a shard of, is quantized; None where it is not."""
+    if isinstance(kind, ShardedTensor):
+        return scheme_of(kind.tensor)
+    return kind.scheme if isinstance(kind, QuantizedTensor) else None
+
+
 def element_name(kind: ir.Type) -> str:
     """Name of the element type of a tensor, sharded tensor, quantized tensor or KV cache."""
     if isinstance(kind, PagedKVCache):
@@ -243,7 +223,7 @@ def element_name(kind: ir.Type) -> str:
     if isinstance(kind, ShardedTensor):
         return element_name(kind.tensor)
     if isinstance(kind, QuantizedTensor):
-        return kind.storage
+        return kind.scheme.storage
     if isinstance(kind, ir.RankedTensorType):
         return str(kind.element_type)
     raise TypeError(f"{kind} has no element type")

@@ -10,6 +10,7 @@ from llmir.ir.base import LLMAttribute
 from llmir.ir.bindings import ir
 from llmir.ir.dtypes import DTYPES
 from llmir.ir.module import operation
+from llmir.ir.quant_scheme import QuantScheme
 
 
 class Weight(LLMAttribute, name="weight"):
@@ -55,8 +56,15 @@ class Weight(LLMAttribute, name="weight"):
         return prod(size or 0 for size in types.local_shape(kind))
 
     @property
+    def scheme(self) -> QuantScheme | None:
+        """How it is quantized; None where it is not."""
+        return types.scheme_of(self.type)
+
+    @property
     def stored_bytes(self) -> float:
-        """Bytes of the elements on this rank."""
+        """Bytes of the elements on this rank; of a quantized one its scales and zero points too."""
+        if self.scheme is not None:
+            return self.scheme.stored_bytes([size or 0 for size in self.shape])
         return self.elements * DTYPES[self.element_type].bits / 8
 
 

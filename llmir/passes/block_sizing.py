@@ -161,12 +161,14 @@ class BlockSizing:
         if not candidates:
             allowed = ", ".join(map(str, info.allowed_block_sizes)) or "none"
             raise LlmirError(f"no block size that {info.framework} allows ({allowed}) holds a token")
-        model = ModelCost.of(module)
+        model = ModelCost.of(module, self.workload.concurrency)
         costs = [block_cost(size, specs, model, self.workload, self.target) for size in candidates]
         best = cheapest(costs, self.error)
         chosen = next(cost for cost in costs if cost.block_size == current) if info.block_size_fixed else best
         reformat_caches(module, lambda _layer, cache: replace(cache, block_size=chosen.block_size))
         reading = self.kernels.reading(self.kernels.laid_out(specs[0], chosen.block_size))
+        if (weights := model.remark(self.name)) is not None:
+            add_remark(module, weights)
         add_remark(module, self._remark(chosen, best, costs, reading, fixed=info.block_size_fixed))
 
     def _remark(

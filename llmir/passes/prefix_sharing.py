@@ -18,10 +18,11 @@ from llmir.ir.attention import AppendKV, FusedAttention, LatentAttention, PagedA
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.attributes import Selection
 from llmir.ir.bindings import ir
+from llmir.ir.experts import MoE
 from llmir.ir.kernel_spec import KernelVariant
 from llmir.ir.module import STEP_INPUTS, decoder_of, ops_of
 from llmir.ir.opaque import Opaque
-from llmir.ir.ops import Embedding, Linear, MoE, Rope
+from llmir.ir.ops import Embedding, Linear, Rope
 from llmir.ir.remarks import Remark, add_remark, of_layers
 from llmir.ir.sharing_costs import cached_key
 from llmir.ir.types import PagedKVCache

@@ -9,6 +9,7 @@ from llmir.ir import build
 from llmir.ir.bindings import ir, passmanager
 from llmir.ir.module import decoder, new_module, ops_of
 from llmir.ir.ops import Linear, RMSNorm, Slice
+from llmir.ir.quant_scheme import QuantScheme
 from llmir.ir.text import InvalidModuleError, parse, verify
 from llmir.ir.types import QuantizedTensor, ShardedTensor, tensor
 from llmir.ir.weight import Weight
@@ -135,36 +136,6 @@ def test_gated_activation_halves():
     refused(f'%0 = "llm.activation"(%x) {{kind = "silu_and_mul"}} : ({X}) -> {X}', "must have shape [None, 4]")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"top_k": 5}, "top_k must be between 1 and the 4 experts, but is 5"),
-        ({"top_k": 0}, "top_k must be between 1"),
-        ({"gate_up": (4, 7, 8)}, "gate_up must hold two halves"),
-        ({"gate_up": (4, 16, 4)}, "gate_up 'gate_up' has shape"),
-        ({"down": (4, 8, 16)}, "down 'down' has shape"),
-    ],
-)
-def test_moe_refuses(change, message):
-    values = {"gate_up": (4, 16, 8), "down": (4, 8, 8), "top_k": 2, **change}
-    weights = {name: weight(name, *values[name]) for name in ("gate_up", "down")}
-
-    def make(x, d):
-        return build.moe(x, d.input("logits", tensor([None, 4], "f32")), **weights, top_k=values["top_k"])
-
-    with pytest.raises(InvalidModuleError, match=message):
-        built(make)
-
-
-def test_moe_is_valid():
-    def make(x, d):
-        logits = d.input("logits", tensor([None, 4], "f32"))
-        experts = {"gate_up": weight("g", 4, 16, 8), "down": weight("d", 4, 8, 8)}
-        return build.moe(x, logits, **experts, top_k=2, renormalize=False)
-
-    built(make)
-
-
 def test_pipeline_ranks_are_not_negative():
     with pytest.raises(InvalidModuleError, match="peer must be a rank, but is -1"):
         built(lambda x, d: build.send(x, peer=-1) or build.recv(x.type, peer=0))
@@ -219,7 +190,7 @@ def test_linear_reads_the_shape_of_its_shard():
 
 
 def test_linear_takes_a_quantized_weight():
-    quantized = QuantizedTensor.build(storage="i8", shape=[16, 8], axis=1, group=4)
+    quantized = QuantizedTensor.build(QuantScheme("gptq", "i8", (1, 4), "f16"), [16, 8])
     built(lambda x, d: build.linear(x, Weight.build("w", quantized)))
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from llmir.ir.cache_format import CacheFormat
 from llmir.ir.dialect import context
 from llmir.ir.dtypes import CACHE_DTYPES
 from llmir.ir.kernel_spec import CpuVariant, SharingCosts, StepPolicy
+from llmir.ir.quant_scheme import QuantScheme
 from llmir.ir.types import (
     PagedKVCache,
     QuantizedTensor,
@@ -115,33 +118,39 @@ def test_sharded_tensor_is_not_cut_twice():
         ShardedTensor.build(once, dim=0, shards=2, index=0)
 
 
+AWQ = QuantScheme("awq", "i4", (1, 128), "f16", "i4")
+
+
 def test_quantized_tensor_can_be_sharded():
-    whole = QuantizedTensor.build(storage="i8", shape=[1536, 576], axis=1, group=64)
-    assert ShardedTensor.build(whole, dim=0, shards=3, index=0).shape == [512, 576]
+    whole = QuantizedTensor.build(AWQ, [1536, 512])
+    shard = ShardedTensor.build(whole, dim=0, shards=3, index=0)
+    assert shard.shape == [512, 512]
+    assert Weight.build("w", shard).stored_bytes == 512 * (512 / 2 + 4 * (2 + 0.5))
 
 
 def test_quantized_tensor_reads_back_from_text():
-    built = QuantizedTensor.build(storage="i4", shape=[1536, 576], axis=1, group=64, symmetric=False)
-    assert str(built) == "!llm.quantized_tensor<i4, [1536, 576], false, 1 : i64, 64 : i64>"
+    built = QuantizedTensor.build(AWQ, [1536, 512])
+    fields = 'block = [1, 128], method = "awq", scale = "f16", storage = "i4", zero_point = "i4"'
+    assert str(built) == f"!llm.quantized_tensor<#llm.quant_scheme<{{{fields}}}>, [1536, 512]>"
     read = ir.Type.parse(str(built))
-    assert (read.storage, read.shape, read.symmetric, read.axis, read.group) == ("i4", [1536, 576], False, 1, 64)
+    assert (read.scheme, read.shape) == (AWQ, [1536, 512])
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "shape", "message"),
     [
-        ({"storage": "f32"}, "a quantized tensor is stored as i4, i8"),
-        ({"axis": 2}, "axis 2 of shape .* does not exist"),
-        ({"group": 100}, "576 .* is not divisible by groups of 100"),
-        ({"group": 0}, "not divisible by groups of 0"),
-        ({"shape": [0, 576]}, "must be positive"),
-        ({"shape": []}, "must be positive"),
+        ({"storage": "f32"}, [8, 8], "numbers of a quantized tensor are of type i4, i8.*, not f32"),
+        ({"scale": "i8"}, [8, 8], "scales of a quantized tensor are of type f32, f16.*, not i8"),
+        ({"zero_point": "f32"}, [8, 8], "zero points of a quantized tensor are of type none, i4, i8, not f32"),
+        ({"block": (-1, 0)}, [8, 8], "cannot be of -1 by 0"),
+        ({"method": ""}, [8, 8], "must have a name"),
+        ({}, [0, 576], "two or three positive extents"),
+        ({}, [8], "two or three positive extents"),
     ],
 )
-def test_quantized_tensor_refuses(change, message):
-    values = {"storage": "i8", "shape": [1536, 576], "axis": 1, "group": 64}
+def test_quantized_tensor_refuses(change, shape, message):
     with pytest.raises(ValueError, match=message):
-        QuantizedTensor.build(**{**values, **change})
+        QuantizedTensor.build(replace(AWQ, **change), shape)
 
 
 def test_types_of_two_contexts_read_alike():
