@@ -160,21 +160,17 @@ def test_the_real_model(smollm2: str) -> None:
     assert len(caches_of(module)) == 30
 
 
-GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
-
-
 @pytest.mark.parametrize(
-    ("family", "changes", "kinds"),
+    ("family", "kinds"),
     [
-        ("opt", {}, {"OPTLearnedPositionalEmbedding": 1}),
-        ("cohere", {}, {"LayerNorm": LAYERS + 1}),
-        ("llama", {"quantization_config": GPTQ}, {"QKVParallelLinear": LAYERS, "RowParallelLinear": 2 * LAYERS}),
+        ("opt", {"OPTLearnedPositionalEmbedding": 1}),
+        ("cohere", {"LayerNorm": LAYERS + 1}),
     ],
 )
 def test_layers_that_llmir_does_not_know_are_opaque(
-    write_model: WriteModel, family: str, changes: dict[str, Any], kinds: dict[str, int]
+    write_model: WriteModel, family: str, kinds: dict[str, int]
 ) -> None:
-    module = load(write_model(family, **changes))
+    module = load(write_model(family))
     found = {kind.rpartition(".")[2]: count for kind, count in opaque_kinds(module).items()}
     assert {kind: found[kind] for kind in kinds} == kinds
     assert counts(module)["paged_attention"] == LAYERS
@@ -182,9 +178,8 @@ def test_layers_that_llmir_does_not_know_are_opaque(
     assert (remark.decision, remark.numbers["opaque"]) == ("open", opaque_kinds(module))
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gemma3_text"])
-def test_other_kinds_of_model_are_imported(write_model: WriteModel, family: str) -> None:
-    module = load(write_model(family))
+def test_another_kind_of_model_is_imported(write_model: WriteModel) -> None:
+    module = load(write_model("gemma3_text"))
     assert counts(module)["paged_attention"] == LAYERS
     assert import_level(module) in ("full", "open")
 

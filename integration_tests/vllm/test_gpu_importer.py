@@ -12,6 +12,7 @@ from llmir.errors import LlmirError, UnsupportedLayerError
 from llmir.frontends.vllm.offline import import_model
 from llmir.ir.attention import PagedAttention, spec_of
 from llmir.ir.bindings import ir
+from llmir.ir.experts import MoE
 from llmir.ir.module import caches_of, model_info, ops_of
 from llmir.ir.opaque import import_level
 from llmir.target import Target
@@ -74,7 +75,9 @@ def test_sinks_are_a_weight_of_the_layer(write_model: WriteModel, monkeypatch: p
         load(folder, Target.detect())
 
 
-def test_gpt_oss_has_sinks_and_opaque_experts(write_model: WriteModel) -> None:
+def test_gpt_oss_has_sinks_and_experts_with_biases(write_model: WriteModel) -> None:
     module = load(write_model("gpt_oss"))
     assert [spec_of(op).sinks for op in ops_of(module, PagedAttention)] == [True] * LAYERS
-    assert import_level(module) == "open"
+    assert import_level(module) == "full"
+    experts = ops_of(module, MoE)
+    assert [(op.gate_up_bias.shape, op.down_bias.shape) for op in experts] == [([4, 1024], [4, 256])] * LAYERS

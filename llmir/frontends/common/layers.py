@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
+from llmir.frontends.common.quantized import Quantized, quantized
 from llmir.frontends.common.recording import Handler, Recorder
 from llmir.frontends.common.support import class_name
 from llmir.ir import build
@@ -40,7 +42,7 @@ def embedding(recorder: Recorder, ids: Tensor, weight: Tensor, *, shards: int = 
 def linear(
     recorder: Recorder,
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Quantized,
     bias: Tensor | None = None,
     *,
     shards: int = 1,
@@ -64,7 +66,7 @@ def linear(
 def row_linear(
     recorder: Recorder,
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Quantized,
     bias: Tensor | None = None,
     *,
     shards: int = 1,
@@ -88,8 +90,22 @@ def row_linear(
     return recorder.new(value, x, weight.shape[0])
 
 
-def quantized_linear(recorder: Recorder, layer: nn.Module, x: Tensor, outputs: int, *, ranks: int = 1) -> Tensor:
-    """A linear layer whose weights are not plain, as an opaque op with all of them; ``outputs`` are this rank's.
+def linear_weight(layer: Any, *, plain: bool, outputs: int, inputs: int) -> Tensor | Quantized:
+    """The weight [outputs, inputs] of a linear layer on this rank; NotInDialectError where its storage is not known.
+
+    ``plain``: whether it is not quantized.
+    """
+    return layer.weight if plain else quantized(layer, (outputs, inputs), quant_method(layer))
+
+
+def quant_method(layer: Any) -> str:
+    """What a framework calls the way in which a layer of it is quantized."""
+    config = getattr(layer, "quant_config", None)
+    return class_name(layer.quant_method) if config is None else str(config.get_name())
+
+
+def opaque_linear(recorder: Recorder, layer: nn.Module, x: Tensor, outputs: int, *, ranks: int = 1) -> Tensor:
+    """A linear layer whose weights are stored in no known way, as an opaque op; ``outputs`` are this rank's.
 
     ``ranks``: of a group that sums its results.
     """
@@ -98,6 +114,19 @@ def quantized_linear(recorder: Recorder, layer: nn.Module, x: Tensor, outputs: i
     types = [recorder.type_of(result)]
     [value] = opaque(class_name(layer), [recorder.value(x)], types, path=recorder.path, weights=weights)
     return recorder.set(result, build.all_reduce(value, ranks=ranks) if ranks > 1 else value)
+
+
+def recorded_sum(ranks: int) -> Callable[[Tensor], Tensor]:
+    """What stands for a group's sum over ``ranks`` between layers: it becomes an op like the layers around it."""
+
+    def all_reduce(x: Tensor) -> Tensor:
+        recorder = _get_current_dispatch_mode()
+        if ranks == 1 or not isinstance(recorder, Recorder):
+            return x
+        with _disable_current_modes():
+            return recorder.new(build.all_reduce(recorder.value(x), ranks=ranks), x)
+
+    return all_reduce
 
 
 def rms_norm(

@@ -18,13 +18,14 @@ from torch.utils._pytree import tree_map_only
 from llmir.errors import LlmirError
 from llmir.frontends.common.arithmetic import ARITHMETIC, SHAPE_ONLY
 from llmir.frontends.common.opaque import NotInDialectError, opaque_operation, tensors_in, written_arguments
+from llmir.frontends.common.quantized import Quantized
 from llmir.frontends.common.support import dtype_name
 from llmir.frontends.common.values import Values
 from llmir.ir.bindings import ir
 from llmir.ir.dtypes import BY_TORCH
 from llmir.ir.module import Decoder
 from llmir.ir.opaque import opaque
-from llmir.ir.types import ShardedTensor, tensor
+from llmir.ir.types import QuantizedTensor, ShardedTensor, tensor
 from llmir.ir.weight import Weight
 
 #: Tokens of the recorded step. A dimension that is a multiple of it counts tokens, because it is a prime that no
@@ -93,19 +94,25 @@ class Recorder(TorchDispatchMode):
         shape = [*like.shape[: like.ndim - len(last)], *last]
         return self.set(torch.empty(shape, dtype=like.dtype, device="meta"), value)
 
-    def weight(self, parameter: torch.Tensor, *, dim: int = 0, shards: int = 1, index: int = 0) -> Weight:
+    def weight(self, parameter: torch.Tensor | Quantized, *, dim: int = 0, shards: int = 1, index: int = 0) -> Weight:
         """A parameter by name and type; one of ``shards`` cut along ``dim`` if there are several.
 
         Raises NotInDialectError for a tensor that is no parameter of the model.
         """
-        if id(parameter) not in self._weights:
+        scheme = parameter.scheme if isinstance(parameter, Quantized) else None
+        stored = parameter.numbers if isinstance(parameter, Quantized) else parameter
+        if id(stored) not in self._weights:
             raise NotInDialectError("a weight is computed, and no parameter of the model")
-        kind = self.type_of(parameter)
+        whole = list(parameter.shape)
+        whole[dim : dim + 1] = [size * shards for size in whole[dim : dim + 1]]
+        kind = (
+            tensor(self.shape_of(whole), self.element(stored))
+            if scheme is None
+            else QuantizedTensor.build(scheme, whole)
+        )
         if shards > 1:
-            whole = list(parameter.shape)
-            whole[dim] *= shards
-            kind = ShardedTensor.build(tensor(whole, self.element(parameter)), dim=dim, shards=shards, index=index)
-        return Weight.build(self._weights[id(parameter)], kind)
+            kind = ShardedTensor.build(kind, dim=dim, shards=shards, index=index)
+        return Weight.build(self._weights[id(stored)], kind)
 
     def type_of(self, value: torch.Tensor) -> ir.Type:
         """The IR type of a tensor."""

@@ -7,7 +7,7 @@ SGLang composes of known layers needs nothing here, and of a layer that llmir do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -16,15 +16,13 @@ import torch
 from sglang.srt.arg_groups.model_override_base import model_config_of
 from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.server_args import ServerArgs
-from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
 from llmir.frontends.common.building import build_on_meta
+from llmir.frontends.common.layers import recorded_sum
 from llmir.frontends.common.levels import import_watched
-from llmir.frontends.common.recording import Recorder
 from llmir.frontends.common.support import nothing_to_do, refuse_layers
 from llmir.frontends.common.watching import Layers
 from llmir.frontends.sglang import support
-from llmir.ir import build
 from llmir.ir.bindings import ir
 from llmir.ir.module import ModelInfo
 from llmir.target import Target
@@ -111,25 +109,12 @@ def _one_rank(server_args: ServerArgs, tp_size: int, rank: int) -> Iterator[None
             parallel_state.initialize_model_parallel(backend="gloo")
         for group in (parallel.tp_group, parallel.attn_tp_group):
             group.world_size, group.rank_in_group = tp_size, rank
-            group.all_reduce = _recorded_sum(tp_size)
+            group.all_reduce = recorded_sum(tp_size)
         yield
     finally:
         parallel_state.destroy_model_parallel()
         parallel_state.destroy_distributed_environment()
         reset_context()
-
-
-def _recorded_sum(ranks: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """SGLang sums the ranks' results between its layers; the sum becomes an op like the layers around it."""
-
-    def all_reduce(x: torch.Tensor) -> torch.Tensor:
-        recorder = _get_current_dispatch_mode()
-        if ranks == 1 or not isinstance(recorder, Recorder):
-            return x
-        with _disable_current_modes():
-            return recorder.new(build.all_reduce(recorder.value(x), ranks=ranks), x)
-
-    return all_reduce
 
 
 def _build(config: Any, args: Any) -> torch.nn.Module:

@@ -18,10 +18,10 @@ from llmir.frontends.common.layers import handles
 from llmir.frontends.common.levels import AttentionLayer
 from llmir.frontends.common.opaque import NotInDialectError
 from llmir.frontends.common.recording import Handler, Recorder
-from llmir.frontends.sglang import support
+from llmir.frontends.sglang import experts, support
 from llmir.ir.attention_spec import AttentionSpec
 
-_HANDLERS: dict[type, Handler] = dict(emit.HANDLERS)
+_HANDLERS: dict[type, Handler] = {**emit.HANDLERS, **experts.HANDLERS}
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,13 @@ def _linear(recorder: Recorder, path: str, layer: Any, x: torch.Tensor) -> Any:
     shards, rank = (1, 0) if replicated else (_shards(layer), _rank(layer))
     if shards > 1 and layer.gather_output:
         raise NotInDialectError("it gathers its output from all tensor-parallel ranks")
-    if not _is_plain(layer):
-        outputs = layer.output_size if shards == 1 else layer.output_size_per_partition
-        return _with_bias(layer, emit.quantized_linear(recorder, layer, x, outputs))
+    outputs = layer.output_size if shards == 1 else layer.output_size_per_partition
+    try:
+        weight = emit.linear_weight(layer, plain=_is_plain(layer), outputs=outputs, inputs=layer.input_size)
+    except NotInDialectError:
+        return _with_bias(layer, emit.opaque_linear(recorder, layer, x, outputs))
     bias = None if layer.skip_bias_add else layer.bias
-    return _with_bias(layer, emit.linear(recorder, x, layer.weight, bias, shards=shards, rank=rank))
+    return _with_bias(layer, emit.linear(recorder, x, weight, bias, shards=shards, rank=rank))
 
 
 @handles(_HANDLERS, linear.RowParallelLinear)
@@ -102,13 +104,16 @@ def _row_linear(
     recorder: Recorder, path: str, layer: Any, x: torch.Tensor, skip_all_reduce: bool = False, **call: Any
 ) -> Any:
     reduce = layer.reduce_results and not skip_all_reduce
-    if not _is_plain(layer):
+    outputs, inputs = layer.output_size, layer.input_size_per_partition
+    try:
+        weight = emit.linear_weight(layer, plain=_is_plain(layer), outputs=outputs, inputs=inputs)
+    except NotInDialectError:
         ranks = _shards(layer) if reduce else 1
-        return _with_bias(layer, emit.quantized_linear(recorder, layer, x, layer.output_size, ranks=ranks))
+        return _with_bias(layer, emit.opaque_linear(recorder, layer, x, outputs, ranks=ranks))
     output = emit.row_linear(
         recorder,
         x,
-        layer.weight,
+        weight,
         None if layer.skip_bias_add else layer.bias,
         shards=_shards(layer),
         rank=_rank(layer),

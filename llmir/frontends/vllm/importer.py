@@ -16,6 +16,7 @@ import torch
 
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.building import build_on_meta
+from llmir.frontends.common.layers import recorded_sum
 from llmir.frontends.common.levels import import_watched
 from llmir.frontends.common.recording import TOKENS
 from llmir.frontends.common.support import class_name, nothing_to_do, refuse_layers
@@ -132,6 +133,7 @@ def _one_rank(config: VllmConfig, rank: int) -> Iterator[None]:
         parallel_state.ensure_model_parallel_initialized(1, 1)
         group = parallel_state.get_tp_group()
         group.world_size, group.rank_in_group = config.parallel_config.tensor_parallel_size, rank
+        vars(group)["all_reduce"] = recorded_sum(group.world_size)
         yield
     finally:
         parallel_state.destroy_model_parallel()

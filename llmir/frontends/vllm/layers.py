@@ -20,10 +20,11 @@ from llmir.frontends.common.levels import AttentionLayer, weight_of
 from llmir.frontends.common.opaque import NotInDialectError
 from llmir.frontends.common.recording import Handler, Recorder
 from llmir.frontends.common.watching import UnwatchedError
+from llmir.frontends.vllm import experts
 from llmir.frontends.vllm.support import attention_spec
 from llmir.ir import build
 
-HANDLERS: dict[type, Handler] = dict(emit.HANDLERS)
+HANDLERS: dict[type, Handler] = {**emit.HANDLERS, **experts.HANDLERS}
 
 
 def _rank(layer: Any) -> int:
@@ -48,11 +49,13 @@ def _linear(recorder: Recorder, path: str, layer: Any, x: torch.Tensor) -> Any:
     shards, rank = (1, 0) if isinstance(layer, linear.ReplicatedLinear) else (layer.tp_size, layer.tp_rank)
     if shards > 1 and layer.gather_output:
         raise NotInDialectError("it gathers its output from all tensor-parallel ranks")
-    if not _is_plain(layer):
-        outputs = layer.output_size if shards == 1 else layer.output_size_per_partition
-        return _with_bias(layer, emit.quantized_linear(recorder, layer, x, outputs))
+    outputs = layer.output_size if shards == 1 else layer.output_size_per_partition
+    try:
+        weight = emit.linear_weight(layer, plain=_is_plain(layer), outputs=outputs, inputs=layer.input_size)
+    except NotInDialectError:
+        return _with_bias(layer, emit.opaque_linear(recorder, layer, x, outputs))
     bias, dtype = None if layer.skip_bias_add else layer.bias, getattr(layer, "out_dtype", None)
-    return _with_bias(layer, emit.linear(recorder, x, layer.weight, bias, shards=shards, rank=rank, dtype=dtype))
+    return _with_bias(layer, emit.linear(recorder, x, weight, bias, shards=shards, rank=rank, dtype=dtype))
 
 
 def _is_plain(layer: Any) -> bool:
@@ -62,13 +65,16 @@ def _is_plain(layer: Any) -> bool:
 
 @handles(HANDLERS, linear.RowParallelLinear)
 def _row_linear(recorder: Recorder, path: str, layer: Any, x: torch.Tensor) -> Any:
-    if not _is_plain(layer):
+    outputs, inputs = layer.output_size, layer.input_size_per_partition
+    try:
+        weight = emit.linear_weight(layer, plain=_is_plain(layer), outputs=outputs, inputs=inputs)
+    except NotInDialectError:
         ranks = layer.tp_size if layer.reduce_results else 1
-        return _with_bias(layer, emit.quantized_linear(recorder, layer, x, layer.output_size, ranks=ranks))
+        return _with_bias(layer, emit.opaque_linear(recorder, layer, x, outputs, ranks=ranks))
     output = emit.row_linear(
         recorder,
         x,
-        layer.weight,
+        weight,
         None if layer.skip_bias_add else layer.bias,
         shards=layer.tp_size,
         rank=layer.tp_rank,
