@@ -1,0 +1,93 @@
+"""Configurations that are easily misread: windows that no layer has, odd head sizes, tied embeddings, uneven ranks."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+from tiny_models import LAYERS, WriteModel
+
+from llmir.frontends.common.building import ImportModelError
+from llmir.frontends.common.offline import ModelError
+from llmir.frontends.vllm.importer import import_module
+from llmir.frontends.vllm.offline import configure
+from llmir.ir.attention import PagedAttention, spec_of
+from llmir.ir.attention_spec import AttentionSpec
+from llmir.ir.bindings import ir
+from llmir.ir.module import ops_of
+from llmir.ir.ops import AllReduce, Embedding, Linear, Logits
+from llmir.ir.weight import weights_of
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def load(folder: str, rank: int = 0, **engine_args: Any) -> ir.Module:
+    return import_module(configure(folder, skip_tokenizer_init=True, max_model_len=256, **engine_args), rank)
+
+
+def specs(module: ir.Module) -> list[AttentionSpec]:
+    return [spec_of(op) for op in ops_of(module, PagedAttention)]
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("qwen2", {"use_sliding_window": False}),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": LAYERS, "layer_types": [FULL] * LAYERS}),
+        ("qwen3", {"use_sliding_window": False, "layer_types": [FULL] * LAYERS}),
+        ("gemma3_text", {"layer_types": [FULL] * LAYERS}),
+        ("olmo3", {"layer_types": [FULL] * LAYERS}),
+    ],
+)
+def test_a_window_that_no_layer_has_is_no_window(write_model: WriteModel, family: str, changes: dict[str, Any]) -> None:
+    module = load(write_model(family, sliding_window=128, **changes))
+    assert [spec.mask.window for spec in specs(module)] == [0] * LAYERS
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "gemma2", "olmo3"])
+@pytest.mark.parametrize("kinds", [[FULL, SLIDING], [SLIDING, FULL], [SLIDING, SLIDING]])
+def test_each_layer_has_its_own_window(write_model: WriteModel, family: str, kinds: list[str]) -> None:
+    module = load(write_model(family, sliding_window=128, layer_types=kinds))
+    assert [spec.mask.window for spec in specs(module)] == [{FULL: 0, SLIDING: 128}[kind] for kind in kinds]
+
+
+def test_what_vllm_does_not_build_is_refused_in_its_words(write_model: WriteModel) -> None:
+    folder = write_model(
+        "qwen2", sliding_window=128, use_sliding_window=True, max_window_layers=1, layer_types=[FULL, SLIDING]
+    )
+    with pytest.raises(ImportModelError, match=r"vLLM cannot build .*: Sliding window for some but all layers"):
+        load(folder)
+
+
+@pytest.mark.parametrize("head_size", [64, 96, 128])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma3_text"])
+def test_heads_may_be_of_another_size_than_hidden_over_heads(
+    write_model: WriteModel, family: str, head_size: int
+) -> None:
+    module = load(write_model(family, head_dim=head_size, hidden_size=384))
+    assert {(s.num_heads, s.num_kv_heads, s.head_size) for s in specs(module)} == {(4, 2, head_size)}
+    qkv, out = (op.weight.shape for op in ops_of(module, Linear)[:2])
+    assert (qkv, out) == ([8 * head_size, 384], [384, 4 * head_size])
+
+
+@pytest.mark.parametrize(("family", "tied"), [*product(["llama", "qwen2"], [True, False]), ("gemma3_text", True)])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_tied_embeddings_are_one_weight(write_model: WriteModel, family: str, tied: bool, ranks: int) -> None:
+    module = load(write_model(family, tie_word_embeddings=tied), tensor_parallel_size=ranks)
+    [embedding], [head] = ops_of(module, Embedding), ops_of(module, Logits)
+    assert (embedding.weight.name == head.weight.name) is tied
+    vocabulary = [weight for weight in weights_of(module).values() if weight.shape == [512 // ranks, 256]]
+    assert len([weight for weight in vocabulary if "layers" not in weight.name]) == (1 if tied else 2)
+
+
+def test_heads_that_ranks_do_not_divide_are_vllms_to_refuse(write_model: WriteModel) -> None:
+    with pytest.raises(ModelError, match=r"attention heads \(4\) must be divisible by tensor parallel size \(3\)"):
+        load(write_model("llama"), tensor_parallel_size=3)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_ranks_that_outnumber_kv_heads_have_one_each(write_model: WriteModel, rank: int) -> None:
+    module = load(write_model("llama"), rank=rank, tensor_parallel_size=4)
+    assert {(s.num_heads, s.num_kv_heads) for s in specs(module)} == {(1, 1)}
+    qkv = ops_of(module, Linear)[0].weight
+    assert (qkv.shape, qkv.whole_elements) == ([3 * 64, 256], 4 * 3 * 64 * 256), "each KV head stands on two ranks"
+    assert len(ops_of(module, AllReduce)) == 2 * LAYERS + 1
