@@ -304,6 +304,30 @@ def test_what_cannot_be_built_says_so_in_the_frameworks_words() -> None:
         recorded(fail)
 
 
+@pytest.mark.parametrize(
+    ("seen", "known"),
+    [
+        (lambda weight: weight.view(2, HIDDEN // 2, HIDDEN).flatten(0, 1), True),
+        (lambda weight: weight.data, True),
+        (lambda weight: weight.t(), False),
+        (lambda weight: weight[: HIDDEN // 2], False),
+        (lambda weight: weight * 2, False),
+    ],
+)
+def test_a_parameter_in_another_shape_is_that_parameter(
+    seen: Callable[[torch.Tensor], torch.Tensor], known: bool
+) -> None:
+    def handler(recorder: Recorder, path: str, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return emit.linear(recorder, x, seen(layer.weight))
+
+    class Own(nn.Linear):
+        pass
+
+    module = recorded(lambda: Own(HIDDEN, HIDDEN, bias=False), {**emit.HANDLERS, Own: handler})
+    names = [op.weight.name for op in ops_of(module, ops.Linear)]
+    assert names == ["between.weight", "head.weight"] if known else names == ["head.weight"]
+
+
 @pytest.mark.parametrize(("rank", "bias"), [(0, True), (1, False)])
 def test_ranks_that_sum_add_the_bias_once(rank: int, bias: bool) -> None:
     def handler(recorder: Recorder, path: str, layer: Layer, x: torch.Tensor) -> torch.Tensor:

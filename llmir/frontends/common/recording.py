@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
@@ -53,6 +54,7 @@ class Recorder(TorchDispatchMode):
         self._values = Values()
         self._inputs: dict[int, ir.Value] = {}
         self._weights = {id(weight): name for name, weight in _named_tensors(model)}
+        self._views = {_extent(weight): name for name, weight in _named_tensors(model) if not is_lazy(weight)}
         self._running: list[str] = []
         self._written: list[torch.Tensor] | None = None
 
@@ -97,11 +99,15 @@ class Recorder(TorchDispatchMode):
     def weight(self, parameter: torch.Tensor | Quantized, *, dim: int = 0, shards: int = 1, index: int = 0) -> Weight:
         """A parameter by name and type; one of ``shards`` cut along ``dim`` if there are several.
 
-        Raises NotInDialectError for a tensor that is no parameter of the model.
+        The whole parameter in another shape is that parameter, in the shape given. Raises NotInDialectError for a
+        tensor that is no parameter of the model.
         """
         scheme = parameter.scheme if isinstance(parameter, Quantized) else None
         stored = parameter.numbers if isinstance(parameter, Quantized) else parameter
-        if id(stored) not in self._weights:
+        name = self._weights.get(id(stored))
+        if name is None and stored.is_contiguous():
+            name = self._views.get(_extent(stored))
+        if name is None:
             raise NotInDialectError("a weight is computed, and no parameter of the model")
         whole = list(parameter.shape)
         whole[dim : dim + 1] = [size * shards for size in whole[dim : dim + 1]]
@@ -112,7 +118,7 @@ class Recorder(TorchDispatchMode):
         )
         if shards > 1:
             kind = ShardedTensor.build(kind, dim=dim, shards=shards, index=index)
-        return Weight.build(self._weights[id(stored)], kind)
+        return Weight.build(name, kind)
 
     def type_of(self, value: torch.Tensor) -> ir.Type:
         """The IR type of a tensor."""
@@ -230,6 +236,11 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
 
     args, kwargs = tree_map_only(torch.Tensor, empty, (args, kwargs))
     return func(*args, **kwargs)
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int, int]:
+    """What a tensor and its views of another shape have in common: their memory, where in it, and how much of it."""
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.numel()
 
 
 def _named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
