@@ -13,6 +13,7 @@ from llmir.ir.bindings import ir
 from llmir.ir.experts import MoE, Route
 from llmir.ir.module import decoder_of, ops_of
 from llmir.ir.opaque import import_level, opaque_kinds
+from llmir.ir.weight import weights_of
 from llmir.passes.model_cost import ModelCost
 
 #: One weight [4, 1024, 256] and one [4, 256, 512] a layer, in bfloat16.
@@ -84,6 +85,22 @@ def test_a_step_counts_the_experts_that_it_reads(write_model: WriteModel) -> Non
     }
     assert costs[1].weight_bytes - costs[1].experts_read_bytes == costs[64].weight_bytes - costs[64].experts_read_bytes
     assert {cost.token_flops for cost in costs.values()} == {costs[1].token_flops}
+
+
+def test_mixtral_8x7b_has_its_published_parameters(write_model: WriteModel) -> None:
+    """Shapes and size of https://huggingface.co/mistralai/Mixtral-8x7B-v0.1."""
+    folder = write_model(
+        "mixtral",
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        num_local_experts=8,
+        vocab_size=32000,
+        tie_word_embeddings=False,
+    )
+    assert sum(weight.elements for weight in weights_of(load(folder)).values()) == 46_702_792_704
 
 
 def test_a_runner_that_does_more_stays_opaque(write_model: WriteModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,14 +77,14 @@ class ModelCost:
         reasons = [words for words, found in parts.items() if found]
         if not reasons:
             return None
-        numbers = {
-            "tokens": self.tokens,
-            "read_mb": self.weight_bytes / 2**20,
-            "experts_mb": self.experts_bytes / 2**20,
-            "experts_read_mb": self.experts_read_bytes / 2**20,
-            "quantized_mb": self.quantized_bytes / 2**20,
-            "opaque_mb": self.opaque_bytes / 2**20,
+        sizes = {
+            "read_mb": self.weight_bytes,
+            "experts_mb": self.experts_bytes,
+            "experts_read_mb": self.experts_read_bytes,
+            "quantized_mb": self.quantized_bytes,
+            "opaque_mb": self.opaque_bytes,
         }
+        numbers = {"tokens": self.tokens, **{name: size / 2**20 for name, size in sizes.items() if size}}
         reason = "among them " + ", ".join(reasons)
         return Remark(pass_name, "weights of a decode step", f"{_gb(self.weight_bytes)} are read", reason, numbers)
 

@@ -240,7 +240,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int, int]:
     """What a tensor and its views of another shape have in common: their memory, where in it, and how much of it."""
-    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.numel()
+    return tensor.untyped_storage()._cdata, int(tensor.storage_offset()), tensor.numel()
 
 
 def _named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
