@@ -1,7 +1,8 @@
 """What one vLLM engine after the other answers: ``python answers_of_engines.py JOBS OUTPUT``.
 
-JOBS, JSON, are lists of [model folder, attention backend or null, prompts]; the engines of all of them are made in this
-one process. OUTPUT gets, for each job and prompt, the greedy tokens and their log-probabilities.
+JOBS, JSON, are lists of [model folder, attention backend or null, prompts] and maybe a dtype in place of float32; the
+engines of all of them are made in this one process. OUTPUT gets, for each job and prompt, the greedy tokens and their
+log-probabilities.
 """
 
 import json
@@ -13,13 +14,15 @@ from vllm import LLM, SamplingParams
 TOKENS = 8
 
 
-def answers(model: str, backend: str | None, prompts: list[list[int]]) -> list[dict[str, list[float]]]:
+def answers(
+    model: str, backend: str | None, prompts: list[list[int]], dtype: str = "float32"
+) -> list[dict[str, list[float]]]:
     """The prompts one after the other, so that the second finds its beginning in the cache."""
     llm = LLM(
         model,
         attention_backend=backend,
         skip_tokenizer_init=True,
-        dtype="float32",
+        dtype=dtype,
         enforce_eager=True,
         kv_cache_memory_bytes=1 << 26,
         enable_prefix_caching=True,
