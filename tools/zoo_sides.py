@@ -22,6 +22,8 @@ TOKENS = 8
 CONTEXT = 512
 CACHE_TOKENS = 4096
 CACHE_BYTES = 1 << 26
+#: Of the memory that is free, how much SGLang may use: the cache, which is so small, and a tower need not leave much.
+MEMORY_FRACTION = 0.97
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ def sglang_engine(model: str, llmir: bool) -> Serving:
         max_total_tokens=CACHE_TOKENS,
         chunked_prefill_size=STEP_TOKENS,
         max_running_requests=8,
+        mem_fraction_static=MEMORY_FRACTION,
         enable_mixed_chunk=True,
     )
     sampling = {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}

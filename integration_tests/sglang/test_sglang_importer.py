@@ -178,8 +178,9 @@ def test_layers_that_llmir_does_not_know_are_opaque(
     assert (remark.decision, remark.numbers["opaque"]) == ("open", opaque_kinds(module))
 
 
-def test_another_kind_of_model_is_imported(write_model: WriteModel) -> None:
-    module = load(write_model("gemma3_text"))
+@pytest.mark.parametrize("family", ["gemma3_text", "qwen2_vl"])
+def test_other_kinds_of_model_are_imported(write_model: WriteModel, family: str) -> None:
+    module = load(write_model(family))
     assert counts(module)["paged_attention"] == LAYERS
     assert import_level(module) in ("full", "open")
 
@@ -202,6 +203,13 @@ def test_attention_without_a_kernel_is_refused_by_name(write_model: WriteModel) 
     with pytest.raises(UnsupportedLayerError, match=r"head size 32 .* \(and so has 1 more layer\)") as refusal:
         load(write_model("llama", head_dim=32))
     assert refusal.value.layer == "model.layers.0.self_attn.attn"
+
+
+def test_a_decoder_with_a_tower_is_refused_where_images_are_attended_to_both_ways(write_model: WriteModel) -> None:
+    folder = write_model("gemma3")
+    assert counts(load(folder))["paged_attention"] == LAYERS, "SGLang takes text alone unless asked for more"
+    with pytest.raises(LlmirError, match="both directions over the tokens of an image"):
+        load(folder, enable_multimodal=True)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,6 @@ def test_somebody_elses_custom_backend_stays_theirs(monkeypatch: pytest.MonkeyPa
         ("llama", {"block_size": 48}, "block size 48 is not a multiple of 32"),
         ("llama", {"kv_cache_dtype": "fp8"}, "KV cache dtype is 'fp8'"),
         ("llama", {"attention_config": {"backend_per_kind": {"full_attention": "CPU_ATTN"}}}, "by kind of layer"),
-        ("llama", {"runner": "pooling"}, "pooling model"),
         ("llama", {"additional_config": {"llmir": {"blocksize": "64"}}}, "no option 'blocksize'"),
         ("deepseek_v2", {"trust_remote_code": False}, "multi-head latent attention"),
     ],

@@ -67,14 +67,18 @@ def import_module(server_args: ServerArgs, rank: int = 0, *, isa: str | None = N
         if not attention:
             raise nothing_to_do(args.model_path, "llmir", "SGLang")
         refuse_layers(attention, options.check)
+        support.check_model(model, config)
 
         layers = Layers(options.handlers(), attention)
 
         def forward(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
             _watch_native_calls(model, layers.handlers)
             # There is no pool of keys and values: who asks for one learns that he writes none into it himself.
+            batch = _batch(ids, positions)
+            if getattr(model, "is_mrope_enabled", False):  # a position in time, height and width: one for text
+                batch.mrope_positions = positions.expand(3, -1)
             with forward_context(ForwardContext(attn_backend=SimpleNamespace(token_to_kv_pool=None))):
-                return model.forward(ids, positions, _batch(ids, positions))
+                return model.forward(ids, positions, batch)
 
         return import_watched(model, info, layers, forward, lambda name: options.describe(attention[name]))
 

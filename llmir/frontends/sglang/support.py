@@ -98,7 +98,6 @@ def check_arguments(args: Any, model: Any, isa: Isa) -> None:
         f"and llmir keeps the cache in a layout of its own": len(backends) > 1,
         "the model uses multi-head latent attention": architecture == "MLA",
         "the model has an encoder with cross-attention": model.is_encoder_decoder,
-        "the model takes images or audio": model.is_multimodal,
         "an embedding model, which llmir serves on CPUs alone": on_gpu(args) and not model.is_generation,
         **dtype_check(dtype),
         **_cache_checks(args, dtype, isa),
@@ -115,6 +114,15 @@ def check_arguments(args: Any, model: Any, isa: Isa) -> None:
         "attention layers of data-parallel ranks": (args.attn_dp_size or 1) > 1,
     }
     refuse(checks, REMEDY)
+
+
+def check_model(model: Any, config: Any) -> None:
+    """Raise UnsupportedFeatureError for attention that a model itself arranges at each step, outside its layers.
+
+    ``config`` is SGLang's ModelConfig of the built ``model``.
+    """
+    masks = hasattr(model, "prepare_attn_masks")
+    refuse({"attention in both directions over the tokens of an image": config.is_multimodal and masks}, REMEDY)
 
 
 def _check_page_size(args: Any) -> None:

@@ -59,6 +59,8 @@ def import_module(vllm_config: VllmConfig, rank: int = 0, *, isa: str | None = N
             hidden = model(input_ids=ids, positions=positions, intermediate_tensors=None, inputs_embeds=None)
             if isinstance(hidden, tuple):  # hidden states that a drafter would read come along
                 hidden = hidden[0]
+            if config.model_config.runner_type == "pooling":
+                return hidden
             return model.compute_logits(hidden)
 
         with set_forward_context(None, config, num_tokens=TOKENS):

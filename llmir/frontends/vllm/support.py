@@ -82,7 +82,6 @@ def _config_checks(vllm_config: VllmConfig, isa: str) -> dict[str, bool]:
         "the model uses multi-head latent attention": model.use_mla,
         "the model has an encoder with cross-attention": model.is_encoder_decoder,
         "the model takes images or audio": model.is_multimodal_model,
-        "the model is a pooling model": model.runner_type == "pooling",
         **_dtype_checks(dtype_name(model.dtype), cache.cache_dtype, isa),
         f"block size {cache.block_size} is not a multiple of {step}": (
             cache.user_specified_block_size and cache.block_size % step != 0
@@ -127,6 +126,7 @@ def _gpu_checks(vllm_config: VllmConfig) -> dict[str, bool]:
             vllm_config.speculative_config is not None and bool(vllm_config.scheduler_config.async_scheduling)
         ),
         "layers without fp8 in an fp8 cache (kv_cache_dtype_skip_layers)": bool(cache.kv_cache_dtype_skip_layers),
+        "a pooling model, which llmir serves on CPUs alone": vllm_config.model_config.runner_type == "pooling",
         "micro-batches (dual batch overlap)": parallel.use_ubatching,
     }
 
