@@ -200,9 +200,15 @@ def test_a_model_that_cannot_be_watched_has_its_attention_layers(
 
 
 def test_attention_without_a_kernel_is_refused_by_name(write_model: WriteModel) -> None:
-    with pytest.raises(UnsupportedLayerError, match=r"head size 32 .* \(and so has 1 more layer\)") as refusal:
-        load(write_model("llama", head_dim=32))
+    with pytest.raises(UnsupportedLayerError, match=r"head size is 42.* \(and so has 1 more layer\)") as refusal:
+        load(write_model("llama", head_dim=42))
     assert refusal.value.layer == "model.layers.0.self_attn.attn"
+
+
+def test_eight_bit_weights_do_not_make_the_cache_one_of_eight_bits(write_model: WriteModel) -> None:
+    scheme = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    module = load(write_model("llama", quantization_config=scheme))
+    assert [cache.format.dtype for cache in caches_of(module).values()] == ["bf16"] * LAYERS
 
 
 def test_a_decoder_with_a_tower_is_refused_where_images_are_attended_to_both_ways(write_model: WriteModel) -> None:

@@ -203,7 +203,6 @@ def check_attention(path: str, layer: Any, spec: AttentionSpec, isa: str) -> Non
             layer.v_head_dim != layer.qk_head_dim
         ),
         "a temperature that grows with the length": layer.xai_temperature_len > 0,
-        "a quantized KV cache": layer.quant_method is not None and not spec.cache.quantized,
     }
     refuse_layer(path, spec, isa, checks)
 
