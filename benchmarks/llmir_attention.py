@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from attention_step import Case, Step, stored
 
 from llmir import compiler, workload
+from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.dtypes import DTYPES
 from llmir.ir.kernel_spec import Isa
 from llmir.ir.one_layer import LAYER, attention_module
@@ -35,10 +37,20 @@ def plan_kernel(case: Case, block_size: int, isa: Isa | None = None) -> PlannedK
 class LlmirAttention:
     """One step's attention, its keys and values in the cache already."""
 
-    def __init__(self, step: Step, block_size: int, isa: Isa | None = None):
+    def __init__(
+        self,
+        step: Step,
+        block_size: int,
+        isa: Isa | None = None,
+        change: Callable[[AttentionSpec], AttentionSpec] = lambda attention: attention,
+    ):
+        """``change``: what attention has beyond the case's."""
         case = step.case
         planned = plan_kernel(case, block_size, isa)
-        attention = planned.spec.attention
+        attention = change(planned.spec.attention)
+        planned = replace(planned, spec=replace(planned.spec, attention=attention))
+        self.sinks = torch.randn(case.num_heads) if attention.sinks else None
+        self.slopes = 2.0 ** -(torch.arange(case.num_heads) + 1.0) if attention.alibi else None
         self.step = step
         self.isa = planned.spec.isa
         self.runner_of_kernel = AttentionRunner(Kernel.load(planned.spec, compiler.object_cache()), planned.policy)
@@ -58,4 +70,5 @@ class LlmirAttention:
         query = (step.query.data_ptr(), step.query.stride(0))
         output = (self.output.data_ptr(), self.output.stride(0))
         cache, attend = self.cache.data_ptr(), self.runner_of_kernel.attend
-        return lambda: attend(query, (0, 0), (0, 0), output, cache, 0, 0)
+        own = {name: 0 if x is None else x.data_ptr() for name, x in (("sinks", self.sinks), ("slopes", self.slopes))}
+        return lambda: attend(query, (0, 0), (0, 0), output, cache, 0, 0, **own)
