@@ -9,11 +9,12 @@ from llmir.ir.attention_spec import QUANTIZED_DTYPE, Alibi, AttentionSpec, Score
 from llmir.ir.dtypes import QUERY_DTYPES
 from llmir.ir.kernel_spec import is_gpu
 
-#: Sizes of a head that a GPU's kernels have, of keys and of values alike.
-GPU_HEAD_SIZES = (64, 80, 96, 128, 256)
-#: On a CPU, every multiple of the first from the second to the last, of keys and of values each by themselves: narrow
-#: vectors hold the first, and the last is a latent key with its rotary part.
-CPU_HEAD_SIZES = (8, 32, 576)
+#: Sizes of a head: on a GPU, of keys and of values alike; tensors are read by 16 elements, and rows of more than 256
+#: leave no registers.
+GPU_HEAD_SIZES = range(32, 256 + 1, 16)
+#: On a CPU, of keys and of values each by themselves: narrow vectors hold 8, and the last is a latent key with its
+#: rotary part.
+CPU_HEAD_SIZES = range(32, 576 + 1, 8)
 MOST_HEAD_SIZE = CPU_HEAD_SIZES[-1]
 #: What tensor cores multiply and Triton compiles for every architecture here.
 GPU_DTYPES = ("bf16", "f16")
@@ -26,10 +27,9 @@ _CPU_STAGES: tuple[type[ScoreStage], ...] = (SoftCap, Alibi)
 _GPU_STAGES: tuple[type[ScoreStage], ...] = (SoftCap,)
 
 
-def head_sizes(*, on_gpu: bool) -> tuple[int, ...]:
-    """The sizes of a head that kernels have, ascending."""
-    step, least, most = CPU_HEAD_SIZES
-    return GPU_HEAD_SIZES if on_gpu else tuple(range(least, most + 1, step))
+def head_sizes(*, on_gpu: bool) -> range:
+    """The sizes of a head that kernels have."""
+    return GPU_HEAD_SIZES if on_gpu else CPU_HEAD_SIZES
 
 
 def unsupported(spec: AttentionSpec, isa: str) -> list[str]:
@@ -40,15 +40,14 @@ def unsupported(spec: AttentionSpec, isa: str) -> list[str]:
     on_gpu, value_size = is_gpu(isa), spec.value_size
     where, dtypes = ("on a GPU", GPU_DTYPES) if on_gpu else ("on a CPU", QUERY_DTYPES)
     sizes = head_sizes(on_gpu=on_gpu)
+    known = f"multiples of {sizes.step} from {sizes[0]} to {sizes[-1]}"
     found = {
         "only causal attention has a kernel": not spec.mask.causal,
-        f"its head size is {spec.head_size}, and there are kernels for {_sizes(isa)} {where}": (
-            spec.head_size not in sizes
-        ),
+        f"its head size is {spec.head_size}, and there are kernels for {known} {where}": (spec.head_size not in sizes),
         f"its values are of another size ({value_size}) than keys ({spec.head_size}), which has no kernel {where}": (
             on_gpu and value_size != spec.head_size
         ),
-        f"its values are of size {value_size}, and there are kernels for {_sizes(isa)} {where}": (
+        f"its values are of size {value_size}, and there are kernels for {known} {where}": (
             not on_gpu and value_size != spec.head_size and value_size not in sizes
         ),
         f"queries of {spec.dtype} have no kernel {where}; there are kernels for {' and '.join(dtypes)}": (
@@ -59,12 +58,6 @@ def unsupported(spec: AttentionSpec, isa: str) -> list[str]:
     }
     reasons = [reason for reason, applies in found.items() if applies]
     return [*_of_stages(spec, _GPU_STAGES if on_gpu else _CPU_STAGES, where), *reasons, *_of_cache(spec, isa, where)]
-
-
-def _sizes(isa: str) -> str:
-    """The sizes of :func:`head_sizes` in words."""
-    step, least, most = CPU_HEAD_SIZES
-    return ", ".join(map(str, GPU_HEAD_SIZES)) if is_gpu(isa) else f"multiples of {step} from {least} to {most}"
 
 
 def _of_stages(spec: AttentionSpec, known: tuple[type[ScoreStage], ...], where: str) -> list[str]:

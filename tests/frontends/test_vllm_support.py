@@ -160,7 +160,7 @@ def test_other_devices_are_refused() -> None:
         ({"impl": {"alibi_slopes": [0.5]}}, None, "ALiBi has no kernel on a GPU"),
         ({"impl": {"extra": {"chunk_lookback": 1}}}, "chunk_lookback", "chunk_lookback"),
         ({"kv_sharing_target_layer_name": "layers.0"}, "shared with layer 'layers.0'", "shared with layer 'layers.0'"),
-        ({"head_size": 112, "head_size_v": 112}, None, "head size is 112, and there are kernels for 64, 80"),
+        ({"head_size": 120, "head_size_v": 120}, None, "head size is 120, and there are kernels for multiples of 16"),
         ({"head_size": 42, "head_size_v": 42}, "head size is 42, and there are kernels for multiples of 8", "is 42"),
         ({"head_size": 128, "head_size_v": 64}, "values of another size", "values of another size"),
     ],

@@ -9,7 +9,6 @@ from gpu_cases import ALWAYS_SHARED, Case, attention, variants
 
 from llmir.errors import KernelError
 from llmir.ir.kernel_spec import KernelSpec, StepPolicy
-from llmir.ir.supported import GPU_HEAD_SIZES
 from llmir.kernels.gpu.programs import MERGE_PARTS, programs
 from llmir.kernels.work_list import Item
 from llmir.runtime import gpu
@@ -26,7 +25,7 @@ def test_every_type_in_decode_and_mixed_steps(requests, element_type):
     Case(requests, attention(dtype=element_type)).check()
 
 
-@pytest.mark.parametrize("head_size", GPU_HEAD_SIZES)
+@pytest.mark.parametrize("head_size", [32, 64, 80, 96, 112, 128, 160, 192, 256])
 def test_every_head_size(head_size):
     Case([(50, 1), (0, 20)], attention(head_size=head_size, scale=head_size**-0.5)).check()
 

@@ -8,7 +8,6 @@ from ahead_cases import FEATURES, LLAMA_3_8B, MODELS, PLANS, spec_of
 
 from llmir.ir.dtypes import DTYPES
 from llmir.ir.kernel_spec import KernelSpec, padded
-from llmir.ir.supported import GPU_HEAD_SIZES
 from llmir.kernels.gpu.occupancy import shared_memory
 from llmir.plan import Plan
 
@@ -71,7 +70,7 @@ def test_every_feature_compiles_for_sm_90_without_spills(binaries, changes):
     assert fits(programs)
 
 
-@pytest.mark.parametrize("head_size", GPU_HEAD_SIZES)
+@pytest.mark.parametrize("head_size", [32, 64, 80, 96, 112, 128, 160, 192, 256])
 def test_every_head_size_compiles_for_sm_90_without_spills(binaries, head_size):
     programs = binaries(spec_of(heads=(*LLAMA_3_8B[:2], head_size)))
     assert no_spills(programs)
