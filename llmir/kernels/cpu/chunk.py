@@ -16,6 +16,7 @@ be an exponent of.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from llmir.ir.bindings import ir
 from llmir.kernels.cpu import builder as b
@@ -24,7 +25,7 @@ from llmir.kernels.cpu.outputs import OutputEmitter
 from llmir.kernels.cpu.place import ChunkPlace, ask_ahead
 from llmir.kernels.cpu.products import in_chains, joined
 from llmir.kernels.cpu.rows import RowTile
-from llmir.kernels.cpu.score_stages import stage_emitters
+from llmir.kernels.cpu.score_stages import stage_emitters, through
 
 #: The running maximum before any key: the least finite float32, so that the weight of a score of -inf is 0 whatever
 #: else a row has seen, and a row that has seen no other has weights that sum to 0, and outputs of 0 / 0.
@@ -43,7 +44,7 @@ class ChunkEmitter:
         self.scores = b.stack_array(g.variant.row_tile * g.score_bytes)
         self.probabilities = b.stack_array(g.variant.row_tile * g.probability_bytes)
         self.alphas = b.stack_array(g.variant.row_tile * g.vector_bytes)
-        self.stages = stage_emitters(g)
+        self.stages, self.late_stages = stage_emitters(g)
         self.outputs = OutputEmitter(g, self.probabilities, self.alphas)
 
     def attend(self, tile: RowTile, first_key: ir.Value, valid: ir.Value, place: ChunkPlace) -> None:
@@ -57,7 +58,7 @@ class ChunkEmitter:
             window_begin = b.sub(tile.highest_limit(), self.attention.mask.window)
             crosses = b.either(crosses, b.less(first_key, window_begin))
         b.when(crosses, lambda: self._mask(tile, first_key, valid))
-        self._softmax(tile)
+        self._softmax(tile, first_key)
         self.outputs.add_values(tile, valid, place)
 
     # -- the steps of a chunk
@@ -132,13 +133,7 @@ class ChunkEmitter:
 
         def row(number: ir.Value) -> None:
             changes = [stage(tile, number, first_key) for stage in self.stages]
-
-            def through_all(scores: ir.Value, first: int) -> ir.Value:
-                for change in changes:
-                    scores = change(scores, first)
-                return scores
-
-            self._each_score(number, through_all)
+            self._each_score(number, partial(through, changes))
 
         b.loop(0, self.variant.row_tile, 1, row)
 
@@ -166,8 +161,8 @@ class ChunkEmitter:
 
         b.loop(0, self.variant.row_tile, 1, mask_row)
 
-    def _softmax(self, tile: RowTile) -> None:
-        """m' = max(m, S); alpha = 2**(m - m'); P = 2**(S - m'); l' = alpha l + sum P."""
+    def _softmax(self, tile: RowTile, first_key: ir.Value) -> None:
+        """S = late stages(S); m' = max(m, S); alpha = 2**(m - m'); P = 2**(S - m'); l' = alpha l + sum P."""
         p = self.products
         type_ = p.f32_vector()
         vectors = self.variant.key_chunk // p.lanes
@@ -177,6 +172,8 @@ class ChunkEmitter:
             out = b.offset(self.probabilities, b.mul(number, self.geometry.probability_bytes))
             state = b.offset(tile.state, b.mul(number, self.geometry.state_bytes))
             scores = [b.load(b.offset(line, k * self.geometry.vector_bytes), type_) for k in range(vectors)]
+            changes = [stage(tile, number, first_key) for stage in self.late_stages]
+            scores = [through(changes, value, k * p.lanes) for k, value in enumerate(scores)]
             largest = scores[0]
             for value in scores[1:]:
                 largest = b.fmax(largest, value)
