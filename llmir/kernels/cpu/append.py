@@ -13,6 +13,7 @@ import math
 from llmir.ir.bindings import ir
 from llmir.ir.kernel_spec import KernelSpec
 from llmir.kernels.cpu import builder as b
+from llmir.kernels.cpu import floats as f
 from llmir.kernels.cpu.fields import argument, count_argument
 from llmir.kernels.cpu.geometry import VectorParts
 from llmir.kernels.cpu.products import Products
@@ -110,10 +111,10 @@ class AppendEmitter:
     def _store_half(self, raw: ir.Value, target: ir.Value, half: ir.Value) -> None:
         """A vector of 16-bit values into the even (``half`` 0) or odd lanes at ``target``, by one masked store."""
         lanes = 2 * raw.type.shape[0]
-        both_halves = b.interleave(raw, raw)
+        both_halves = f.interleave(raw, raw)
         odd = b.equal(
             b.rem(b.lane_numbers(lanes), b.constant(2, b.vector_of(lanes, b.integer(32)))),
-            b.splat(b.narrow(half), lanes),
+            f.splat(b.narrow(half), lanes),
         )
         b.store_lanes(both_halves, target, odd, alignment=2)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from llmir.ir.bindings import ir
 from llmir.ir.kernel_spec import CpuVariant, KernelSpec
 from llmir.kernels.cpu import builder as b
+from llmir.kernels.cpu import floats as f
 from llmir.kernels.cpu.chunk import NOTHING_SEEN, ChunkEmitter
 from llmir.kernels.cpu.endings import EndingEmitter
 from llmir.kernels.cpu.fields import argument, first_head, item_field, number, number_of_head
@@ -76,7 +77,7 @@ class AttentionEmitter:
             b.store(b.narrow(self.tokens.limit(token)), b.offset(self.limits, b.mul(row, 4)))
             if s.alibi:
                 slope = number_of_head(self.arguments, self.item, s, "slopes", head)
-                exponents = b.fmul(slope, b.constant(LOG2_E, slope.type))
+                exponents = f.fmul(slope, b.constant(LOG2_E, slope.type))
                 b.store(exponents, b.offset(self.slopes, b.mul(row, 4)))
                 position = number(argument(self.arguments, "positions"), self.tokens.token(token))
                 b.store(b.narrow(position), b.offset(self.positions, b.mul(row, 4)))

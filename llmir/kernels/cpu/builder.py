@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from llmir.ir.bindings import arith, ir, llvm, math, scf, vector
+from llmir.ir.bindings import arith, ir, llvm, scf
 from llmir.ir.instruction_sets import INSTRUCTION_SETS
 
 Value: TypeAlias = ir.Value
@@ -164,20 +164,6 @@ def narrow(x: Value) -> Value:
     return arith.trunci(integer(32), x)
 
 
-def widened_pair(x: Value, lanes: int) -> tuple[Value, Value]:
-    """Of every i32 lane the bfloat16 in its lower half, and the one in its upper half, as float32."""
-    f32 = vector_of(lanes, floating("f32"))
-    lower, upper = arith.shli(x, constant(16, x.type)), both(x, constant(-0x10000, x.type))
-    return bitcast(lower, f32), bitcast(upper, f32)
-
-
-def halves(x: Value, lanes: int) -> tuple[Value, Value]:
-    """The lower and the upper 16 bits of every i32 lane, as i16."""
-    type_ = vector_of(lanes, integer(16))
-    upper = arith.shrui(x, constant(16, x.type))
-    return arith.trunci(type_, x), arith.trunci(type_, upper)
-
-
 # -- memory -----------------------------------------------------------------------------------------
 
 
@@ -225,156 +211,6 @@ def atomic_add(address: Value, amount: Integer, bits: int = 64) -> Value:
     """Adds to the integer at ``address`` and gives its old value; acquires and releases."""
     value = constant(amount, integer(bits)) if isinstance(amount, int) else amount
     return llvm.atomicrmw(llvm.AtomicBinOp.add, address, value, llvm.AtomicOrdering.acq_rel)
-
-
-# -- floating point ---------------------------------------------------------------------------------
-
-
-def splat(x: Value, lanes: int) -> Value:
-    """``x`` in every lane."""
-    return vector.broadcast(vector_of(lanes, x.type), x)
-
-
-def bitcast(x: Value, type_: ir.Type) -> Value:
-    """The same bits, read as another vector type."""
-    return vector.bitcast(type_, x)
-
-
-def interleave(a: Value, b: Value) -> Value:
-    """``[a0, b0, a1, b1, ...]``."""
-    return vector.interleave(a, b)
-
-
-def shuffle(a: Value, b: Value, places: Sequence[int]) -> Value:
-    """The lanes of ``a`` followed by those of ``b``, taken at ``places``."""
-    return vector.shuffle(a, b, list(places))
-
-
-def padded_with_zeros(x: Value, lanes: int) -> Value:
-    """``x`` as the first of ``lanes`` lanes, the others 0."""
-    own = x.type.shape[0]
-    if own == lanes:
-        return x
-    nothing = constant(0, x.type)
-    return vector.shuffle(x, nothing, [min(lane, own) for lane in range(lanes)])
-
-
-def first_lanes(x: Value, count: int) -> Value:
-    """The first ``count`` lanes of ``x``."""
-    if x.type.shape[0] == count:
-        return x
-    # vector.shuffle of one vector twice becomes one of it and ub.poison, of which the bindings make no LLVM IR.
-    places = ir.DenseI32ArrayAttr.get(list(range(count)))
-    return llvm.shufflevector(vector_of(count, x.type.element_type), x, x, places)
-
-
-def fma(a: Value, b: Value, c: Value) -> Value:
-    """``a * b + c``, rounded once."""
-    return vector.fma(a, b, c)
-
-
-def fadd(a: Value, b: Value) -> Value:
-    """``a + b``."""
-    return arith.addf(a, b)
-
-
-def fsub(a: Value, b: Value) -> Value:
-    """``a - b``."""
-    return arith.subf(a, b)
-
-
-def fmul(a: Value, b: Value) -> Value:
-    """``a * b``."""
-    return arith.mulf(a, b)
-
-
-def fdiv(a: Value, b: Value) -> Value:
-    """``a / b``."""
-    return arith.divf(a, b)
-
-
-def fmax(a: Value, b: Value) -> Value:
-    """The larger, and ``b`` where either is NaN: just what x86's instruction does, unlike those of IEEE 754."""
-    return arith.select(arith.cmpf(arith.CmpFPredicate.OGT, a, b), a, b)
-
-
-def negate(a: Value) -> Value:
-    """``-a``."""
-    return arith.negf(a)
-
-
-def magnitude(a: Value) -> Value:
-    """``|a|``."""
-    return math.absf(a)
-
-
-def with_sign_of(a: Value, sign: Value) -> Value:
-    """``|a|`` with the sign of ``sign``."""
-    return math.copysign(a, sign)
-
-
-def round_even(a: Value) -> Value:
-    """To the nearest integer, ties to even."""
-    return math.roundeven(a)
-
-
-def widest(x: Value, lanes: int) -> Value:
-    """The largest lane, in every lane; where a lane is NaN, any of them."""
-    distance = lanes // 2
-    while distance:
-        # vector.shuffle of one vector twice becomes one of it and ub.poison, of which the bindings make no LLVM IR.
-        others = ir.DenseI32ArrayAttr.get([lane ^ distance for lane in range(lanes)])
-        x = fmax(x, llvm.shufflevector(x.type, x, x, others))
-        distance //= 2
-    return x
-
-
-def total(x: Value) -> Value:
-    """The sum of the lanes in any order, a scalar."""
-    return vector.reduction(x.type.element_type, vector.CombiningKind.ADD, x, fastmath=arith.FastMathFlags.reassoc)
-
-
-def float_of(x: Value, lanes: int) -> Value:
-    """i32 lanes to the nearest float32."""
-    return arith.sitofp(vector_of(lanes, floating("f32")), x)
-
-
-def to_float(x: Value, lanes: int) -> Value:
-    """16-bit floats to float32; float32 as it is."""
-    f32 = vector_of(lanes, floating("f32"))
-    return x if x.type == f32 else arith.extf(f32, x)
-
-
-def from_float(x: Value, type_: ir.Type) -> Value:
-    """float32 to ``type_``, rounded to nearest even."""
-    return x if x.type == type_ else arith.truncf(type_, x)
-
-
-def round_to_bf16(x: Value, lanes: int) -> Value:
-    """float32 to bfloat16, to nearest even, in integer arithmetic; NaN stays NaN.
-
-    The upper half is rounded by adding just under half of its last place, and one more where it is odd. A NaN could
-    so become infinite or overflow into the sign: its quiet bit is set instead.
-    """
-    i32, last_place, quiet_nan = vector_of(lanes, integer(32)), 1 << 16, 1 << 22
-    bits = bitcast(x, i32)
-    odd = both(arith.shrui(bits, constant(16, i32)), constant(1, i32))
-    rounded = add(add(bits, constant(last_place // 2 - 1, i32)), odd)
-    is_nan = arith.cmpf(arith.CmpFPredicate.UNO, x, x)
-    kept = select(is_nan, either(bits, constant(quiet_nan, i32)), rounded)
-    upper = arith.trunci(vector_of(lanes, integer(16)), arith.shrui(kept, constant(16, i32)))
-    return bitcast(upper, vector_of(lanes, floating("bf16")))
-
-
-def add_to_exponent(x: Value, power: Value, lanes: int) -> Value:
-    """``x * 2**power`` for whole float32 powers that keep the result normal; 1 * 2**-127 is 0, and NaN stays NaN.
-
-    x86 converts NaN to the least integer, of which the shift leaves nothing.
-    """
-    i32 = vector_of(lanes, integer(32))
-    mantissa_bits = constant(23, i32)
-    shifted = arith.shli(arith.fptosi(i32, power), mantissa_bits)
-    return bitcast(arith.addi(bitcast(x, i32), shifted), x.type)
 
 
 # -- control ----------------------------------------------------------------------------------------

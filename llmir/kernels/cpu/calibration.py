@@ -209,6 +209,7 @@ def _compile(isa: str) -> bytes:
     """Object code of the measuring kernels; the generators and MLIR are imported only to measure."""
     from llmir.ir.bindings import ir
     from llmir.kernels.cpu import builder as b
+    from llmir.kernels.cpu import floats as f
     from llmir.kernels.cpu.lowering import object_code
     from llmir.kernels.cpu.place import CACHE_LINE, NEAR_CACHE
     from llmir.kernels.cpu.products import Products
@@ -278,7 +279,7 @@ def _compile(isa: str) -> bytes:
         sums = b.loop(0, field(work, "items", b.integer(64)), 1, dots, first)
         total = sums[0]
         for part in sums[1:]:
-            total = b.fadd(total, part)
+            total = f.fadd(total, part)
         b.store(total, field(work, "results", b.pointer()), alignment=1)
 
     with ir.Context(), ir.Location.unknown():

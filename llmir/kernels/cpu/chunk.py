@@ -20,6 +20,7 @@ from functools import partial
 
 from llmir.ir.bindings import ir
 from llmir.kernels.cpu import builder as b
+from llmir.kernels.cpu import floats as f
 from llmir.kernels.cpu.geometry import STEPS_PER_ITERATION, Geometry
 from llmir.kernels.cpu.outputs import OutputEmitter
 from llmir.kernels.cpu.place import ChunkPlace, ask_ahead
@@ -142,13 +143,13 @@ class ChunkEmitter:
         p, s = self.products, self.attention
         type_ = p.f32_vector()
         i32_vector = b.vector_of(p.lanes, b.integer(32))
-        lanes = b.add(b.lane_numbers(p.lanes), b.splat(b.narrow(first_key), p.lanes))
+        lanes = b.add(b.lane_numbers(p.lanes), f.splat(b.narrow(first_key), p.lanes))
         end = b.narrow(b.add(first_key, valid))
 
         def mask_row(row: ir.Value) -> None:
             limit = b.load(b.offset(tile.limits, b.mul(row, 4)), b.integer(32))
-            upper = b.splat(b.minimum(limit, end), p.lanes)
-            lower = b.splat(b.sub(limit, s.mask.window), p.lanes) if s.mask.window else None
+            upper = f.splat(b.minimum(limit, end), p.lanes)
+            lower = f.splat(b.sub(limit, s.mask.window), p.lanes) if s.mask.window else None
 
             def mask(scores: ir.Value, first: int) -> ir.Value:
                 position = b.add(lanes, b.constant(first, i32_vector))
@@ -176,14 +177,14 @@ class ChunkEmitter:
             scores = [through(changes, value, k * p.lanes) for k, value in enumerate(scores)]
             largest = scores[0]
             for value in scores[1:]:
-                largest = b.fmax(largest, value)
+                largest = f.fmax(largest, value)
             before = b.load(state, type_)
-            now = b.fmax(before, b.widest(largest, p.lanes))
-            alpha = p.exp2(b.fsub(before, now))
-            total = b.fmul(b.load(b.offset(state, self.geometry.vector_bytes), type_), alpha)
+            now = f.fmax(before, f.widest(largest, p.lanes))
+            alpha = p.exp2(f.fsub(before, now))
+            total = f.fmul(b.load(b.offset(state, self.geometry.vector_bytes), type_), alpha)
             for k, value in enumerate(scores):
-                probability = p.exp2(b.fsub(value, now))
-                total = b.fadd(total, probability)
+                probability = p.exp2(f.fsub(value, now))
+                total = f.fadd(total, probability)
                 place = p.scratch_bytes(k * p.lanes)
                 p.store_scratch(probability, b.offset(out, place))
             b.store(now, state)

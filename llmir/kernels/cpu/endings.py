@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from llmir.ir.bindings import ir
 from llmir.kernels.cpu import builder as b
+from llmir.kernels.cpu import floats as f
 from llmir.kernels.cpu.chunk import NOTHING_SEEN
 from llmir.kernels.cpu.fields import argument, count_argument, first_head, item_field, number, number_of_head
 from llmir.kernels.cpu.geometry import LOG2_E, Geometry
@@ -43,33 +44,33 @@ class EndingEmitter:
             token, head = b.div(place, s.queries_per_kv), b.rem(place, s.queries_per_kv)
             if s.sinks:
                 own, sink = b.load(at, type_), self._sink(head)
-                largest = b.fmax(sink, own)
-                weight = self.products.exp2(b.fsub(own, largest))
-                total = b.fma(total, weight, self._share_of_sink(sink, largest))
-                outputs = [b.fmul(output, weight) for output in outputs]
-            self._write_row(b.add(first, token), head, outputs, b.total(total))
+                largest = f.fmax(sink, own)
+                weight = self.products.exp2(f.fsub(own, largest))
+                total = f.fma(total, weight, self._share_of_sink(sink, largest))
+                outputs = [f.fmul(output, weight) for output in outputs]
+            self._write_row(b.add(first, token), head, outputs, f.total(total))
 
         b.loop(0, b.mul(tokens, s.queries_per_kv), 1, row)
 
     def _write_row(self, token: ir.Value, head: ir.Value, outputs: list[ir.Value], total: ir.Value) -> None:
         s, p = self.attention, self.products
-        inverse = b.splat(b.fdiv(b.constant(1.0, b.floating("f32")), total), p.lanes)
+        inverse = f.splat(f.fdiv(b.constant(1.0, b.floating("f32")), total), p.lanes)
         heads = first_head(self.arguments, self.item, s, "output", token)
         target = b.offset(heads, b.mul(head, s.value_size * p.element_bytes))
         for v, value in enumerate(outputs):
             place = b.offset(target, v * p.lanes * p.element_bytes)
-            rounded = b.first_lanes(p.round(b.fmul(value, inverse)), self.geometry.value_parts.filled(v))
+            rounded = f.first_lanes(p.round(f.fmul(value, inverse)), self.geometry.value_parts.filled(v))
             b.store(rounded, place, alignment=p.element_bytes)
 
     def _sink(self, head: ir.Value) -> ir.Value:
         """The score of a query head's sink, as an exponent of two, in every lane."""
         sink = number_of_head(self.arguments, self.item, self.attention, "sinks", head)
-        return b.splat(b.fmul(sink, b.constant(LOG2_E, sink.type)), self.products.lanes)
+        return f.splat(f.fmul(sink, b.constant(LOG2_E, sink.type)), self.products.lanes)
 
     def _share_of_sink(self, sink: ir.Value, largest: ir.Value) -> ir.Value:
         """What a sink adds to each lane of a sum of weights, whose lanes are summed at the end."""
-        weight = self.products.exp2(b.fsub(sink, largest))
-        return b.fmul(weight, b.constant(1.0 / self.products.lanes, weight.type))
+        weight = self.products.exp2(f.fsub(sink, largest))
+        return f.fmul(weight, b.constant(1.0 / self.products.lanes, weight.type))
 
     def leave(self, tokens: ir.Value, item_tokens: ItemTokens) -> None:
         """Counts the states left for each token; the last one of a token is followed by its merge."""
@@ -104,7 +105,7 @@ class EndingEmitter:
                 return self.state(b.add(number(sources, source), head))
 
             def larger(source: ir.Value, largest: ir.Value) -> list[ir.Value]:
-                return [b.fmax(largest, b.load(state(source), type_))]
+                return [f.fmax(largest, b.load(state(source), type_))]
 
             sink = self._sink(head) if self.attention.sinks else None
             least = b.constant(NOTHING_SEEN, type_) if sink is None else sink
@@ -112,14 +113,14 @@ class EndingEmitter:
 
             def accumulate(source: ir.Value, *sums: ir.Value) -> list[ir.Value]:
                 at = state(source)
-                weight = p.exp2(b.fsub(b.load(at, type_), largest))
+                weight = p.exp2(f.fsub(b.load(at, type_), largest))
                 parts = [b.load(b.offset(at, (1 + i) * self.geometry.vector_bytes), type_) for i in range(len(sums))]
-                return [b.fma(part, weight, sum_) for part, sum_ in zip(parts, sums, strict=True)]
+                return [f.fma(part, weight, sum_) for part, sum_ in zip(parts, sums, strict=True)]
 
             zero = b.constant(0.0, type_)
             weights = zero if sink is None else self._share_of_sink(sink, largest)
             sums = [weights, *[zero] * self.geometry.value_parts.count]
             total, *outputs = b.loop(begin, end, 1, accumulate, sums)
-            self._write_row(token, head, outputs, b.total(total))
+            self._write_row(token, head, outputs, f.total(total))
 
         b.loop(0, self.attention.queries_per_kv, 1, row)

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from llmir.ir.bindings import ir
 from llmir.kernels.cpu import builder as b
+from llmir.kernels.cpu import floats as f
 from llmir.kernels.cpu.geometry import STEPS_PER_ITERATION, Geometry
 from llmir.kernels.cpu.place import ChunkPlace, ask_ahead
 from llmir.kernels.cpu.products import Operand, in_chains, joined
@@ -67,7 +68,7 @@ class OutputEmitter:
             for row in range(self.variant.row_tile)
         ]
         places = self._places_of_sums(tile, columns)
-        return [b.fmul(b.load(at, type_), alphas[i // len(columns)]) for i, at in enumerate(places)]
+        return [f.fmul(b.load(at, type_), alphas[i // len(columns)]) for i, at in enumerate(places)]
 
     def _store_sums(self, tile: RowTile, columns: range, sums: list[ir.Value]) -> None:
         for value, at in zip(sums, self._places_of_sums(tile, columns), strict=True):

@@ -18,6 +18,7 @@ from llmir.ir.dtypes import DTYPES
 from llmir.ir.instruction_sets import INSTRUCTION_SETS, InstructionSet
 from llmir.ir.kernel_spec import KernelSpec
 from llmir.kernels.cpu import builder as b
+from llmir.kernels.cpu import floats as f
 
 #: 2**f on [-1/2, 1/2], highest power first: Lawson fits to the relative error, at worst 1.0e-4, 2.8e-6 and
 #: 1.1e-7. Outputs are rounded to 2e-3 (bf16) or 2.4e-4 (f16) afterwards, so a short polynomial is enough.
@@ -125,12 +126,12 @@ class Products:
         """One step of keys, or of values the ``part``, ready to be multiplied."""
         filled, alignment = part or self._whole
         if self.pairs and not self.dots_pairs:
-            return b.widened_pair(self._load_words(address, filled, alignment), self.lanes)
+            return f.widened_pair(self._load_words(address, filled, alignment), self.lanes)
         if self.pairs and filled < self.lanes:
-            return (b.bitcast(self._load_words(address, filled, alignment), self.element_vector()),)
+            return (f.bitcast(self._load_words(address, filled, alignment), self.element_vector()),)
         lanes = filled * self.elements_per_step
         raw = b.load(address, b.vector_of(lanes, b.floating(self.element_type)), alignment=alignment)
-        return (raw if self.dots_pairs else b.to_float(b.padded_with_zeros(raw, self.lanes), self.lanes),)
+        return (raw if self.dots_pairs else f.to_float(f.padded_with_zeros(raw, self.lanes), self.lanes),)
 
     def load_half_step(self, address: ir.Value, part: Part) -> Operand:
         """One pair of values whose second element may be unwritten memory, which then reads as zero.
@@ -139,9 +140,9 @@ class Products:
         """
         words = self._load_words(address, *part)
         if not self.dots_pairs:
-            lower, _ = b.widened_pair(words, self.lanes)
+            lower, _ = f.widened_pair(words, self.lanes)
             return (lower, b.constant(0.0, self.f32_vector()))
-        return (b.bitcast(b.both(words, b.constant(0xFFFF, words.type)), self.element_vector()),)
+        return (f.bitcast(b.both(words, b.constant(0xFFFF, words.type)), self.element_vector()),)
 
     def add_products(self, sums: list[ir.Value], rows: Sequence[ir.Value], columns: Sequence[Operand]) -> None:
         """``sums[row, column] += row * column`` for one step, in place.
@@ -160,15 +161,15 @@ class Products:
     def _load_broadcast(self, address: ir.Value) -> ir.Value:
         """One element, or one pair for a dot product, of a query or of probabilities from scratch, in every lane."""
         if not self.dots_pairs:
-            return b.splat(b.load(address, b.floating("f32")), self.lanes)
+            return f.splat(b.load(address, b.floating("f32")), self.lanes)
         word = b.load(address, b.integer(32), alignment=self.step_scratch_bytes)
-        return b.bitcast(b.splat(word, self.lanes), self.element_vector())
+        return f.bitcast(f.splat(word, self.lanes), self.element_vector())
 
     def dot(self, accumulator: ir.Value, broadcast: ir.Value, step: ir.Value) -> ir.Value:
         """``accumulator + broadcast * step``, summed within a pair."""
         if self.dots_pairs:
             return x86.avx512_dot(accumulator, broadcast, step)
-        return b.fma(broadcast, step, accumulator)
+        return f.fma(broadcast, step, accumulator)
 
     @property
     def _whole(self) -> Part:
@@ -177,7 +178,7 @@ class Products:
     def _load_words(self, address: ir.Value, filled: int, alignment: int) -> ir.Value:
         """One step of pairs as words of 32 bits."""
         words = b.load(address, b.vector_of(filled, b.integer(32)), alignment=alignment)
-        return b.padded_with_zeros(words, self.lanes)
+        return f.padded_with_zeros(words, self.lanes)
 
     # -- scratch
 
@@ -191,41 +192,41 @@ class Products:
         ``filled`` of them, and zeros.
         """
         type_ = b.vector_of(filled, b.floating(self.element_type))
-        values = b.padded_with_zeros(b.load(source, type_, alignment=self.element_bytes), self.lanes)
+        values = f.padded_with_zeros(b.load(source, type_, alignment=self.element_bytes), self.lanes)
         if not self.dots_pairs:
-            values = b.fmul(b.to_float(values, self.lanes), b.constant(scale, self.f32_vector()))
+            values = f.fmul(f.to_float(values, self.lanes), b.constant(scale, self.f32_vector()))
         b.store(values, scratch, alignment=self.scratch_bytes(self.lanes))
 
     def scaled(self, score: ir.Value, scale: float) -> ir.Value:
         """A product of a key and a query that :meth:`copy_query` copied, times ``scale``."""
-        return b.fmul(score, b.constant(scale, self.f32_vector())) if self.dots_pairs else score
+        return f.fmul(score, b.constant(scale, self.f32_vector())) if self.dots_pairs else score
 
     def round(self, values: ir.Value) -> ir.Value:
         """float32 to the cache's element type, to nearest even; bfloat16's instruction takes denormals for zero."""
         type_ = b.vector_of(self.lanes, b.floating(self.element_type))
         if self.element_type != "bf16":
-            return b.from_float(values, type_)
+            return f.from_float(values, type_)
         if self.instructions.multiplies_pairs:
             return x86.avx512_cvt_packed_f32_to_bf16(type_, values)
-        return b.round_to_bf16(values, self.lanes)
+        return f.round_to_bf16(values, self.lanes)
 
     # -- exponential
 
     def exp2(self, x: ir.Value) -> ir.Value:
         """``2**x`` for x <= 0 or moderately above; NaN stays NaN, and -inf gives 0."""
         type_ = self.f32_vector()
-        x = b.fmax(b.constant(_LEAST_SCALED if self.instructions.scales else _LEAST_EXPONENT, type_), x)
-        whole = b.round_even(x)
-        fraction = b.fsub(x, whole)
+        x = f.fmax(b.constant(_LEAST_SCALED if self.instructions.scales else _LEAST_EXPONENT, type_), x)
+        whole = f.round_even(x)
+        fraction = f.fsub(x, whole)
         first, *rest = EXP2_COEFFICIENTS[self.element_type]
         result = b.constant(first, type_)
         for coefficient in rest:
-            result = b.fma(result, fraction, b.constant(coefficient, type_))
+            result = f.fma(result, fraction, b.constant(coefficient, type_))
         if self.instructions.scales:
             every_lane, current_rounding = b.constant(-1, b.integer(16)), b.constant(4, b.integer(32))
             # The op's operands are the intrinsic's in another order: what is scaled comes last of the three.
             return x86.avx512_mask_scalef(result, whole, result, every_lane, current_rounding)
-        return b.add_to_exponent(result, whole, self.lanes)
+        return f.add_to_exponent(result, whole, self.lanes)
 
 
 def in_chains(sums: Sequence[ir.Value], chains: int) -> list[list[ir.Value]]:
@@ -238,5 +239,5 @@ def joined(sums: Sequence[ir.Value], chains: int) -> list[ir.Value]:
     """The results of which each chain holds a part."""
     total, *others = in_chains(sums, chains)
     for other in others:
-        total = [b.fadd(one, two) for one, two in zip(total, other, strict=True)]
+        total = [f.fadd(one, two) for one, two in zip(total, other, strict=True)]
     return total

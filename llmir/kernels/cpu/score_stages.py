@@ -14,6 +14,7 @@ from typing import TypeAlias
 from llmir.ir.attention_spec import Alibi, ScoreStage, SoftCap
 from llmir.ir.bindings import ir
 from llmir.kernels.cpu import builder as b
+from llmir.kernels.cpu import floats as f
 from llmir.kernels.cpu.geometry import LOG2_E, Geometry
 from llmir.kernels.cpu.products import Products
 from llmir.kernels.cpu.rows import RowTile
@@ -59,9 +60,9 @@ def _soft_cap(cap: float, products: Products) -> StageEmitter:
         exponent_cap, one = b.constant(cap * LOG2_E, type_), b.constant(1.0, type_)
 
         def change(exponent: ir.Value, _first: int) -> ir.Value:
-            e = products.exp2(b.negate(b.magnitude(exponent)))
-            tanh = b.fdiv(b.fsub(one, e), b.fadd(one, e))
-            return b.fmul(exponent_cap, b.with_sign_of(tanh, exponent))
+            e = products.exp2(f.negate(f.magnitude(exponent)))
+            tanh = f.fdiv(f.fsub(one, e), f.fadd(one, e))
+            return f.fmul(exponent_cap, f.with_sign_of(tanh, exponent))
 
         return change
 
@@ -73,15 +74,15 @@ def _alibi(products: Products) -> StageEmitter:
 
     def row_change(tile: RowTile, row: ir.Value, first_key: ir.Value) -> VectorChange:
         lanes, f32 = products.lanes, b.floating("f32")
-        slope = b.splat(b.load(b.offset(tile.slopes, b.mul(row, 4)), f32), lanes)
+        slope = f.splat(b.load(b.offset(tile.slopes, b.mul(row, 4)), f32), lanes)
         position = b.load(b.offset(tile.positions, b.mul(row, 4)), b.integer(32))
         # Taken from each other as integers: exact, and small where weights are large.
-        to_first = b.splat(b.sub(b.narrow(first_key), position), lanes)
-        distances = b.float_of(b.add(to_first, b.lane_numbers(lanes)), lanes)
+        to_first = f.splat(b.sub(b.narrow(first_key), position), lanes)
+        distances = f.float_of(b.add(to_first, b.lane_numbers(lanes)), lanes)
 
         def change(scores: ir.Value, first: int) -> ir.Value:
-            distance = b.fadd(distances, b.constant(float(first), products.f32_vector()))
-            return b.fma(slope, distance, scores)
+            distance = f.fadd(distances, b.constant(float(first), products.f32_vector()))
+            return f.fma(slope, distance, scores)
 
         return change
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from llmir.ir.bindings import ir
 from llmir.kernels.cpu import builder as b
+from llmir.kernels.cpu import floats as f
 from llmir.kernels.cpu.fields import item_field, token_addresses
 from llmir.kernels.cpu.geometry import Geometry
 from llmir.kernels.cpu.place import CACHE_LINE, NEAR_CACHE
@@ -122,7 +123,7 @@ class StagingEmitter:
             if self.products.elements_per_step * self.products.element_bytes == _WORD_BYTES:
                 yield vector
             else:
-                yield from b.halves(vector, self.products.lanes)
+                yield from f.halves(vector, self.products.lanes)
 
     def _stage_values(self, rows: ir.Value, values: ir.Value) -> None:
         """``lanes`` rows into ``[steps][value_size][elements per step]``."""
@@ -139,7 +140,7 @@ class StagingEmitter:
                 at = v * p.lanes * p.element_bytes
                 part = b.vector_of(parts.filled(v), b.integer(8 * p.element_bytes))
                 loaded = [b.load(b.offset(row, at), part, alignment=p.element_bytes) for row in sources]
-                vector = b.interleave(*loaded) if p.pairs else loaded[0]
+                vector = f.interleave(*loaded) if p.pairs else loaded[0]
                 b.store(vector, b.offset(target, v * p.step_vector_bytes), alignment=p.element_bytes)
 
         b.loop(0, p.lanes, p.elements_per_step, step)
@@ -159,7 +160,7 @@ def transposed(rows: list[ir.Value]) -> list[ir.Value]:
         unit, span = (1, _LANE_WORDS) if round_ < _LANE_WORDS.bit_length() - 1 else (_LANE_WORDS, size)
         pairs = list(zip(rows[::2], rows[1::2], strict=True))
         rows = [
-            b.shuffle(first, second, _every_other(parity, unit, span, size))
+            f.shuffle(first, second, _every_other(parity, unit, span, size))
             for parity in (0, 1)
             for first, second in pairs
         ]
