@@ -12,17 +12,16 @@ from attention_step import Case, Step, stored
 from llmir import compiler, workload
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.dtypes import DTYPES
-from llmir.ir.kernel_spec import Isa
 from llmir.ir.one_layer import LAYER, attention_module
 from llmir.kernels import reference
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.plan import PlannedKernel
 from llmir.runtime import step as runtime
 from llmir.runtime.attention import AttentionRunner
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 
-def plan_kernel(case: Case, block_size: int, isa: Isa | None = None) -> PlannedKernel:
+def plan_kernel(case: Case, block_size: int, isa: str | None = None) -> PlannedKernel:
     """The kernel of a model of one attention layer, with blocks of ``block_size`` tokens.
 
     ``isa``: the instruction set to use; this machine's best if None.
@@ -41,7 +40,7 @@ class LlmirAttention:
         self,
         step: Step,
         block_size: int,
-        isa: Isa | None = None,
+        isa: str | None = None,
         change: Callable[[AttentionSpec], AttentionSpec] = lambda attention: attention,
     ):
         """``change``: what attention has beyond the case's."""

@@ -27,10 +27,9 @@ from shared_step import PLAIN, SHARED, Batch, Shape, SharedStep, SharingKernel
 from llmir.compare.files import check_writable, write_json
 from llmir.compare.machine import record, versions
 from llmir.errors import LlmirError
-from llmir.ir.instruction_sets import INSTRUCTION_SETS
-from llmir.ir.kernel_spec import Isa
 from llmir.runtime.attention import AttentionRunner
-from llmir.target import Target
+from llmir.targets.machine import Target
+from llmir.targets.x86.isa import INSTRUCTION_SETS
 
 LLAMA8B = Shape("llama8b", num_heads=32, num_kv_heads=8, head_size=128)
 SMOLLM2 = Shape("smollm2", num_heads=9, num_kv_heads=3, head_size=64)
@@ -284,7 +283,7 @@ def main() -> None:
 
 def run(
     shapes: Sequence[Shape],
-    isa: Isa | None,
+    isa: str | None,
     cases: Sequence[str],
     threads: Sequence[int],
     block_size: int,

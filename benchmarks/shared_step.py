@@ -13,7 +13,6 @@ from llmir_attention import plan_kernel
 
 from llmir import compiler
 from llmir.ir.dtypes import DTYPES
-from llmir.ir.kernel_spec import Isa
 from llmir.kernels import reference
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.work_list import Item
@@ -101,7 +100,7 @@ class SharingKernel:
     distributed: the caches of as many layers as fit.
     """
 
-    def __init__(self, shape: Shape, block_size: int, cache_bytes: int, isa: Isa | None = None):
+    def __init__(self, shape: Shape, block_size: int, cache_bytes: int, isa: str | None = None):
         heads = shape.num_heads, shape.num_kv_heads, shape.head_size
         case = Case(shape.name, *heads, 1, _LONGEST, 1, shape.element_type)
         planned = plan_kernel(case, block_size, isa)

@@ -17,9 +17,8 @@ from attention_step import DTYPE_NAMES, VLLM_BLOCK_SIZE, Case, Side, Step, VllmA
 from llmir_attention import LlmirAttention
 
 from llmir.errors import LlmirError
-from llmir.ir.instruction_sets import INSTRUCTION_SETS
-from llmir.ir.kernel_spec import Isa
 from llmir.kernels.reference import relative_error
+from llmir.targets.x86.isa import INSTRUCTION_SETS
 
 PEER = "vllm cpu_attention_with_kv_cache"
 
@@ -43,7 +42,7 @@ def interleaved(runners: dict[str, Callable[[], object]], threads: int, repeats:
 
 
 def measure(
-    case: Case, threads: Sequence[int], repeats: int, block_size: int, isa: Isa | None, ceiling: Ceiling
+    case: Case, threads: Sequence[int], repeats: int, block_size: int, isa: str | None, ceiling: Ceiling
 ) -> list[dict]:
     """Rows of one case, one for each number of threads; ``fraction_of_ceiling`` is llmir's."""
     step = Step.random(case)

@@ -20,10 +20,12 @@ import llmir
 from llmir import plan as plans
 from llmir.cache import OBJECTS
 from llmir.errors import LlmirError
-from llmir.ir.kernel_spec import KernelSpec, is_gpu
+from llmir.ir.kernel_spec import KernelSpec
 from llmir.kernels.cpu.object_cache import ObjectCache, object_key
 from llmir.plan import Decision, Plan, PlannedKernel
-from llmir.target import Target, TargetError
+from llmir.targets.machine import Target
+from llmir.targets.records import TargetError
+from llmir.targets.registry import is_gpu
 from llmir.workload import Workload
 
 if TYPE_CHECKING:

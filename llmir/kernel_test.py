@@ -27,7 +27,7 @@ from llmir.kernels.cpu.kernel import Kernel
 from llmir.plan import PlannedKernel
 from llmir.runtime.attention import AttentionRunner
 from llmir.runtime.step import Step
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 #: Relative error of a step that a float32 exponential costs.
 _EXPONENTIAL_ERROR = 4e-6

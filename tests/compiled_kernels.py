@@ -5,11 +5,11 @@ from __future__ import annotations
 import tempfile
 from functools import cache
 
-from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.cpu.lowering import compile_object
 from llmir.kernels.cpu.object_cache import ObjectCache, object_key
-from llmir.target import Target
+from llmir.targets.machine import Target
+from llmir.targets.x86.isa import INSTRUCTION_SETS
 
 #: The instruction sets whose kernels this machine can run.
 RUNNABLE_ISAS = [isa for isa in INSTRUCTION_SETS if Target.named(f"cpu:{isa}").runs_on(Target.detect())]

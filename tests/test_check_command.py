@@ -12,7 +12,9 @@ from llmir.cli import check as checks
 from llmir.cli import frameworks
 from llmir.compare import environment
 from llmir.errors import KernelError, LlmirError, MissingBindingsError
-from llmir.target import Target, TargetError, gpu_detection
+from llmir.targets.gpu import detection
+from llmir.targets.machine import Target
+from llmir.targets.records import TargetError
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +83,7 @@ def test_wants_the_release_it_is_made_for(environment_with, framework, version, 
 @pytest.mark.parametrize(("gpu", "failed"), [(Target.named("cuda:sm_90"), False), (None, True)])
 def test_a_release_served_on_gpus_alone_needs_one(environment_with, monkeypatch, gpu, failed):
     environment_with(vllm="0.29.0")
-    monkeypatch.setattr(gpu_detection, "find", lambda: gpu)
+    monkeypatch.setattr(detection, "find", lambda: gpu)
     finding = frameworks.version(frameworks.VLLM)
     assert finding.failed == failed
     assert finding.found == "vllm 0.29.0, served on a GPU"
@@ -97,7 +99,7 @@ def test_agrees_with_the_frontends(environment_with, monkeypatch, framework, dev
     """What a frontend refuses on the machine's device fails, and nothing else."""
     environment_with(**{framework.name: version})
     gpu = Target.named("cuda:sm_90") if device == "gpu" else None
-    monkeypatch.setattr(gpu_detection, "find", lambda: gpu)
+    monkeypatch.setattr(detection, "find", lambda: gpu)
     try:
         framework.versions.check(device)
         refused = False
@@ -168,17 +170,17 @@ def test_finds_no_bindings(monkeypatch):
 def test_finds_another_architecture(monkeypatch):
     here = Target.detect()
     monkeypatch.setattr(Target, "detect", lambda: replace(here, machine="riscv64", isa="none"))
-    monkeypatch.setattr(gpu_detection, "find", lambda: None)
+    monkeypatch.setattr(detection, "find", lambda: None)
     assert checks.instruction_set().failed
 
 
 def test_finds_a_processor_without_kernels(monkeypatch):
     here = Target.detect()
     monkeypatch.setattr(Target, "detect", lambda: replace(here, isa="none", features=("avx",), machine="x86_64"))
-    monkeypatch.setattr(gpu_detection, "find", lambda: None)
+    monkeypatch.setattr(detection, "find", lambda: None)
     finding = checks.instruction_set()
     assert finding.failed and "lacks avx2, f16c, fma" in finding.remedy
-    monkeypatch.setattr(gpu_detection, "find", lambda: Target.named("cuda:sm_90"))
+    monkeypatch.setattr(detection, "find", lambda: Target.named("cuda:sm_90"))
     assert not checks.instruction_set().failed, "its GPU serves"
     assert [f.found for f in checks.kernels()] == ["not run: this machine has no instruction set for it"]
 
@@ -230,12 +232,12 @@ def test_a_kernel_that_does_not_work_is_told_by_how_its_process_ended(program, r
 
 def test_shows_the_gpu(monkeypatch):
     h100 = Target.named("cuda:sm_90")
-    monkeypatch.setattr(gpu_detection, "find", lambda: h100)
+    monkeypatch.setattr(detection, "find", lambda: h100)
     assert "sm_90" in checks.gpu().found
 
 
 def test_no_gpu_is_no_fault(monkeypatch):
-    monkeypatch.setattr(gpu_detection, "find", lambda: None)
+    monkeypatch.setattr(detection, "find", lambda: None)
     assert (checks.gpu().found, checks.gpu().remedy) == ("none", "")
 
 
@@ -243,7 +245,7 @@ def test_a_gpu_without_kernels_is_no_fault_but_said(monkeypatch):
     def unknown():
         raise TargetError("this GPU is sm_75; serve on the CPU")
 
-    monkeypatch.setattr(gpu_detection, "find", unknown)
+    monkeypatch.setattr(detection, "find", unknown)
     assert not checks.gpu().failed
     assert "serve on the CPU" in checks.gpu().remedy
 

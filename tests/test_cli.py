@@ -14,7 +14,7 @@ from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.kernel_spec import CpuVariant, KernelSpec, StepPolicy
 from llmir.kernels.gpu import toolchain
 from llmir.plan import FORMAT, Decision, Plan, PlannedKernel
-from llmir.target import Target
+from llmir.targets.machine import Target
 from llmir.workload import Workload
 
 

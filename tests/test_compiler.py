@@ -11,11 +11,12 @@ from llmir.errors import LlmirError
 from llmir.ir import text
 from llmir.ir.bindings import NAME, VERSION, ir
 from llmir.ir.dialect import context
-from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.ir.module import reformat_caches
 from llmir.kernels.cpu.object_cache import object_key
 from llmir.plan import Plan
-from llmir.target import Measurements, Target, TargetError
+from llmir.targets.machine import Target
+from llmir.targets.records import Measurements, TargetError
+from llmir.targets.x86.isa import INSTRUCTION_SETS
 from llmir.workload import NAMED
 
 sys.path.insert(0, str(Path(__file__).parent / "passes"))

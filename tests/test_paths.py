@@ -26,7 +26,7 @@ from llmir import compiler
 from llmir.frontends.common.plan_cache import get_or_make
 from llmir.ir.one_layer import attention_module
 from llmir.plan import Plan
-from llmir.target import Target
+from llmir.targets.machine import Target
 from llmir.workload import Workload
 import logging
 model, workload = sys.argv[1:]

@@ -9,7 +9,7 @@ from llmir.errors import PlanError
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.kernel_spec import CpuVariant, KernelSpec, SharingCosts, StepPolicy
 from llmir.plan import DIGEST, FORMAT, Decision, Plan, PlannedKernel, digest_of
-from llmir.target import Target
+from llmir.targets.machine import Target
 from llmir.workload import NAMED
 
 SPEC = KernelSpec(
@@ -91,7 +91,7 @@ def test_a_whole_number_is_read_as_the_float_it_stands_for():
         ("fused", 1, "plan.fused must be bool"),
         ("kernels", {}, "plan.kernels must be tuple"),
         ("kernels.0.layers", [1], r"plan.kernels\[0\].layers\[0\] must be str"),
-        ("kernels.0.spec.isa", "avx9000", r"spec.isa must be Literal"),
+        ("kernels.0.spec.isa", "avx9000", r"spec.isa is 'avx9000', and must be one of avx512_bf16"),
         ("kernels.0.spec.attention.extra", 1, r"spec.attention has missing or unknown fields \['extra'\]"),
         ("kernels.0.policy", [], "policy has missing or unknown fields"),
         ("kernels.0.policy.sharing", {}, "policy.sharing has missing or unknown fields"),

@@ -141,7 +141,7 @@ def import_published(name: str, ranks: int = 1, target: str = CPU, folder: Path 
     from llmir.frontends.vllm.importer import import_module
     from llmir.frontends.vllm.offline import configure
     from llmir.frontends.vllm.support import check_config
-    from llmir.target import Target
+    from llmir.targets.machine import Target
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = folder or Path(temporary)
@@ -166,10 +166,10 @@ def found(name: str, ranks: int, target: str) -> Found:
         importlib.import_module(module_name)
     loading = watch.lap()
     from llmir import compiler
+    from llmir.costs.model import ModelCost
     from llmir.errors import LlmirError
     from llmir.ir.weight import weights_of
-    from llmir.passes.model_cost import ModelCost
-    from llmir.target import Target
+    from llmir.targets.machine import Target
     from llmir.workload import DEFAULT
 
     try:

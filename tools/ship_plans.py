@@ -22,7 +22,7 @@ from llmir.ir.module import Decoder, ModelInfo, decoder, new_module
 from llmir.ir.types import PagedKVCache, tensor
 from llmir.ir.weight import Weight
 from llmir.plan import Plan
-from llmir.target import Target
+from llmir.targets.machine import Target
 from llmir.workload import DEFAULT
 
 FOLDER = Path(__file__).parent.parent / "benchmarks/plans"

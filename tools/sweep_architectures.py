@@ -120,7 +120,7 @@ def imported(framework: str, model_type: str, architecture: str) -> Row:
     from llmir.errors import LlmirError
     from llmir.frontends.common.building import ImportModelError
     from llmir.frontends.common.offline import ModelError
-    from llmir.target import Target
+    from llmir.targets.machine import Target
     from llmir.workload import DEFAULT
 
     try:

@@ -13,12 +13,13 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from llmir.frontends.sglang import pool as pools
 from llmir.frontends.sglang.planning import PLAN_ATTRIBUTE
 from llmir.ir.attention_spec import AttentionSpec
-from llmir.ir.kernel_spec import GpuVariant, KernelSpec, SharingCosts, StepPolicy, Variants, is_gpu
-from llmir.passes import tiles
+from llmir.ir.kernel_spec import GpuVariant, KernelSpec, SharingCosts, StepPolicy, Variants
 from llmir.plan import FORMAT, Plan, PlannedKernel
 from llmir.runtime.merges import Merges
 from llmir.runtime.schedule import Schedule
 from llmir.runtime.step import Step
+from llmir.targets.registry import is_gpu
+from llmir.targets.x86 import tiles
 
 HEADS, KV_HEADS, HEAD_SIZE, PAGE = 4, 2, 64, 16
 REQUESTS, CONTEXT, SLOTS = 8, 512, 1024

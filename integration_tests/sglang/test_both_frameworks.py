@@ -12,7 +12,7 @@ from llmir.frontends.sglang.importer import configure, import_module
 from llmir.ir.attention import PagedAttention, spec_of
 from llmir.ir.module import ops_of
 from llmir.plan import Plan
-from llmir.target import Target
+from llmir.targets.machine import Target
 from llmir.workload import DEFAULT
 
 VLLM = Path(__file__).parents[2] / ".venvs" / "vllm" / "bin" / "python"
@@ -24,7 +24,7 @@ from pathlib import Path
 from llmir import compiler
 from llmir.frontends.vllm.importer import import_module
 from llmir.frontends.vllm.offline import configure
-from llmir.target import Target
+from llmir.targets.machine import Target
 from llmir.workload import DEFAULT
 model, block_size, cache, output = sys.argv[1:]
 module = import_module(configure(model, block_size=int(block_size)))

@@ -11,8 +11,8 @@ from llmir.frontends.common.support import UnsupportedFeatureError
 from llmir.frontends.sglang import pool as pools
 from llmir.frontends.sglang.pool import LlmirKVPool
 from llmir.ir.attention_spec import AttentionSpec
-from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.ir.kernel_spec import KernelSpec
+from llmir.targets.x86.isa import INSTRUCTION_SETS
 
 HEADS, HEAD_SIZE, SLOTS, FIRST_LAYER = 3, 64, 256, 4
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}

@@ -31,7 +31,8 @@ from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.kernel_spec import GpuVariant
 from llmir.ir.module import model_info, ops_of
 from llmir.plan import Plan
-from llmir.target import Target, TargetError
+from llmir.targets.machine import Target
+from llmir.targets.records import TargetError
 from llmir.workload import DEFAULT
 
 

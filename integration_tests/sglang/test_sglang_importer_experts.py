@@ -6,6 +6,7 @@ import pytest
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from tiny_models import LAYERS, WriteModel
 
+from llmir.costs.model import ModelCost
 from llmir.frontends.sglang.importer import configure, import_module
 from llmir.ir.bindings import ir
 from llmir.ir.experts import MoE, Route
@@ -13,7 +14,6 @@ from llmir.ir.module import ops_of
 from llmir.ir.opaque import import_level, opaque_kinds
 from llmir.ir.ops import AllReduce, Linear
 from llmir.ir.quant_scheme import QuantScheme
-from llmir.passes.model_cost import ModelCost
 
 #: One weight [4, 1024, 256] and one [4, 256, 512] a layer, in bfloat16.
 EXPERTS_BYTES = LAYERS * 4 * (1024 * 256 + 256 * 512) * 2

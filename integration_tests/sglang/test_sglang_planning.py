@@ -21,7 +21,7 @@ from llmir.frontends.sglang import support
 from llmir.frontends.sglang.importer import configure, import_module
 from llmir.frontends.sglang.planning import plan_of
 from llmir.plan import Plan
-from llmir.target import Target
+from llmir.targets.machine import Target
 from llmir.workload import DEFAULT
 
 

@@ -23,7 +23,7 @@ from vllm.v1.attention.selector import AttentionSelectorConfig  # noqa: E402
 from llmir.errors import LlmirError  # noqa: E402
 from llmir.frontends.vllm import plugin  # noqa: E402
 from llmir.frontends.vllm.offline import import_model  # noqa: E402
-from llmir.target import Target  # noqa: E402
+from llmir.targets.machine import Target  # noqa: E402
 
 
 def configure(folder: str, **arguments: Any) -> VllmConfig:

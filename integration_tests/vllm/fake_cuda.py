@@ -49,7 +49,7 @@ def become() -> None:
     from vllm import platforms
 
     from llmir.frontends.common import planning
-    from llmir.target import Target
+    from llmir.targets.machine import Target
 
     # Triton is here, and vLLM uses it where it takes devices to be hidden for a while, if it is no build for CPUs.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -5,7 +5,7 @@ from typing import Any
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.kernel_spec import GpuVariant, KernelSpec, SharingCosts, StepPolicy
 from llmir.plan import FORMAT, Plan, PlannedKernel
-from llmir.target import Target
+from llmir.targets.machine import Target
 from llmir.workload import NAMED
 
 HEADS, KV_HEADS, HEAD_SIZE, BLOCK = 4, 2, 64, 16

@@ -15,7 +15,7 @@ from llmir.ir.bindings import ir
 from llmir.ir.experts import MoE
 from llmir.ir.module import caches_of, model_info, ops_of
 from llmir.ir.opaque import import_level
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 HOPPER = Target.named("cuda:sm_90")
 TINY: dict[str, Any] = {"skip_tokenizer_init": True, "max_model_len": 256}

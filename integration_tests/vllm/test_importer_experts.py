@@ -6,6 +6,7 @@ import pytest
 from tiny_models import LAYERS, WriteModel
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
+from llmir.costs.model import ModelCost
 from llmir.frontends.vllm.importer import import_module
 from llmir.frontends.vllm.offline import configure
 from llmir.ir import ops
@@ -14,7 +15,6 @@ from llmir.ir.experts import MoE, Route
 from llmir.ir.module import decoder_of, ops_of
 from llmir.ir.opaque import import_level, opaque_kinds
 from llmir.ir.weight import weights_of
-from llmir.passes.model_cost import ModelCost
 
 #: One weight [4, 1024, 256] and one [4, 256, 512] a layer, in bfloat16.
 EXPERTS_BYTES = LAYERS * 4 * (1024 * 256 + 256 * 512) * 2

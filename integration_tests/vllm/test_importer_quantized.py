@@ -7,6 +7,7 @@ import torch
 from tiny_models import LAYERS, WriteModel
 
 from llmir import compiler
+from llmir.costs.model import ModelCost
 from llmir.frontends.vllm import importer
 from llmir.frontends.vllm.offline import configure
 from llmir.ir.module import ops_of
@@ -15,8 +16,7 @@ from llmir.ir.ops import Linear
 from llmir.ir.quant_scheme import QuantScheme
 from llmir.ir.remarks import remarks
 from llmir.ir.weight import weights_of
-from llmir.passes.model_cost import ModelCost
-from llmir.target import Target
+from llmir.targets.machine import Target
 from llmir.workload import DEFAULT
 
 

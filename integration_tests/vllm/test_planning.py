@@ -18,7 +18,7 @@ from llmir.frontends.common.plan_cache import plan_key
 from llmir.frontends.vllm import planning, plugin
 from llmir.frontends.vllm.importer import import_module
 from llmir.plan import Plan
-from llmir.target import Target
+from llmir.targets.machine import Target
 from llmir.workload import DEFAULT
 
 

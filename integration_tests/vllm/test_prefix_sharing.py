@@ -16,7 +16,7 @@ from vllm.engine.arg_utils import EngineArgs
 from llmir import compiler
 from llmir.frontends.vllm import plugin
 from llmir.frontends.vllm.importer import import_module
-from llmir.target import Target
+from llmir.targets.machine import Target
 from llmir.workload import DEFAULT
 
 LAYERS, KV_HEADS, HEAD_SIZE = 30, 3, 64

@@ -51,7 +51,7 @@ def bindings() -> Finding:
 
 def instruction_set() -> Finding:
     """The instruction set that kernels will be compiled for."""
-    from llmir.target import Target
+    from llmir.targets.machine import Target
 
     target = Target.detect()
     found = f"{target.isa} on {target.model}, {target.cores} cores"
@@ -62,10 +62,11 @@ def instruction_set() -> Finding:
 
 def gpu() -> Finding:
     """The GPU that this process may use, if any."""
-    from llmir.target import TargetError, gpu_detection
+    from llmir.targets.gpu import detection
+    from llmir.targets.records import TargetError
 
     try:
-        found = gpu_detection.find()
+        found = detection.find()
     except TargetError as error:
         return Finding("GPU", "none that there are kernels for", str(error), needed=False)
     return Finding("GPU", "none" if found is None else f"{found.model}, {found.isa}, {found.cores} multiprocessors")
@@ -74,13 +75,13 @@ def gpu() -> Finding:
 def triton() -> Finding:
     """Triton, which compiles kernels for GPUs, on this machine or another; those of a CPU do without."""
     from llmir.kernels.gpu import toolchain
-    from llmir.target import gpu as gpus
+    from llmir.targets import registry
 
     try:
         release = toolchain.require()
     except KernelError as error:
         return Finding("Triton", toolchain.installed() or "not installed", str(error), needed=False)
-    return Finding("Triton", f"{release}, compiles for {', '.join(gpus.NAMED)}")
+    return Finding("Triton", f"{release}, compiles for {', '.join(registry.typical_machines(on_gpu=True))}")
 
 
 def cache() -> Finding:
@@ -126,7 +127,7 @@ def kernels() -> list[Finding]:
     """Whether a kernel of each cache dtype works here: one small step of each, compiled, run and compared."""
     from llmir import kernel_test
     from llmir.ir.dtypes import DTYPES
-    from llmir.target import Target
+    from llmir.targets.machine import Target
 
     library = _openmp_library()
     if Target.detect().missing():

@@ -75,8 +75,8 @@ def compile_model(
     ] = None,
 ) -> None:
     """Compile a model for a machine and write the plan, as JSON, or the IR."""
-    from llmir.ir.kernel_spec import is_gpu
-    from llmir.target import Target
+    from llmir.targets.machine import Target
+    from llmir.targets.registry import is_gpu
     from llmir.workload import Workload
 
     machine, requests = Target.named(target), Workload.load(workload)

@@ -16,9 +16,10 @@ from rich.padding import Padding
 from rich.table import Table
 
 from llmir.ir.import_level import ImportLevel
-from llmir.ir.kernel_spec import is_gpu
 from llmir.plan import Decision, Plan
-from llmir.target import Target, TargetError
+from llmir.targets.machine import Target
+from llmir.targets.records import TargetError
+from llmir.targets.registry import is_gpu
 
 INDENT = (0, 0, 0, 2)
 #: Columns where there is no terminal to ask.

@@ -13,7 +13,8 @@ from llmir.errors import LlmirError
 from llmir.frontends.common.versions import KnownVersions
 from llmir.frontends.sglang import versions as sglang
 from llmir.frontends.vllm import versions as vllm
-from llmir.target import TargetError, gpu_detection
+from llmir.targets.gpu import detection
+from llmir.targets.records import TargetError
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def version(framework: Framework) -> Finding:
 def has_gpu() -> bool:
     """Whether there is a GPU that llmir has kernels for."""
     try:
-        return gpu_detection.find() is not None
+        return detection.find() is not None
     except TargetError:
         return False
 

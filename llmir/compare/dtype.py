@@ -25,7 +25,7 @@ from llmir.compare.options import DTYPES, CompareOptions
 from llmir.compare.process import Limits, SideFailedError, SideStoppedError, run_worker
 from llmir.compare.workloads import workload_named
 from llmir.compiler import cache_folder
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 #: What every candidate serves twice: the first run touches everything once, the second counts.
 WORKLOAD, _RUNS = "eighth", 2

@@ -25,12 +25,12 @@ from llmir.ir.base import (
 )
 from llmir.ir.bindings import ext, ir
 from llmir.ir.cache_format import CacheFormat
-from llmir.ir.instruction_sets import INSTRUCTION_SETS
-from llmir.ir.kernel_spec import GPUS, KernelSpec, StepPolicy
+from llmir.ir.kernel_spec import KernelSpec, StepPolicy
 from llmir.ir.ops import check_weight
 from llmir.ir.ranges import policy_problems, spec_problems, tile_problems
 from llmir.ir.types import PagedKVCache
 from llmir.ir.weight import Weight
+from llmir.targets.registry import isas
 
 
 def check_cache(cache: ir.Value) -> CacheFormat:
@@ -99,7 +99,7 @@ def check_selection(selection: Selection, cache: CacheFormat) -> None:
         variants, policy = selection.variants, selection.policy
     except (TypeError, ValueError) as error:
         raise InvalidIRError(f"selection cannot be read: {error}") from error
-    known_isas = (*INSTRUCTION_SETS, *GPUS)
+    known_isas = isas()
     require(selection.isa in known_isas, f"unknown instruction set {selection.isa!r}; known: {', '.join(known_isas)}")
     require(len(variants) > 0, "a selection needs at least one variant")
     problems = policy_problems(policy)

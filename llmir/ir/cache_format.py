@@ -21,15 +21,14 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from llmir.ir.dtypes import CACHE_DTYPES, DTYPES
-from llmir.ir.instruction_sets import INSTRUCTION_SETS, lanes_of
 
 Layout = Literal["logical", "row", "lane", "pair"]
 #: One scale of keys and one of values for: nothing; all of a layer; each head; each token of each head; each group of
 #: a head's elements.
 Scales = Literal["none", "layer", "head", "token_head", "group"]
 
-#: The least vectors of keys that a group of a packed layout has.
-_LEAST_GROUP = min(one.lanes for one in INSTRUCTION_SETS.values())
+#: Keys that every group of a packed layout is whole multiples of: the narrowest vector of float32 that packs them.
+_LEAST_GROUP = 8
 
 
 def packed_layout(dtype: str) -> Layout:
@@ -95,15 +94,14 @@ class CacheFormat:
         """Elements of a key, and tokens of values, that sit side by side."""
         return 2 if self.layout == "pair" else 1
 
-    def key_group(self, isa: str) -> int:
+    def key_group(self, lanes: int) -> int:
         """Keys whose elements lie side by side: two vectors of them, or one where two do not divide a block.
 
         Two, because a kernel that takes a group at a time then reads memory strictly forward, which is what hardware
         prefetchers follow, and still has enough sums in flight. Of a "row" cache, groups are formed in the kernel's own
-        memory, so two vectors always fit.
+        memory, so two vectors always fit. ``lanes``: float32 of a vector.
         """
-        one = lanes_of(isa)
-        return 2 * one if self.layout == "row" or self.block_size % (2 * one) == 0 else one
+        return 2 * lanes if self.layout == "row" or self.block_size % (2 * lanes) == 0 else lanes
 
     def problem(self) -> str | None:
         """The invariant that does not hold, in words."""

@@ -12,17 +12,6 @@ from typing import Any, Literal
 from llmir.ir import records
 from llmir.ir.attention_spec import AttentionSpec
 
-#: Instruction sets of CPUs (instruction_sets.py), "none" for a CPU without kernels, then GPU architectures by their
-#: compilers' names.
-Isa = Literal["avx512_bf16", "avx512", "avx2", "none", "sm_80", "sm_90", "sm_100", "gfx942"]
-
-GPUS: tuple[str, ...] = ("sm_80", "sm_90", "sm_100", "gfx942")
-
-
-def is_gpu(isa: str) -> bool:
-    """Whether ``isa`` is a GPU architecture."""
-    return isa in GPUS
-
 
 def padded(size: int) -> int:
     """The next power of two, as the extents of a GPU's tiles are."""
@@ -119,7 +108,8 @@ class KernelSpec:
     """Everything that decides the code of one kernel function."""
 
     attention: AttentionSpec
-    isa: Isa
+    isa: str
+    """Instruction set of a CPU, or architecture of a GPU; see targets/registry.py."""
     variants: Variants
 
     @property

@@ -11,26 +11,16 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from llmir.ir.attention_spec import AttentionSpec
-from llmir.ir.cache_format import CacheFormat, packed_layout
-from llmir.ir.instruction_sets import INSTRUCTION_SETS, lanes_of
-from llmir.ir.kernel_spec import (
-    GPUS,
-    CpuVariant,
-    GpuVariant,
-    Isa,
-    KernelSpec,
-    SharingCosts,
-    StepPolicy,
-    is_gpu,
-    padded,
-)
-from llmir.ir.supported import MOST_HEAD_SIZE, unsupported
+from llmir.ir.cache_format import CacheFormat
+from llmir.ir.kernel_spec import CpuVariant, GpuVariant, KernelSpec, SharingCosts, StepPolicy, padded
+from llmir.targets.registry import head_sizes, is_gpu, isas, kind_of, lanes_of, unsupported
 
 #: Work items and block tables are of int32.
 MOST_INT32 = (1 << 31) - 1
 #: Far above any model's, and below what products of sizes would overflow with.
 _MOST_HEADS = 1024
 _MOST_BLOCK = 1 << 16
+_MOST_HEAD_SIZE = max(*head_sizes(on_gpu=False), *head_sizes(on_gpu=True))
 #: What is compiled grows with a tile's sums and a chunk's keys, which are unrolled; the passes choose at most 24 sums
 #: and 128 keys. Beyond these the compiler takes minutes, and then the kernel spills.
 _MOST_SUMS = 96
@@ -81,8 +71,8 @@ _ATTENTION = {
 }
 _CACHE = {
     "num_kv_heads": _Range(1, _MOST_HEADS),
-    "key_size": _Range(1, MOST_HEAD_SIZE),
-    "value_size": _Range(1, MOST_HEAD_SIZE),
+    "key_size": _Range(1, _MOST_HEAD_SIZE),
+    "value_size": _Range(1, _MOST_HEAD_SIZE),
     "block_size": _Range(1, _MOST_BLOCK),
 }
 _MASK = {"window": _COUNT}
@@ -165,7 +155,7 @@ def tile_problems(variant: CpuVariant | GpuVariant, isa: str, cache: CacheFormat
 def spec_problems(spec: KernelSpec, where: str = "spec") -> list[str]:
     """What is wrong with a kernel: its attention, its variants, and whether they go together."""
     s, at = spec.attention, f"{where}.attention"
-    known = (*INSTRUCTION_SETS, *GPUS)
+    known = isas()
     if spec.isa not in known:
         return [f"{where}.isa is {spec.isa!r}, and must be one of {', '.join(known)}"]
     problems = _outside(s, _ATTENTION, at) + _outside(s.mask, _MASK, f"{at}.mask")
@@ -196,18 +186,18 @@ def step_problems(spec: KernelSpec, policy: StepPolicy, where: str = "kernel") -
     return problems
 
 
-def _attention_problems(s: AttentionSpec, isa: Isa, at: str) -> list[str]:
+def _attention_problems(s: AttentionSpec, isa: str, at: str) -> list[str]:
     """Whether an instruction set or a GPU has kernels for attention whose numbers are in range."""
     cache, problems = s.cache, [f"{at}: {reason}" for reason in unsupported(s, isa)]
     if s.num_heads % s.num_kv_heads:
         problems.append(f"{at}.num_heads is {s.num_heads}, and must be a multiple of num_kv_heads, {s.num_kv_heads}")
-    layouts = ("row",) if is_gpu(isa) else (packed_layout(s.dtype), "row")
+    layouts, group = kind_of(isa).layouts(s.dtype), cache.key_group(lanes_of(isa))
     if cache.layout not in layouts:
         words = " or ".join(map(repr, layouts))
         problems.append(f"{at}.cache.layout is {cache.layout!r}, and must be {words} on {isa}")
-    elif cache.layout != "row" and cache.block_size % cache.key_group(isa):
+    elif cache.layout != "row" and cache.block_size % group:
         problems.append(
-            f"{at}.cache.block_size is {cache.block_size}, and must hold whole groups of {cache.key_group(isa)} keys "
+            f"{at}.cache.block_size is {cache.block_size}, and must hold whole groups of {group} keys "
             f"on {isa}, or the layout be 'row'"
         )
     return problems
@@ -222,7 +212,8 @@ def _fit_problems(spec: KernelSpec, variant: CpuVariant | GpuVariant, where: str
             return []
         return [f"{where}.max_tokens x queries of a KV head is {rows}, and must fit row_tile, {variant.row_tile}"]
     problems = []
-    lanes, group = lanes_of(spec.isa), s.cache.key_group(spec.isa)
+    lanes = lanes_of(spec.isa)
+    group = s.cache.key_group(lanes)
     tile = variant.key_vectors * lanes
     if s.cache.layout != "row" and not _whole(tile, s.cache.block_size):
         problems.append(

@@ -11,7 +11,8 @@ from pathlib import Path
 from llmir.cache import MEASUREMENTS
 from llmir.kernels.cpu.object_cache import ObjectCache
 from llmir.kernels.source_digest import closure_digest
-from llmir.target import Measurements, Target
+from llmir.targets.machine import Target
+from llmir.targets.records import Measurements
 
 
 def measured(

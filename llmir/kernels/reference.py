@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.cache_format import CacheFormat
 from llmir.ir.dtypes import DTYPES
-from llmir.ir.kernel_spec import Isa
+from llmir.targets.registry import lanes_of
 
 Array = NDArray[Any]
 
@@ -149,7 +149,7 @@ def _attend(
     return np.einsum("hgqk,khd->qhgd", weights, values, optimize=True).reshape(num_new, num_heads, values.shape[-1])
 
 
-def pack_pages(key_cache: Array, value_cache: Array, cache: CacheFormat, isa: Isa) -> Array:
+def pack_pages(key_cache: Array, value_cache: Array, cache: CacheFormat, isa: str) -> Array:
     """Bring logical keys and values into the pages of ``cache.layout``, in any dtype.
 
     ``key_cache``, ``value_cache``: ``[num_blocks, num_kv_heads, block_size, head_size]``. Returns
@@ -159,7 +159,7 @@ def pack_pages(key_cache: Array, value_cache: Array, cache: CacheFormat, isa: Is
     if cache.layout == "logical":  # every slot's key with its value behind it
         return np.concatenate([key_cache, value_cache], axis=-1).reshape(*outer, -1)
     keys, values = key_cache, value_cache
-    group = 1 if cache.layout == "row" else cache.key_group(isa)
+    group = 1 if cache.layout == "row" else cache.key_group(lanes_of(isa))
     if cache.layout == "lane":
         keys = key_cache.reshape(*outer, size // group, group, cache.key_size).swapaxes(-1, -2)
     elif cache.layout == "pair":
@@ -168,14 +168,14 @@ def pack_pages(key_cache: Array, value_cache: Array, cache: CacheFormat, isa: Is
     return np.concatenate([keys.reshape(*outer, -1), values.reshape(*outer, -1)], axis=-1)
 
 
-def unpack_pages(pages: Array, cache: CacheFormat, isa: Isa) -> tuple[Array, Array]:
+def unpack_pages(pages: Array, cache: CacheFormat, isa: str) -> tuple[Array, Array]:
     """The inverse of :func:`pack_pages`: ``(key_cache, value_cache)``."""
     outer, size, key_size, value_size = pages.shape[:2], cache.block_size, cache.key_size, cache.value_size
     if cache.layout == "logical":
         key_cache, value_cache = np.split(pages.reshape(*outer, size, key_size + value_size), [key_size], axis=-1)
         return np.ascontiguousarray(key_cache), np.ascontiguousarray(value_cache)
     keys, values = np.split(pages.reshape(*outer, -1), [size * key_size], axis=-1)
-    group = 1 if cache.layout == "row" else cache.key_group(isa)
+    group = 1 if cache.layout == "row" else cache.key_group(lanes_of(isa))
     if cache.layout == "lane":
         keys = keys.reshape(*outer, size // group, key_size, group).swapaxes(-1, -2)
     elif cache.layout == "pair":

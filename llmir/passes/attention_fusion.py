@@ -14,8 +14,8 @@ from llmir.ir.attention import AppendKV, PagedAttention
 from llmir.ir.bindings import ir, rewrite
 from llmir.ir.module import ops_of
 from llmir.ir.remarks import Remark, add_remark
-from llmir.passes.kernels_of_target import kernel_model
-from llmir.target import Target
+from llmir.targets.machine import Target
+from llmir.targets.registry import kernel_model
 
 
 def append_of(op: PagedAttention) -> AppendKV | None:

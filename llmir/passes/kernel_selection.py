@@ -14,9 +14,9 @@ from llmir.ir.cache_format import CacheFormat
 from llmir.ir.kernel_spec import KernelVariant, StepPolicy, Variants
 from llmir.ir.module import ops_of, reformat_caches
 from llmir.ir.remarks import Remark, add_remark, of_layers
-from llmir.passes.kernel_model import KernelModel
-from llmir.passes.kernels_of_target import kernel_model
-from llmir.target import Target
+from llmir.targets.kernel_model import KernelModel
+from llmir.targets.machine import Target
+from llmir.targets.registry import kernel_model
 
 
 class KernelSelection:

@@ -11,7 +11,7 @@ from llmir.passes.block_sizing import BlockSizing
 from llmir.passes.kernel_outlining import KernelOutlining
 from llmir.passes.kernel_selection import KernelSelection
 from llmir.passes.prefix_sharing import PrefixSharing
-from llmir.target import Target
+from llmir.targets.machine import Target
 from llmir.workload import Workload
 
 

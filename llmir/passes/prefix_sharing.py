@@ -13,6 +13,8 @@ from dataclasses import asdict, replace
 from itertools import groupby
 from typing import Any
 
+from llmir.costs.break_even import LENGTHS, BreakEven, costs_on
+from llmir.costs.sharing import cached_key
 from llmir.errors import LlmirError
 from llmir.ir.attention import AppendKV, FusedAttention, LatentAttention, PagedAttention, spec_of
 from llmir.ir.attention_spec import AttentionSpec
@@ -24,11 +26,9 @@ from llmir.ir.module import STEP_INPUTS, decoder_of, ops_of
 from llmir.ir.opaque import Opaque
 from llmir.ir.ops import Embedding, Linear, Rope
 from llmir.ir.remarks import Remark, add_remark, of_layers
-from llmir.ir.sharing_costs import cached_key
 from llmir.ir.types import PagedKVCache
-from llmir.passes.break_even import LENGTHS, BreakEven, costs_on
-from llmir.passes.kernels_of_target import kernel_model
-from llmir.target import Target
+from llmir.targets.machine import Target
+from llmir.targets.registry import kernel_model
 
 #: Step inputs that say where tokens are and not what they are.
 _BOOKKEEPING = {name for name, _, _ in STEP_INPUTS} - {"input_ids"}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmir.ir.cache_format import CacheFormat
-from llmir.ir.kernel_spec import Isa
+from llmir.targets.registry import lanes_of
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class TokenRows:
         return block, offset // group, offset % group
 
 
-def key_and_value_rows(pages: Any, cache: CacheFormat, isa: Isa) -> tuple[TokenRows, TokenRows]:
+def key_and_value_rows(pages: Any, cache: CacheFormat, isa: str) -> tuple[TokenRows, TokenRows]:
     """Both halves of ``pages`` ``[blocks, KV heads, 2, block_size * key_size]``, laid out as ``cache`` says."""
     blocks, heads, step = pages.shape[0], cache.num_kv_heads, cache.step
     keys, values = pages[:, :, 0], pages[:, :, 1]
-    group = 1 if cache.layout == "row" else cache.key_group(isa)
+    group = 1 if cache.layout == "row" else cache.key_group(lanes_of(isa))
     # Keys [groups][key_size / step][group][step]; values [block_size / step][value_size][step].
     groups = (cache.block_size // group, cache.key_size // step, group, step)
     keys = keys.view(blocks, heads, *groups).permute(0, 2, 4, 1, 3, 5)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llmir.costs.sharing import Readers
 from llmir.ir.kernel_spec import SharingCosts
-from llmir.ir.sharing_costs import Readers
 from llmir.kernels.work_list import ITEM_FIELDS, Item
 from llmir.runtime.prefix_tree import PrefixTree
 from llmir.runtime.runs import Int32, Int64, count_up, ranges

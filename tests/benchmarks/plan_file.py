@@ -7,7 +7,7 @@ from pathlib import Path
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.kernel_spec import GpuVariant, KernelSpec, SharingCosts, StepPolicy
 from llmir.plan import FORMAT, Plan, PlannedKernel
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 SIGNATURE = AttentionSpec.dense(4, 2, 64, "bf16", block_size=16, scale=64**-0.5, layout="row")
 VARIANTS = (GpuVariant("decode", 8, 16, 16, warps=4, stages=2), GpuVariant("prefill", 16, 32, 32, warps=4, stages=2))

@@ -15,7 +15,8 @@ from llmir.compare import interpreter
 from llmir.compare.interpreter import Interpreter, versions_with
 from llmir.errors import LlmirError
 from llmir.frontends.common import planning
-from llmir.target import TargetError, gpu_detection
+from llmir.targets.gpu import detection
+from llmir.targets.records import TargetError
 
 #: Of the standard library, imported early by everything; and a framework's name.
 PLANTED = ("queue.py", "types.py", "select.py", "vllm/__init__.py", "sglang/__init__.py", "numpy/__init__.py")
@@ -35,7 +36,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_program_imports_nothing_from_the_working_folder(planted: Path) -> None:
-    programs = [("-m", gpu_detection.__name__), ("-c", "import types, queue, select, numpy")]
+    programs = [("-m", detection.__name__), ("-c", "import types, queue, select, numpy")]
     for program in programs:
         subprocess.run(child.python(*program), check=True, stdout=subprocess.PIPE)
     assert not (planted / "imported").exists()
@@ -91,10 +92,10 @@ def test_a_plan_that_does_not_come_is_an_error(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_driver_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_detection.ctypes, "CDLL", lambda name: None)
-    monkeypatch.setattr(gpu_detection, "PATIENCE", 0.01)
+    monkeypatch.setattr(detection.ctypes, "CDLL", lambda name: None)
+    monkeypatch.setattr(detection, "PATIENCE", 0.01)
     with pytest.raises(TargetError, match="says nothing of its GPU within 0 s"):
-        gpu_detection.find()
+        detection.find()
 
 
 def test_another_interpreter_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

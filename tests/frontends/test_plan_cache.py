@@ -17,7 +17,7 @@ from llmir.frontends.common.options import Options
 from llmir.frontends.common.plan_cache import plan_key, source_digest
 from llmir.kernels import build_lock
 from llmir.plan import Plan
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 logger = logging.getLogger("llmir.test")
 FACTS = {"framework": "vllm 1", "model": "m", "world_size": 1}
@@ -222,7 +222,7 @@ def test_everything_that_decides_a_plan_is_in_its_key(tmp_path: Path) -> None:
         ("frontends/sglang/importer.py", False),
         ("frontends/common/recording.py", True),
         ("frontends/__init__.py", True),
-        ("passes/tiles.py", True),
+        ("targets/x86/tiles.py", True),
         ("compiler.py", True),
         ("cli/explain.py", False),
         ("compare/vllm_engine.py", False),

@@ -13,7 +13,7 @@ from llmir.errors import LlmirError, PlanError
 from llmir.frontends.common.options import Options
 from llmir.frontends.common.plan_cache import plan_key
 from llmir.frontends.common.planning import check_carried, host_of, plan_for, target_of
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 logger = logging.getLogger("llmir.test")
 HOPPER = Target.named("cuda:sm_90")

@@ -20,7 +20,7 @@ from llmir.frontends.common.sharing_report import SharingReport, what_is_shared
 from llmir.ir.kernel_spec import SharingCosts
 from llmir.plan import Plan, PlannedKernel
 from llmir.runtime.layers import SharingCount
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 logger = logging.getLogger("llmir.test")
 COSTS = SharingCosts(

@@ -80,7 +80,10 @@ def test_a_usual_configuration_is_served(isa: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"model_config__dtype": "torch.float32"}, "runs in float32, and llmir's GPU kernels are for bfloat16"),
+        (
+            {"model_config__dtype": "torch.float32"},
+            "runs in float32, and llmir has kernels for bfloat16, float16 on a GPU",
+        ),
         ({"cache_config__cache_dtype": "fp8_e5m2"}, "'fp8_e5m2'"),
         ({"cache_config__cache_dtype": "int8"}, "'int8'"),
         ({"cache_config__cache_dtype": "nvfp4"}, "'nvfp4'"),

@@ -16,11 +16,12 @@ from compiled_kernels import RUNNABLE_ISAS, loaded
 from hypothesis import strategies as st
 
 from llmir.ir.attention_spec import AttentionSpec
-from llmir.ir.instruction_sets import INSTRUCTION_SETS, lanes_of
 from llmir.ir.kernel_spec import CpuVariant, KernelSpec, SharingCosts, StepPolicy
 from llmir.kernels import reference
 from llmir.runtime.attention import AttentionRunner
 from llmir.runtime.step import Step
+from llmir.targets.registry import lanes_of
+from llmir.targets.x86.isa import INSTRUCTION_SETS
 
 #: Head sizes of keys and values: those that models have most, the extremes, and some that are no multiple of 16.
 HEAD_SIZES = (
@@ -85,7 +86,7 @@ def spec_of(attention: AttentionSpec, isa: str, decode_tokens: int = 1, prefill_
 def variants(draw, name: str, max_tokens: int, attention: AttentionSpec, isa: str) -> CpuVariant:
     lanes, group, rows, block = (
         lanes_of(isa),
-        attention.cache.key_group(isa),
+        attention.cache.key_group(lanes_of(isa)),
         attention.cache.layout == "row",
         attention.cache.block_size,
     )

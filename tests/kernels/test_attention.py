@@ -28,10 +28,10 @@ from specs import changed
 
 from llmir.errors import KernelError
 from llmir.ir.attention_spec import AttentionSpec
-from llmir.ir.instruction_sets import lanes_of
 from llmir.ir.kernel_spec import StepPolicy
 from llmir.kernels.cpu.lowering import compile_object
 from llmir.runtime.attention import AttentionRunner
+from llmir.targets.registry import lanes_of
 
 NO_SPLITS = StepPolicy(decode_tokens=1, split_keys=1 << 20, items_per_thread=1)
 SPLITS = StepPolicy(decode_tokens=1, split_keys=32, items_per_thread=100)
@@ -148,7 +148,7 @@ def test_rows_with_a_window_and_splits(isa, block_size):
 @pytest.mark.parametrize("key_vectors", [1, 4])
 def test_chunks_of_several_pages(isa, element_type, block_size, key_vectors):
     s = signature(isa, element_type, head_size=80, block_size=block_size, window=150)
-    tile = max(key_vectors * lanes_of(isa), s.cache.key_group(isa))
+    tile = max(key_vectors * lanes_of(isa), s.cache.key_group(lanes_of(isa)))
     variants = [
         dataclasses.replace(v, key_chunk=128, key_vectors=tile // lanes_of(isa), prefetch=16)
         for v in spec_of(s, isa).variants

@@ -13,7 +13,7 @@ from llmir.errors import KernelError
 from llmir.kernels import calibration_cache
 from llmir.kernels.cpu import calibration
 from llmir.kernels.cpu.calibration import PIECES, calibrate
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 
 @pytest.fixture
@@ -132,6 +132,7 @@ def test_a_working_set_is_read_again_and_again_and_nothing_else(small, threads, 
 
 
 def test_without_an_openmp_runtime_the_remedy_is_named():
-    code = "from llmir.target import Target; import llmir.kernels.cpu.calibration as c; c.calibrate(Target.detect())"
+    code = "import llmir.kernels.cpu.calibration as c; from llmir.targets.machine import Target"
+    code += "; c.calibrate(Target.detect())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "import torch first" in result.stderr

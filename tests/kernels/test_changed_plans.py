@@ -15,9 +15,9 @@ from test_plan import SHARING, made_for, with_digest
 from llmir.errors import PlanError
 from llmir.ir.attention_spec import AttentionSpec, Mask, SoftCap
 from llmir.ir.kernel_spec import KernelSpec, StepPolicy
-from llmir.passes import tiles
 from llmir.plan import Plan, PlannedKernel
-from llmir.target import Target
+from llmir.targets.machine import Target
+from llmir.targets.x86 import tiles
 
 CHANGES = 2_000
 #: Kernels that are compiled and run, each with one changed digit.

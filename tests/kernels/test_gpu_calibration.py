@@ -9,7 +9,7 @@ import pytest
 from llmir.errors import KernelError
 from llmir.kernels.gpu import calibration
 from llmir.kernels.gpu.calibration import PIECES, WORKING_SETS, calibrate, figures
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 GPU = replace(Target.named("cuda:sm_90"), name="gpu", model="Test GPU", cores=4)
 

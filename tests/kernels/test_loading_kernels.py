@@ -17,7 +17,7 @@ from llmir.ir.kernel_spec import KernelSpec
 from llmir.kernels.cpu import apart
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.cpu.object_cache import ObjectCache
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 SPEC = spec_of(AttentionSpec.dense(6, 2, 64, "bf16", 32, 0.125, layout="pair"), "avx2")
 #: What LLVM does with code for which an instruction set has no rule.

@@ -10,8 +10,8 @@ import pytest
 from attention_cases import layout_of, spec_of
 
 from llmir.ir.attention_spec import AttentionSpec
-from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.kernels.cpu import calibration, loader, lowering
+from llmir.targets.x86.isa import INSTRUCTION_SETS
 
 #: What every x86-64 processor has, by the disassembler's names.
 BASELINE = {"INTEL8086", "INTEL186", "INTEL286", "INTEL386", "INTEL486", "X64", "CMOV", "SSE", "SSE2", "MULTIBYTENOP"}

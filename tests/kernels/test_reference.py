@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmir.ir.attention_spec import AttentionSpec
-from llmir.ir.instruction_sets import lanes_of
 from llmir.kernels import reference
+from llmir.targets.registry import lanes_of
 
 
 def signature(num_heads=2, num_kv_heads=1, head_size=4, element_type="f32", block_size=32, **more):

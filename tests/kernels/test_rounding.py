@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmir.ir.bindings import ir
-from llmir.ir.instruction_sets import INSTRUCTION_SETS, lanes_of
 from llmir.kernels import reference
 from llmir.kernels.cpu import builder as b
 from llmir.kernels.cpu.loader import load_object
 from llmir.kernels.cpu.lowering import object_code
 from llmir.kernels.cpu.products import Products
+from llmir.targets.registry import lanes_of
+from llmir.targets.x86.isa import INSTRUCTION_SETS
 
 #: Ties to even and odd, numbers that round into the next power of two or to infinity, both zeros, NaNs whose payload
 #: would carry into the sign or vanish.

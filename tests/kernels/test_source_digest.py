@@ -44,10 +44,10 @@ def test_a_copy_of_the_same_sources_has_the_same_digest(package, writer):
         ("__init__.py", WRITERS),  # it runs before any other
         ("kernels/cpu/calibration.py", (CPU_CALIBRATION,)),
         ("kernels/cpu/loader.py", (CPU_CALIBRATION,)),
-        ("target/cpu.py", (CPU_CALIBRATION, GPU_CALIBRATION)),
+        ("targets/host.py", (CPU_CALIBRATION, GPU_CALIBRATION)),
         ("kernels/gpu/measuring.py", (GPU_CALIBRATION,)),  # imported by functions alone
         ("cli/explain.py", ()),
-        ("passes/tiles.py", ()),
+        ("targets/x86/tiles.py", ()),
         ("runtime/schedule.py", ()),
     ],
 )
@@ -67,7 +67,7 @@ def test_a_column_more_is_seen(package, writer):
 
 @pytest.mark.parametrize("writer", [GENERATOR, CPU_CALIBRATION])
 def test_every_module_that_is_really_imported_is_in_the_closure(writer):
-    compiles = "from llmir.target import Target; writer._compile(Target.detect().isa)"
+    compiles = "from llmir.targets.machine import Target; writer._compile(Target.detect().isa)"
     code = f"""
 import sys, {writer} as writer
 {compiles if writer == CPU_CALIBRATION else ""}

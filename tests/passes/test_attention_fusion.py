@@ -5,7 +5,7 @@ from llmir.ir.attention import FusedAttention, PagedAttention
 from llmir.ir.module import ops_of
 from llmir.ir.remarks import remarks
 from llmir.passes.attention_fusion import AttentionFusion
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 FUSION = AttentionFusion(Target.named("cpu:avx512_bf16"))
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from pass_modules import ops, run
 from specs import changed
 
+from llmir.costs.model import ModelCost
 from llmir.errors import LlmirError
 from llmir.ir.attention import PagedAttention, spec_of
 from llmir.ir.attention_spec import AttentionSpec
@@ -17,9 +18,9 @@ from llmir.ir.remarks import remarks
 from llmir.ir.types import tensor
 from llmir.ir.weight import Weight
 from llmir.passes.block_sizing import BlockSizing, block_cost, cheapest
-from llmir.passes.kernels_of_target import kernel_model
-from llmir.passes.model_cost import ModelCost
-from llmir.target import Measurements, Target
+from llmir.targets.machine import Target
+from llmir.targets.records import Measurements
+from llmir.targets.registry import kernel_model
 from llmir.workload import NAMED, Request, Workload
 
 #: Pieces of any size are read at one speed, and products cost nothing.

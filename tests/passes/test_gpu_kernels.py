@@ -14,16 +14,17 @@ from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.kernel_spec import GpuVariant, KernelSpec, padded
 from llmir.ir.module import caches_of, ops_of
 from llmir.ir.remarks import remarks
-from llmir.ir.supported import GPU_HEAD_SIZES, MOST_GPU_ROWS
-from llmir.passes import gpu_tiles, pipeline
+from llmir.passes import pipeline
 from llmir.passes.attention_fusion import AttentionFusion
 from llmir.passes.block_sizing import BlockSizing
-from llmir.passes.cpu_kernels import CpuKernels
-from llmir.passes.gpu_kernels import GpuKernels
-from llmir.passes.kernel_model import SPLIT_OVERHEAD
 from llmir.passes.kernel_selection import KernelSelection
-from llmir.passes.kernels_of_target import kernel_model
-from llmir.target import Target
+from llmir.targets.gpu import tiles
+from llmir.targets.gpu.kernel_model import GpuKernels
+from llmir.targets.gpu.kind import MOST_ROWS, Gpu
+from llmir.targets.kernel_model import SPLIT_OVERHEAD
+from llmir.targets.machine import Target
+from llmir.targets.registry import kernel_model
+from llmir.targets.x86.kernel_model import X86Kernels
 from llmir.workload import NAMED
 
 TARGETS = {name: Target.named(name) for name in ("cuda:sm_80", "cuda:sm_90", "cuda:sm_100", "hip:gfx942")}
@@ -37,8 +38,8 @@ signatures = st.builds(
         kv * group, kv, size, element, block, 0.125, layout="row"
     ),
     st.integers(1, 16),
-    st.integers(1, MOST_GPU_ROWS),
-    st.sampled_from(GPU_HEAD_SIZES),
+    st.integers(1, MOST_ROWS),
+    st.sampled_from(Gpu.head_sizes),
     st.sampled_from(["bf16", "f16"]),
     st.sampled_from([1, 16, 48, 128]),
 )
@@ -50,7 +51,7 @@ def select(module, target=H100):
 
 def test_the_kind_of_target_decides_who_is_asked():
     assert isinstance(kernel_model(H100), GpuKernels)
-    assert isinstance(kernel_model(Target.named("cpu:avx2")), CpuKernels)
+    assert isinstance(kernel_model(Target.named("cpu:avx2")), X86Kernels)
 
 
 # -- what there are kernels for
@@ -119,13 +120,13 @@ def test_tiles_hold_the_query_heads_of_a_kv_head_and_are_powers_of_two(attention
 @given(signatures, targets)
 def test_tiles_fit_a_thread_blocks_shared_memory(attention, target):
     for variant in (kernel_model(target).decode(attention), kernel_model(target).prefill(attention)):
-        assert gpu_tiles.shared_bytes(attention, variant, target.isa) <= target.shared_memory
+        assert tiles.shared_bytes(attention, variant, target.isa) <= target.shared_memory
 
 
 def test_a_quantized_cache_takes_half_the_shared_memory_for_its_tiles():
     decode = kernel_model(H100).decode(LLAMA)
-    tiles = [gpu_tiles.shared_bytes(s, decode, "sm_90") for s in (LLAMA, changed(LLAMA, quantized=True))]
-    assert tiles == [70 << 10, 38 << 10]
+    found = [tiles.shared_bytes(s, decode, "sm_90") for s in (LLAMA, changed(LLAMA, quantized=True))]
+    assert found == [70 << 10, 38 << 10]
 
 
 def test_a_request_of_as_many_tokens_as_a_decode_tile_holds_uses_decode(parse):
@@ -211,7 +212,7 @@ def test_a_prefix_pays_sooner_the_more_requests_share_it(parse):
 
 
 def test_a_prefix_beyond_l2_gains_more_than_one_that_stays_there():
-    from llmir.passes.break_even import BreakEven, costs_on
+    from llmir.costs.break_even import BreakEven, costs_on
 
     kernels = kernel_model(H100)
     prefill = kernels.prefill(LLAMA)

@@ -8,7 +8,7 @@ from llmir.ir.remarks import remarks
 from llmir.passes.attention_fusion import AttentionFusion
 from llmir.passes.kernel_outlining import KernelOutlining, free_symbol
 from llmir.passes.kernel_selection import KernelSelection
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 BEST = Target.named("cpu:avx512_bf16")
 

@@ -8,18 +8,17 @@ from llmir.ir.attention import FusedAttention
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.cache_format import CacheFormat
 from llmir.ir.dtypes import QUERY_DTYPES
-from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.ir.kernel_spec import CpuVariant, KernelSpec
 from llmir.ir.module import caches_of, ops_of
 from llmir.ir.remarks import remarks
-from llmir.ir.supported import head_sizes
 from llmir.kernels.cpu import lowering
-from llmir.passes import tiles
 from llmir.passes.attention_fusion import AttentionFusion
-from llmir.passes.kernel_model import SPLIT_OVERHEAD
 from llmir.passes.kernel_selection import KernelSelection
-from llmir.passes.kernels_of_target import kernel_model
-from llmir.target import Target
+from llmir.targets.kernel_model import SPLIT_OVERHEAD
+from llmir.targets.machine import Target
+from llmir.targets.registry import head_sizes, kernel_model
+from llmir.targets.x86 import tiles
+from llmir.targets.x86.isa import INSTRUCTION_SETS
 
 BEST = Target.named("cpu:avx512_bf16")
 

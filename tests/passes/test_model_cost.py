@@ -2,6 +2,7 @@
 
 import pytest
 
+from llmir.costs.model import ModelCost
 from llmir.ir import build
 from llmir.ir.bindings import ir
 from llmir.ir.dialect import context
@@ -9,7 +10,6 @@ from llmir.ir.module import ModelInfo, decoder, new_module
 from llmir.ir.quant_scheme import QuantScheme
 from llmir.ir.types import QuantizedTensor, tensor
 from llmir.ir.weight import Weight
-from llmir.passes.model_cost import ModelCost
 
 AWQ = QuantScheme("awq", "i4", (1, 128), "f16", "i4")
 

@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pass_modules import run
 
+from llmir.costs.break_even import BATCHES, BreakEven, costs_on
+from llmir.costs.sharing import Readers, cached_key
 from llmir.errors import LlmirError
 from llmir.ir import build
 from llmir.ir.attention import FusedAttention, Kernel, PagedAttention, step_policy
@@ -14,21 +16,19 @@ from llmir.ir.bindings import func, ir
 from llmir.ir.cache_format import CacheFormat
 from llmir.ir.dialect import context
 from llmir.ir.dtypes import QUERY_DTYPES
-from llmir.ir.instruction_sets import INSTRUCTION_SETS
 from llmir.ir.module import ModelInfo, decoder, new_module, ops_of
 from llmir.ir.opaque import opaque
 from llmir.ir.remarks import remarks
-from llmir.ir.sharing_costs import Readers, cached_key
-from llmir.ir.supported import head_sizes
 from llmir.ir.types import PagedKVCache, tensor
 from llmir.ir.weight import Weight
-from llmir.passes import tiles
 from llmir.passes.attention_fusion import AttentionFusion
-from llmir.passes.break_even import BATCHES, BreakEven, costs_on
 from llmir.passes.kernel_outlining import KernelOutlining
 from llmir.passes.kernel_selection import KernelSelection
 from llmir.passes.prefix_sharing import DataFlow, PrefixSharing, assumption, obstacle
-from llmir.target import Target
+from llmir.targets.machine import Target
+from llmir.targets.registry import head_sizes
+from llmir.targets.x86 import tiles
+from llmir.targets.x86.isa import INSTRUCTION_SETS
 
 BEST = Target.named("cpu:avx512_bf16")
 SMOLLM2 = AttentionSpec.dense(9, 3, 64, "bf16", 128, 0.125, layout="pair")

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.dtypes import DTYPES
 from llmir.ir.kernel_spec import KernelSpec, StepPolicy
-from llmir.passes import tiles
 from llmir.runtime.attention import AttentionRunner
 from llmir.runtime.pages import key_and_value_rows
 from llmir.runtime.step import Step
+from llmir.targets.x86 import tiles
 
 #: Bit patterns: rows are moved, never computed with.
 STORED = {2: torch.int16, 4: torch.int32}

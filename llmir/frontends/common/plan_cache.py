@@ -19,7 +19,7 @@ from llmir.frontends.common.options import Options
 from llmir.kernels.build_lock import build_lock
 from llmir.kernels.source_digest import files_digest
 from llmir.plan import Plan
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 #: Distributions whose version changes what is imported or compiled, beside the framework's own.
 VERSIONED = ("torch", "torch-mlir", "mlir", "transformers")

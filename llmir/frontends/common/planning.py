@@ -21,9 +21,9 @@ from llmir.errors import LlmirError, PlanError
 from llmir.frontends.common import plan_cache
 from llmir.frontends.common.options import Options
 from llmir.frontends.common.sharing_report import what_is_shared
-from llmir.ir.kernel_spec import is_gpu
 from llmir.plan import Plan
-from llmir.target import Target
+from llmir.targets.machine import Target
+from llmir.targets.registry import is_gpu
 from llmir.workload import Workload
 
 if TYPE_CHECKING:

@@ -13,13 +13,9 @@ from typing import Any
 
 from llmir.errors import LlmirError, UnsupportedLayerError
 from llmir.ir.attention_spec import AttentionSpec
-from llmir.ir.dtypes import DTYPES, QUERY_DTYPES
-from llmir.ir.supported import GPU_DTYPES, unsupported
+from llmir.ir.dtypes import DTYPES
+from llmir.targets.registry import kind_of, unsupported
 
-#: The model dtypes that llmir has kernels for, as torch calls them.
-MODEL_DTYPES = tuple(str(DTYPES[name].torch) for name in QUERY_DTYPES)
-#: Those of them that it has kernels for on a GPU.
-GPU_MODEL_DTYPES = tuple(str(DTYPES[name].torch) for name in GPU_DTYPES)
 #: The remedy that every refusal ends with.
 WITHOUT = "leave out --attention-backend {name} to serve this with {framework}'s own kernels"
 
@@ -77,11 +73,11 @@ def nothing_to_do(model: str, name: str, framework: str) -> UnsupportedFeatureEr
     )
 
 
-def dtype_check(dtype: str) -> dict[str, bool]:
-    """The check of a model's dtype, by :func:`dtype_name`."""
-    return {
-        f"the model runs in {dtype}, and llmir has kernels for {', '.join(MODEL_DTYPES)}": dtype not in MODEL_DTYPES
-    }
+def dtype_check(dtype: str, isa: str) -> dict[str, bool]:
+    """The check of a model's dtype, by :func:`dtype_name`, on what ``isa`` is of."""
+    kind = kind_of(isa)
+    known = [str(DTYPES[name].torch) for name in kind.dtypes]
+    return {f"the model runs in {dtype}, and llmir has kernels for {', '.join(known)} {kind.where}": dtype not in known}
 
 
 def architecture(config: Any) -> dict[str, Any]:

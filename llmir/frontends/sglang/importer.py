@@ -25,7 +25,7 @@ from llmir.frontends.common.watching import Layers
 from llmir.frontends.sglang import support
 from llmir.ir.bindings import ir
 from llmir.ir.module import ModelInfo
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 
 def configure(**fields: Any) -> ServerArgs:

@@ -10,8 +10,8 @@ from llmir.errors import LlmirError
 from llmir.frontends.common.offline import check_folder, not_configurable
 from llmir.frontends.sglang import reading
 from llmir.frontends.sglang.versions import VERSIONS
-from llmir.ir.kernel_spec import is_gpu
-from llmir.target import Target
+from llmir.targets.machine import Target
+from llmir.targets.registry import is_gpu
 
 
 def import_model(model: str, target: Target | None = None, **server_args: Any) -> Any:

@@ -12,7 +12,7 @@ from llmir.frontends.common.options import Options
 from llmir.frontends.sglang import reading, support
 from llmir.frontends.sglang.versions import VERSIONS
 from llmir.plan import Plan
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 #: Where a plan travels on SGLang's server arguments, to every process SGLang starts. SGLang keeps its own notes in
 #: attributes that begin so, and they are pickled along.

@@ -19,8 +19,8 @@ from sglang.srt.runtime_context import get_server_args
 from llmir.errors import LlmirError
 from llmir.frontends.common.support import UnsupportedFeatureError
 from llmir.frontends.sglang.planning import plan_of
-from llmir.ir.kernel_spec import is_gpu
 from llmir.runtime.pages import key_and_value_rows
+from llmir.targets.registry import is_gpu
 
 
 class _Unreadable:

@@ -10,8 +10,6 @@ from typing import Any
 from llmir.errors import UnsupportedLayerError
 from llmir.frontends.common.plan_cache import model_classes
 from llmir.frontends.common.support import (
-    GPU_MODEL_DTYPES,
-    MODEL_DTYPES,
     WITHOUT,
     dtype_check,
     dtype_name,
@@ -22,8 +20,7 @@ from llmir.frontends.sglang import stores
 from llmir.frontends.sglang.versions import framework
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.dtypes import BY_TORCH
-from llmir.ir.kernel_spec import Isa, is_gpu
-from llmir.ir.supported import QUANTIZED_ISAS
+from llmir.targets.registry import is_gpu, quantizing
 
 #: SGLang's names of KV cache dtypes that llmir has kernels for, and the model dtype each must go with.
 CACHE_DTYPES = {"auto": None, "bfloat16": "bfloat16", "bf16": "bfloat16"}
@@ -78,7 +75,7 @@ def quantizes(args: Any) -> bool:
     return bool(args.kv_cache_dtype == QUANTIZED_DTYPE)
 
 
-def check_arguments(args: Any, model: Any, isa: Isa) -> None:
+def check_arguments(args: Any, model: Any, isa: str) -> None:
     """Raise UnsupportedFeatureError for what is wrong with the server's arguments as a whole.
 
     ``args`` reads as SGLang's resolved server arguments, ``model`` is its ModelConfig, ``isa`` is what kernels are
@@ -99,9 +96,9 @@ def check_arguments(args: Any, model: Any, isa: Isa) -> None:
         "the model uses multi-head latent attention": architecture == "MLA",
         "the model has an encoder with cross-attention": model.is_encoder_decoder,
         "an embedding model, which llmir serves on CPUs alone": on_gpu(args) and not model.is_generation,
-        **dtype_check(dtype),
+        **dtype_check(dtype, isa),
         **_cache_checks(args, dtype, isa),
-        **(_gpu_checks(args, dtype) if on_gpu(args) else _cpu_checks(args)),
+        **(_gpu_checks(args) if on_gpu(args) else _cpu_checks(args)),
         "windowed layers in a KV pool of their own; give --disable-hybrid-swa-memory": (
             model.is_hybrid_swa and not args.disable_hybrid_swa_memory
         ),
@@ -150,14 +147,14 @@ def _check_page_size(args: Any) -> None:
     )
 
 
-def _cache_checks(args: Any, dtype: str, isa: Isa) -> dict[str, bool]:
+def _cache_checks(args: Any, dtype: str, isa: str) -> dict[str, bool]:
     """The checks of the KV cache's dtype, for a model of ``dtype``."""
     name = args.kv_cache_dtype
     known = quantizes(args) or CACHE_DTYPES.get(name, "none") in (None, dtype)
     kept = f"llmir keeps the model's own ({dtype})"
     if is_gpu(isa):
-        kept += f", or {QUANTIZED_DTYPE} on {' and '.join(QUANTIZED_ISAS)}"
-    return {f"the KV cache dtype is {name!r}, and {kept}": not known or (quantizes(args) and isa not in QUANTIZED_ISAS)}
+        kept += f", or {QUANTIZED_DTYPE} on {' and '.join(quantizing())}"
+    return {f"the KV cache dtype is {name!r}, and {kept}": not known or (quantizes(args) and isa not in quantizing())}
 
 
 def _cpu_checks(args: Any) -> dict[str, bool]:
@@ -170,13 +167,10 @@ def _cpu_checks(args: Any) -> dict[str, bool]:
     }
 
 
-def _gpu_checks(args: Any, dtype: str) -> dict[str, bool]:
+def _gpu_checks(args: Any) -> dict[str, bool]:
     """What is refused on a GPU alone, or for another reason than on a CPU."""
     graphs = args.cuda_graph_config
     return {
-        f"the model runs in {dtype}, and llmir has kernels for {' and '.join(GPU_MODEL_DTYPES)} on a GPU": (
-            dtype in MODEL_DTYPES and dtype not in GPU_MODEL_DTYPES
-        ),
         f"speculative decoding ({args.speculative_algorithm}), whose drafts are no causal continuation": (
             args.speculative_algorithm is not None
         ),

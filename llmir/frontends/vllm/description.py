@@ -32,9 +32,9 @@ from llmir.frontends.vllm.planning import PLAN_KEY
 from llmir.frontends.vllm.plugin import BACKEND_NAME, is_llmir
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.dtypes import BY_TORCH
-from llmir.ir.supported import head_sizes
 from llmir.plan import Plan
 from llmir.runtime.layers import PlannedLayers
+from llmir.targets.registry import head_sizes
 
 #: As which vLLM allocates a cache of eight-bit floats.
 QUANTIZED_DTYPES = (torch.uint8, torch.float8_e4m3fn)
@@ -87,7 +87,7 @@ class PlannedBackend(AttentionBackend):
     @classmethod
     def get_supported_head_sizes(cls) -> list[int]:
         """Head sizes there are kernel generators for."""
-        return list(head_sizes(on_gpu=cls.on_gpu))
+        return head_sizes(on_gpu=cls.on_gpu)
 
     @classmethod
     def supported_kv_cache_layouts(cls) -> tuple[Any, ...]:

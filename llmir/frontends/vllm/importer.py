@@ -24,7 +24,7 @@ from llmir.frontends.common.watching import Layers
 from llmir.frontends.vllm.support import check_attention, model_facts
 from llmir.ir.bindings import ir
 from llmir.ir.module import ModelInfo
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

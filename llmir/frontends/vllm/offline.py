@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmir.errors import LlmirError
 from llmir.frontends.common.offline import check_folder, not_configurable
-from llmir.ir.kernel_spec import is_gpu
-from llmir.target import Target
+from llmir.targets.machine import Target
+from llmir.targets.registry import is_gpu
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -12,7 +12,7 @@ from llmir.frontends.common.options import Options
 from llmir.frontends.vllm import support
 from llmir.frontends.vllm.versions import VERSIONS
 from llmir.plan import Plan
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

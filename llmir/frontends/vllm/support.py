@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from llmir.frontends.common.plan_cache import model_classes
 from llmir.frontends.common.support import (
-    GPU_MODEL_DTYPES,
     WITHOUT,
     architecture,
     dtype_check,
@@ -23,8 +22,7 @@ from llmir.frontends.vllm import stores
 from llmir.frontends.vllm.versions import framework
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.dtypes import BY_TORCH
-from llmir.ir.kernel_spec import is_gpu
-from llmir.ir.supported import QUANTIZED_ISAS
+from llmir.targets.registry import is_gpu, quantizing
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -104,12 +102,10 @@ def _config_checks(vllm_config: VllmConfig, isa: str) -> dict[str, bool]:
 
 def _dtype_checks(dtype: str, cache_dtype: str, isa: str) -> dict[str, bool]:
     """Whether the target has kernels for a model's dtype and its cache's."""
-    gpu_only = is_gpu(isa) and dtype not in GPU_MODEL_DTYPES
-    quantizes = cache_dtype in QUANTIZED_CACHE_DTYPES and isa in QUANTIZED_ISAS
-    keeps = f"llmir keeps the model's own ({dtype})" + (", or fp8 of e4m3" if isa in QUANTIZED_ISAS else "")
+    quantizes = cache_dtype in QUANTIZED_CACHE_DTYPES and isa in quantizing()
+    keeps = f"llmir keeps the model's own ({dtype})" + (", or fp8 of e4m3" if isa in quantizing() else "")
     return {
-        **dtype_check(dtype),
-        f"the model runs in {dtype}, and llmir's GPU kernels are for {' and '.join(GPU_MODEL_DTYPES)}": gpu_only,
+        **dtype_check(dtype, isa),
         f"the KV cache dtype is {cache_dtype!r}, and {keeps} on {isa}": (
             not quantizes and CACHE_DTYPES.get(cache_dtype, "none") not in (None, dtype)
         ),

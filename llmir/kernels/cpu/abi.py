@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ctypes
 
-from llmir.ir.instruction_sets import lanes_of
 from llmir.ir.kernel_spec import KernelSpec, KernelVariant
 from llmir.kernels.work_list import ITEM_FIELDS
+from llmir.targets.registry import lanes_of
 
 
 class Arguments(ctypes.Structure):

@@ -27,7 +27,7 @@ class AppendEmitter:
     def __init__(self, spec: KernelSpec):
         self.attention = spec.attention
         self.products = Products.of(spec)
-        self.key_group = spec.attention.cache.key_group(spec.isa)
+        self.key_group = spec.attention.cache.key_group(self.products.lanes)
         self.value_parts = VectorParts(spec.attention.value_size, self.products.lanes)
 
     def emit(self, arguments: ir.Value, thread: ir.Value, threads: ir.Value) -> None:

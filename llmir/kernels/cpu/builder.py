@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from llmir.ir.bindings import arith, ir, llvm, scf
-from llmir.ir.instruction_sets import INSTRUCTION_SETS
+from llmir.targets.x86.isa import INSTRUCTION_SETS
 
 Value: TypeAlias = ir.Value
 Integer: TypeAlias = Value | int

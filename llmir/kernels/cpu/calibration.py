@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmir.errors import KernelError
-from llmir.ir.instruction_sets import INSTRUCTION_SETS, lanes_of
 from llmir.kernels.calibration_cache import measured
 from llmir.kernels.cpu.loader import load_object, process_symbol
 from llmir.kernels.cpu.object_cache import bindings_version
-from llmir.target import Measurements, Target, TargetError
+from llmir.targets.machine import Target
+from llmir.targets.records import Measurements, TargetError
+from llmir.targets.registry import lanes_of
+from llmir.targets.x86.isa import INSTRUCTION_SETS
 
 #: Contiguous pieces that are read in random order, in bytes: the range that the keys of a page take.
 PIECES = tuple(1024 << i for i in range(9))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from llmir.ir.instruction_sets import SUMS_IN_FLIGHT
 from llmir.ir.kernel_spec import CpuVariant, KernelSpec
 from llmir.kernels.cpu import abi
 from llmir.kernels.cpu.products import Part, Products
+from llmir.targets.x86.isa import SUMS_IN_FLIGHT
 
 LOG2_E = math.log2(math.e)
 STEPS_PER_ITERATION = 8  # reduction steps unrolled in a product's inner loop
@@ -96,7 +96,7 @@ class Geometry:
     @property
     def group_vectors(self) -> int:
         """Vectors in a key group."""
-        return self.spec.attention.cache.key_group(self.spec.isa) // self.products.lanes
+        return self.spec.attention.cache.key_group(self.products.lanes) // self.products.lanes
 
     @property
     def key_line_bytes(self) -> int:

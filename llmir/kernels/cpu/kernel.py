@@ -12,7 +12,7 @@ from llmir.ir.kernel_spec import KernelSpec
 from llmir.kernels.cpu.apart import compile_apart
 from llmir.kernels.cpu.loader import load_object, process_symbol
 from llmir.kernels.cpu.object_cache import ObjectCache, object_key
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 #: Fields of abi.Arguments that hold entry points of the process's OpenMP runtime, and their names there.
 _OPENMP = {

@@ -15,10 +15,10 @@ from typing import NamedTuple, TypeAlias
 from llmir.ir.bindings import ir, x86
 from llmir.ir.cache_format import packed_layout
 from llmir.ir.dtypes import DTYPES
-from llmir.ir.instruction_sets import INSTRUCTION_SETS, InstructionSet
 from llmir.ir.kernel_spec import KernelSpec
 from llmir.kernels.cpu import builder as b
 from llmir.kernels.cpu import floats as f
+from llmir.targets.x86.isa import INSTRUCTION_SETS, InstructionSet
 
 #: 2**f on [-1/2, 1/2], highest power first: Lawson fits to the relative error, at worst 1.0e-4, 2.8e-6 and
 #: 1.1e-7. Outputs are rounded to 2e-3 (bf16) or 2.4e-4 (f16) afterwards, so a short polynomial is enough.

@@ -15,7 +15,8 @@ import numpy as np
 from llmir.errors import KernelError
 from llmir.kernels.calibration_cache import measured
 from llmir.kernels.gpu import toolchain
-from llmir.target import Measurements, Target
+from llmir.targets.machine import Target
+from llmir.targets.records import Measurements
 
 #: Contiguous pieces that are read in random order, in bytes: from one key of a small head to several pages.
 PIECES = tuple(128 << i for i in range(0, 12, 2))

@@ -9,11 +9,12 @@ from typing import Any
 from llmir.errors import KernelError
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.dtypes import DTYPES
-from llmir.ir.kernel_spec import GpuVariant, KernelSpec, is_gpu, padded
+from llmir.ir.kernel_spec import GpuVariant, KernelSpec, padded
 from llmir.ir.ranges import spec_problems
 from llmir.kernels.gpu.append import append_kv
 from llmir.kernels.gpu.attention import attend
 from llmir.kernels.gpu.merge import merge
+from llmir.targets.registry import is_gpu
 
 APPEND_WARPS = 4
 MERGE_WARPS = 4

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from llmir.cache import TRITON, KeptFolder
 from llmir.errors import KernelError
-from llmir.ir.kernel_spec import GPUS
+from llmir.targets.gpu.architectures import maker_of
+from llmir.targets.registry import isas
 
 if TYPE_CHECKING:
     from triton.backends.compiler import GPUTarget
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 DISTRIBUTIONS = ("triton", "triton-rocm", "pytorch-triton-rocm", "pytorch-triton")
 #: The releases that the kernels were compiled with, from the first to before the second; pyproject.toml's extra "gpu".
 RELEASES = ((3, 6), (3, 10))
-#: Threads of a warp, by the backend of Triton that compiles for an architecture.
-WARP_THREADS = {"cuda": 32, "hip": 64}
 
 
 def installed() -> str | None:
@@ -47,14 +46,15 @@ def require() -> str:
 
 def backend(architecture: str) -> str:
     """Triton's name of the backend that compiles for ``architecture``."""
-    if architecture not in GPUS:
-        raise KernelError(f"no kernels for a GPU architecture {architecture!r}; there are {', '.join(GPUS)}")
-    return "cuda" if architecture.startswith("sm_") else "hip"
+    known = isas(on_gpu=True)
+    if architecture not in known:
+        raise KernelError(f"no kernels for a GPU architecture {architecture!r}; there are {', '.join(known)}")
+    return maker_of(architecture).machine
 
 
 def warp_threads(architecture: str) -> int:
     """Threads of a warp on ``architecture``."""
-    return WARP_THREADS[backend(architecture)]
+    return maker_of(architecture).warp_threads
 
 
 def gpu_target(architecture: str) -> GPUTarget:
@@ -62,9 +62,8 @@ def gpu_target(architecture: str) -> GPUTarget:
     from triton.backends.compiler import GPUTarget
 
     name = backend(architecture)
-    return GPUTarget(
-        name, int(architecture.removeprefix("sm_")) if name == "cuda" else architecture, WARP_THREADS[name]
-    )
+    arch = int(architecture.removeprefix("sm_")) if name == "cuda" else architecture
+    return GPUTarget(name, arch, warp_threads(architecture))
 
 
 def environment(cache: Path) -> dict[str, str]:

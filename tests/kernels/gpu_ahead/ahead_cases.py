@@ -4,7 +4,7 @@ from pathlib import Path
 
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.kernel_spec import KernelSpec
-from llmir.passes import gpu_tiles
+from llmir.targets.gpu import tiles
 
 PLANS = Path(__file__).parents[3] / "benchmarks" / "plans" / "cuda-sm_90"
 #: (query heads, KV heads, head size).
@@ -30,6 +30,4 @@ def attention(heads=LLAMA_3_8B, **changes) -> AttentionSpec:
 
 def spec_of(isa="sm_90", heads=LLAMA_3_8B, **changes) -> KernelSpec:
     of_heads = attention(heads, **changes)
-    return KernelSpec(
-        of_heads, isa, (gpu_tiles.decode_variant(of_heads, isa), gpu_tiles.prefill_variant(of_heads, isa))
-    )
+    return KernelSpec(of_heads, isa, (tiles.decode_variant(of_heads, isa), tiles.prefill_variant(of_heads, isa)))

@@ -3,56 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.dtypes import DTYPES
 from llmir.ir.kernel_spec import GpuVariant, padded
-
-#: Fewest rows of a tensor core's product.
-LEAST_ROWS = 16
-#: Architectures on which Triton keeps a tile's queries in registers alone.
-QUERIES_IN_REGISTERS = ("gfx942",)
-
-
-class Tile(NamedTuple):
-    """Sizes of a tile, and who works on it."""
-
-    rows: int
-    keys: int
-    warps: int
-    stages: int
-
+from llmir.targets.gpu.architectures import chip_of
+from llmir.targets.gpu.chip import LEAST_ROWS, Tile
 
 #: Registers and shared memory decide, as Triton 3.7.1 reports them; no tile has been timed. At head size 128 on sm_90 a
 #: thread has 227 to 255 registers and spills none, and a thread block takes 128 KB.
 PREFILL = Tile(128, 64, 8, 3)
-#: By architecture and padded head size, where PREFILL spills registers or takes more shared memory than there is. A few
-#: features still spill a little: 8 to 16 bytes on sm_80 and sm_100, and on the latter, at head size 256, 80 with a soft
-#: cap and 240 with 128 query heads a KV head. Nothing does on sm_90 and gfx942.
-SMALLER_PREFILL = {
-    ("sm_80", 128): Tile(128, 32, 8, 3),
-    ("sm_80", 256): Tile(64, 32, 8, 3),
-    ("sm_90", 256): Tile(64, 32, 8, 3),
-    ("sm_100", 128): Tile(128, 32, 8, 3),
-    ("sm_100", 256): Tile(64, 16, 8, 3),
-    ("gfx942", 64): Tile(128, 64, 8, 2),
-    ("gfx942", 128): Tile(128, 32, 8, 3),
-    ("gfx942", 256): Tile(64, 32, 4, 1),
-}
 #: Few rows: what counts is that much of the cache is on its way. 70 KB of shared memory and 120 registers at head size
 #: 128 let an SM hold three thread blocks.
 DECODE = Tile(LEAST_ROWS, 64, 4, 3)
 #: A tile of decode with so many rows is worked on like one of prefill: Hopper's and Blackwell's products have 64.
 MANY_ROWS = 64
-#: At head size 256, half the keys let two thread blocks share an SM instead of one; gfx942 has 64 KB for all.
-SMALLER_DECODE = {
-    ("sm_80", 256): Tile(LEAST_ROWS, 32, 4, 3),
-    ("sm_90", 256): Tile(LEAST_ROWS, 32, 4, 3),
-    ("sm_100", 256): Tile(LEAST_ROWS, 32, 4, 3),
-    ("gfx942", 128): Tile(LEAST_ROWS, 32, 4, 3),
-    ("gfx942", 256): Tile(LEAST_ROWS, 32, 4, 2),
-}
 
 
 def shared_bytes(attention: AttentionSpec, variant: GpuVariant, isa: str) -> int:
@@ -64,7 +30,7 @@ def shared_bytes(attention: AttentionSpec, variant: GpuVariant, isa: str) -> int
     head, rows, keys = padded(attention.head_size), variant.row_tile, variant.key_chunk
     element = DTYPES[attention.dtype].bytes_of(1)
     tiles = max(1, variant.stages - 1) * keys * head * attention.cache.token_head_bytes // attention.head_size
-    queries = 0 if isa in QUERIES_IN_REGISTERS else rows * head * element
+    queries = 0 if chip_of(isa).queries_in_registers else rows * head * element
     return queries + tiles + rows * keys * element
 
 
@@ -73,7 +39,7 @@ def decode_variant(attention: AttentionSpec, isa: str) -> GpuVariant:
     rows = padded(attention.queries_per_kv)
     if rows >= MANY_ROWS:
         return _variant("decode", _prefill_tile(attention, isa)._replace(rows=rows), attention.queries_per_kv)
-    tile = SMALLER_DECODE.get((isa, padded(attention.head_size)), DECODE)
+    tile = chip_of(isa).decode.get(padded(attention.head_size), DECODE)
     warps = tile.warps * max(rows, LEAST_ROWS) // LEAST_ROWS
     return _variant("decode", tile._replace(warps=warps), attention.queries_per_kv)
 
@@ -84,7 +50,7 @@ def prefill_variant(attention: AttentionSpec, isa: str) -> GpuVariant:
 
 
 def _prefill_tile(attention: AttentionSpec, isa: str) -> Tile:
-    return SMALLER_PREFILL.get((isa, padded(attention.head_size)), PREFILL)
+    return chip_of(isa).prefill.get(padded(attention.head_size), PREFILL)
 
 
 def _variant(name: Literal["decode", "prefill"], tile: Tile, queries_per_kv: int) -> GpuVariant:

@@ -7,8 +7,8 @@ from typing import Any
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.cache_format import Layout
 from llmir.ir.kernel_spec import GpuVariant, padded
-from llmir.passes import gpu_tiles
-from llmir.passes.kernel_model import TILE_EFFICIENCY, KernelModel
+from llmir.targets.gpu import tiles
+from llmir.targets.kernel_model import TILE_EFFICIENCY, KernelModel
 
 #: float32 operations that take as long as one score's part of the softmax: an exponential is as long as 16 of them
 #: (16 results a cycle and SM against 128 multiply-adds: CUDA C++ Programming Guide, arithmetic throughput; on sm_80
@@ -32,10 +32,10 @@ class GpuKernels(KernelModel[GpuVariant]):
         return "row"
 
     def decode(self, attention: AttentionSpec) -> GpuVariant:
-        return gpu_tiles.decode_variant(attention, self.target.isa)
+        return tiles.decode_variant(attention, self.target.isa)
 
     def prefill(self, attention: AttentionSpec) -> GpuVariant:
-        return gpu_tiles.prefill_variant(attention, self.target.isa)
+        return tiles.prefill_variant(attention, self.target.isa)
 
     def piece_bytes(self, attention: AttentionSpec) -> int:
         """The keys of a tile that lie in one page."""
@@ -86,13 +86,13 @@ class GpuKernels(KernelModel[GpuVariant]):
         }
 
     def _shared_bytes(self, attention: AttentionSpec, variant: GpuVariant) -> int:
-        return gpu_tiles.shared_bytes(attention, variant, self.target.isa)
+        return tiles.shared_bytes(attention, variant, self.target.isa)
 
     def alternatives(self, attention: AttentionSpec, prefill: GpuVariant) -> list[dict[str, Any]]:
         """Tiles of other sizes, and how often each key is read for a prompt's rows."""
         others, read = [], attention.cache.token_head_bytes / self.split_bandwidth() * 1e9
         for rows, keys in ((64, 64), (128, 32), (128, 64), (128, 128)):
-            tile = gpu_tiles.resized(prefill, rows, keys, attention.queries_per_kv)
+            tile = tiles.resized(prefill, rows, keys, attention.queries_per_kv)
             if tile != prefill and tile.max_tokens * attention.queries_per_kv <= rows:
                 others.append(
                     {

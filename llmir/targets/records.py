@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmir.errors import LlmirError
-from llmir.ir.kernel_spec import Isa
+
+#: Instruction set of a processor that there are no kernels for.
+WITHOUT_KERNELS = "none"
 
 
 class TargetError(LlmirError):
@@ -30,7 +32,7 @@ class Cache:
 class Hardware:
     """What a machine is made of."""
 
-    isa: Isa
+    isa: str
     """Instruction set of a CPU, or architecture of a GPU."""
     machine: str
     """Processor architecture as the kernel calls it, such as ``x86_64``; of a GPU ``cuda`` or ``hip``."""

@@ -6,8 +6,9 @@ import math
 
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.cache_format import Layout, packed_layout
-from llmir.ir.instruction_sets import INSTRUCTION_SETS, SUMS_IN_FLIGHT, lanes_of
-from llmir.ir.kernel_spec import CpuVariant, Isa
+from llmir.ir.kernel_spec import CpuVariant
+from llmir.targets.registry import lanes_of
+from llmir.targets.x86.isa import INSTRUCTION_SETS, SUMS_IN_FLIGHT
 
 #: Rows in registers: with 6 x 4 sums a product loads 10 operands for 24 results, and 204-219 of 236 GFLOP/s were
 #: measured on Zen 4; taller tiles spill.
@@ -76,13 +77,13 @@ def balanced(total: int, most: int) -> int:
     return math.ceil(total / math.ceil(total / most))
 
 
-def key_chunk(attention: AttentionSpec, isa: Isa, most: int) -> int:
+def key_chunk(attention: AttentionSpec, isa: str, most: int) -> int:
     """Keys between two softmax steps, up to ``most``: whole blocks, or of a larger block the most whole key groups
     that divide it.
 
     Of a "row" cache, the most whose gathered keys and values are STAGED_BYTES or less, as a power of two of groups.
     """
-    s, group = attention, attention.cache.key_group(isa)
+    s, group = attention, attention.cache.key_group(lanes_of(isa))
     if s.cache.layout != "row":
         if s.cache.block_size <= most:
             return most // s.cache.block_size * s.cache.block_size
@@ -91,12 +92,12 @@ def key_chunk(attention: AttentionSpec, isa: Isa, most: int) -> int:
     return group * 2 ** int(math.log2(max(1, fitting // group)))
 
 
-def key_vectors(attention: AttentionSpec, isa: Isa, rows: int, chunk: int) -> int:
+def key_vectors(attention: AttentionSpec, isa: str, rows: int, chunk: int) -> int:
     """Vectors of scores a row keeps: the most whole key groups that divide a chunk and fit; one group at least.
 
     They divide what of a chunk lies in one page, or are several pages.
     """
-    lanes, group = lanes_of(isa), attention.cache.key_group(isa)
+    lanes, group = lanes_of(isa), attention.cache.key_group(lanes_of(isa))
     page = chunk if attention.cache.layout == "row" else min(chunk, attention.cache.block_size)
     tiles = [
         tile
@@ -106,7 +107,7 @@ def key_vectors(attention: AttentionSpec, isa: Isa, rows: int, chunk: int) -> in
     return max(tile // lanes for tile in tiles if tile == group or fits(isa, rows, tile // lanes))
 
 
-def value_vectors(attention: AttentionSpec, isa: Isa, rows: int, most: int) -> int:
+def value_vectors(attention: AttentionSpec, isa: str, rows: int, most: int) -> int:
     """Vectors of output a row keeps: the head in equal parts, each at most ``most`` and fitting.
 
     Where equal parts would be less than half of what fits, or too few to keep the multipliers busy, the last one is
@@ -137,9 +138,9 @@ def prefill_tokens(queries_per_kv: int) -> int:
     return max(1, PREFILL_ROWS // queries_per_kv)
 
 
-def decode_variant(attention: AttentionSpec, isa: Isa) -> CpuVariant:
+def decode_variant(attention: AttentionSpec, isa: str) -> CpuVariant:
     """One token a request: all query heads of a KV head against keys and values read strictly forward."""
-    instructions, keys = INSTRUCTION_SETS[isa], attention.cache.key_group(isa) // lanes_of(isa)
+    instructions, keys = INSTRUCTION_SETS[isa], attention.cache.key_group(lanes_of(isa)) // lanes_of(isa)
     if instructions.registers >= WHOLE_LINE_REGISTERS:
         most_values = balanced(math.ceil(attention.value_size / instructions.lanes), DECODE_VALUE_VECTORS)
         most_rows = min(MOST_ROWS, instructions.accumulators // most_values)
@@ -159,7 +160,7 @@ def decode_variant(attention: AttentionSpec, isa: Isa) -> CpuVariant:
     )
 
 
-def prefill_variant(attention: AttentionSpec, isa: Isa) -> CpuVariant:
+def prefill_variant(attention: AttentionSpec, isa: str) -> CpuVariant:
     """Many tokens a request: a register tile of a matrix product.
 
     Its memory is asked for a whole piece ahead: against not asking, prefill of a few tokens after 4096 others took

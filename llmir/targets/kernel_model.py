@@ -1,7 +1,6 @@
 """What passes know of a target's attention kernels: what there is none for, tiles, and what they cost.
 
-Passes ask a :class:`KernelModel` and nothing else about the kind of machine they decide for. ``cpu_kernels.py`` and
-``gpu_kernels.py`` answer.
+Passes ask a :class:`KernelModel` and nothing else about the kind of machine they decide for; each kind has one.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from llmir.errors import UnsupportedLayerError
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.cache_format import Layout
 from llmir.ir.kernel_spec import CpuVariant, GpuVariant, StepPolicy
-from llmir.target import Target
+from llmir.targets.machine import Target
 
 #: A split's own cost may be this part of its reading.
 SPLIT_OVERHEAD = 1 / 8

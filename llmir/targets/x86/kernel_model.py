@@ -1,4 +1,4 @@
-"""What passes know of the attention kernels of a CPU."""
+"""What passes know of the attention kernels of an x86-64 CPU."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Any
 
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.cache_format import Layout
-from llmir.ir.instruction_sets import INSTRUCTION_SETS, lanes_of
 from llmir.ir.kernel_spec import CpuVariant
-from llmir.passes import tiles
-from llmir.passes.kernel_model import TILE_EFFICIENCY, KernelModel
+from llmir.targets.kernel_model import TILE_EFFICIENCY, KernelModel
+from llmir.targets.registry import lanes_of
+from llmir.targets.x86 import tiles
+from llmir.targets.x86.isa import INSTRUCTION_SETS
 
 #: A row of decode costs as much as so many of prefill: 1.64 at 9/3 heads of 64 and at 32/8 of 128 on Zen 5.
 DECODE_ROW = 1.6
 
 
-class CpuKernels(KernelModel[CpuVariant]):
+class X86Kernels(KernelModel[CpuVariant]):
     """Tiles in vector registers; each thread reads one piece of memory after the other."""
 
     #: Work is dealt item by item, so with n items a thread others wait for at most about 1/n of a step.

@@ -77,8 +77,3 @@ INSTRUCTION_SETS: dict[str, InstructionSet] = {
         InstructionSet("avx2", _AVX2, lanes=8, registers=16, tuned_for="znver3", accumulators=12),
     )
 }
-
-
-def lanes_of(isa: str) -> int:
-    """float32 lanes of a vector register of ``isa``."""
-    return INSTRUCTION_SETS[isa].lanes

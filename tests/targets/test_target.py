@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmir.ir.instruction_sets import INSTRUCTION_SETS
-from llmir.target import Cache, Measurements, Target, TargetError
+from llmir.targets.machine import Target
+from llmir.targets.records import Cache, Measurements, TargetError
+from llmir.targets.x86.isa import INSTRUCTION_SETS
 
 MEASURED = Measurements(
     read_bandwidth=16e9,

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from llmir.costs.block import FIGURES_ERROR
+from llmir.costs.sharing import Readers
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.kernel_spec import KernelVariant, SharingCosts
-from llmir.ir.sharing_costs import Readers
-from llmir.passes.block_sizing import FIGURES_ERROR
-from llmir.passes.kernels_of_target import kernel_model
-from llmir.target import Target
+from llmir.targets.machine import Target
+from llmir.targets.registry import kernel_model
 
 #: Sharing must cost at most this part of reading alone: the figures of either may be wrong by so much.
 MARGIN = 1 - 2 * FIGURES_ERROR

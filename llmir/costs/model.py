@@ -12,7 +12,7 @@ from llmir.ir.opaque import Opaque
 from llmir.ir.opaque import weight_bytes as opaque_bytes
 from llmir.ir.ops import Linear, Logits
 from llmir.ir.remarks import Remark
-from llmir.target import Measurements
+from llmir.targets.records import Measurements
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from llmir.ir.attention_spec import AttentionSpec
-from llmir.ir.instruction_sets import INSTRUCTION_SETS
-from llmir.ir.kernel_spec import Isa, is_gpu
-from llmir.ir.supported import unsupported
-from llmir.target import cpu, gpu, gpu_detection
-from llmir.target.records import Cache, Hardware, Measurements, TargetError
-
-_NAMED = {**cpu.NAMED, **gpu.NAMED}
-_PUBLISHED = {**cpu.PUBLISHED, **gpu.PUBLISHED}
+from llmir.targets import host, registry
+from llmir.targets.gpu import detection
+from llmir.targets.records import WITHOUT_KERNELS, Cache, Hardware, Measurements, TargetError
+from llmir.targets.registry import is_gpu, kind_of, unsupported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +23,10 @@ class Target(Hardware):
     """Figures measured on the machine; None until calibration fills them."""
 
     def __post_init__(self) -> None:
-        if self.isa not in (*_PUBLISHED, cpu.WITHOUT_KERNELS):
+        known = registry.isas()
+        if self.isa not in (*known, WITHOUT_KERNELS):
             raise TargetError(
-                f"no instruction set {self.isa!r}, there are {', '.join(_PUBLISHED)}: a plan that names it was made by "
+                f"no instruction set {self.isa!r}, there are {', '.join(known)}: a plan that names it was made by "
                 f"another version of llmir, compile it again"
             )
         if self.cores < 1:
@@ -38,7 +35,7 @@ class Target(Hardware):
     @classmethod
     def detect(cls, root: Path = Path("/")) -> Target:
         """This machine's CPU, read from ``/proc`` and ``/sys`` below ``root``; nothing is measured yet."""
-        return cls(name="cpu", **vars(cpu.detect(root)))
+        return cls(name="cpu", **vars(host.detect(root)))
 
     @classmethod
     def named(cls, name: str) -> Target:
@@ -50,10 +47,11 @@ class Target(Hardware):
         if name == "cpu":
             return cls.detect()
         if name == "gpu":
-            return cls(name="gpu", **vars(gpu_detection.detect()))
-        if name in _NAMED:
-            return cls(name=name, **vars(_NAMED[name]))
-        raise TargetError(f"no target {name!r}; use one of cpu, gpu, {', '.join(sorted(_NAMED))}")
+            return cls(name="gpu", **vars(detection.detect()))
+        typical = registry.typical_machines()
+        if name in typical:
+            return cls(name=name, **vars(typical[name]))
+        raise TargetError(f"no target {name!r}; use one of cpu, gpu, {', '.join(sorted(typical))}")
 
     @property
     def fingerprint(self) -> str:
@@ -68,15 +66,13 @@ class Target(Hardware):
     def runnable(self) -> tuple[str, ...]:
         """Fingerprints of the targets whose kernels this machine can run: its own first, then those of lesser
         instruction sets."""
-        lesser = [isa for isa in cpu.PUBLISHED if isa != self.isa and self.runs(isa)]
+        lesser = [isa for isa in registry.isas(on_gpu=False) if isa != self.isa and self.runs(isa)]
         return (self.fingerprint, *(replace(self, isa=isa).fingerprint for isa in lesser))
 
     def runs(self, isa: str) -> bool:
         """Whether this machine can run kernels made for ``isa``: a GPU those of its architecture, a CPU those of any
         instruction set it has."""
-        if isa not in INSTRUCTION_SETS:
-            return is_gpu(isa) and isa == self.isa
-        return self.machine == cpu.ARCHITECTURE and INSTRUCTION_SETS[isa].features <= set(self.features)
+        return isa in registry.isas() and kind_of(isa).runs(isa, self)
 
     def supports(self, spec: AttentionSpec) -> list[str]:
         """Why there is no kernel of ``spec`` for this machine, every reason a clause; none where there is one."""
@@ -88,24 +84,20 @@ class Target(Hardware):
 
     def unused(self) -> str:
         """What this machine has that would make serving faster and no kernel uses; empty where there is nothing."""
-        if not set(self.features) >= cpu.AMX_FEATURES:
-            return ""
-        return (
-            "this machine has AMX, which no kernel of llmir uses yet: the framework's own AMX kernels may prefill "
-            "faster here (not measured)"
-        )
+        return "" if self.isa == WITHOUT_KERNELS else kind_of(self.isa).unused(self)
 
     def missing(self) -> str:
         """What this machine would need to run kernels of a CPU; empty where it can run some."""
-        if self.isa != cpu.WITHOUT_KERNELS:
+        if self.isa != WITHOUT_KERNELS:
             return ""
-        least = list(INSTRUCTION_SETS.values())[-1]
-        lacks = sorted(least.features - set(self.features)) if self.machine == cpu.ARCHITECTURE else []
+        least = [kind.typical[kind.isas[-1]] for kind in registry.KINDS if not kind.on_gpu]
+        known = " and ".join(f"{one.machine} processors with {', '.join(one.features)}" for one in least)
+        of_kind = (one.features for one in least if one.machine == self.machine)
+        lacks = [feature for feature in next(of_kind, ()) if feature not in self.features]
         what = f"lacks {', '.join(lacks)}" if lacks else "is another kind"
         return (
-            f"llmir has kernels for {cpu.ARCHITECTURE} processors with {', '.join(sorted(least.features))}, and this "
-            f"one ({self.model}, {self.machine}) {what}: serve on a GPU or without llmir here; to compile for another "
-            f"machine, name its target, such as cpu:avx2"
+            f"llmir has kernels for {known}, and this one ({self.model}, {self.machine}) {what}: serve on a GPU or "
+            f"without llmir here; to compile for another machine, name its target, such as cpu:avx2"
         )
 
     @property
@@ -116,9 +108,9 @@ class Target(Hardware):
         """
         if self.measured is not None:
             return self.measured
-        if self.isa == cpu.WITHOUT_KERNELS:
+        if self.isa == WITHOUT_KERNELS:
             raise TargetError(self.missing())
-        chip = _PUBLISHED[self.isa]
+        chip = kind_of(self.isa).published[self.isa]
         together = min(chip.read_bandwidth_all, self.cores * chip.read_bandwidth)
         pieces, cached = (
             tuple((size, rate / chip.threads * self.cores) for size, rate in curve)
@@ -136,7 +128,7 @@ class Target(Hardware):
         """Whether both are one machine, if with other cores or another of its instruction sets."""
         return (self.machine, self.model, self.features) == (other.machine, other.model, other.features)
 
-    def with_isa(self, isa: Isa) -> Target:
+    def with_isa(self, isa: str) -> Target:
         """The same machine, used with instruction set ``isa``; its figures have to be measured anew.
 
         Raises TargetError where it does not have ``isa``.

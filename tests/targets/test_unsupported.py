@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from llmir.ir.attention_spec import Alibi, AttentionSpec, Mask, SoftCap
-from llmir.ir.supported import unsupported
-from llmir.target import Target
+from llmir.targets.machine import Target
+from llmir.targets.registry import unsupported
 
 PLAIN = AttentionSpec.dense(8, 2, 64, "bf16", 16, 0.125)
 

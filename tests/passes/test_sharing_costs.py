@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from llmir.costs.sharing import Readers, cached_key
 from llmir.ir.kernel_spec import SharingCosts
-from llmir.ir.sharing_costs import Readers, cached_key
 
 TILE = 6
 #: A key takes 20 ns from memory, 4 ns from a small cache and 12 from a large one; a tile of rows 2 ns, and a row of

@@ -8,9 +8,13 @@ from dataclasses import replace
 
 import pytest
 
-from llmir.ir.kernel_spec import GPUS
-from llmir.target import Cache, Target, TargetError, gpu_detection
-from llmir.target.gpu_detection import AMD_NODES, CUDA_LIBRARY, detect, look
+from llmir.targets import registry
+from llmir.targets.cuda.driver import LIBRARY
+from llmir.targets.gpu import detection
+from llmir.targets.gpu.detection import detect, look
+from llmir.targets.hip.driver import NODES
+from llmir.targets.machine import Target
+from llmir.targets.records import Cache, TargetError
 
 NAMES = ("cuda:sm_80", "cuda:sm_90", "cuda:sm_100", "hip:gfx942")
 H100 = Target.named("cuda:sm_90")
@@ -24,7 +28,7 @@ def test_named_gpus_say_that_their_figures_are_published(name):
 
 
 def test_every_gpu_that_kernels_are_made_for_is_a_target():
-    assert {name.split(":")[1] for name in NAMES} == set(GPUS)
+    assert {name.split(":")[1] for name in NAMES} == set(registry.isas(on_gpu=True))
 
 
 @pytest.mark.parametrize(("name", "fingerprint"), [("cuda:sm_90", "cuda-sm_90"), ("hip:gfx942", "hip-gfx942")])
@@ -88,7 +92,7 @@ class Driver:
         self.attributes = {16: 114, 38: 50 << 20, 75: capability[0], 76: capability[1], 81: 228 << 10, 97: 227 << 10}
 
     def load(self, library):
-        assert library == CUDA_LIBRARY
+        assert library == LIBRARY
         return self
 
     def cuInit(self, _flags):
@@ -117,7 +121,7 @@ def no_driver(_library):
 
 def node(root, number, **properties):
     """A processor as the amdgpu driver shows it."""
-    folder = root / AMD_NODES / str(number)
+    folder = root / NODES / str(number)
     folder.mkdir(parents=True)
     (folder / "properties").write_text("".join(f"{name} {value}\n" for name, value in properties.items()))
 
@@ -138,7 +142,7 @@ def test_an_amd_gpu_is_the_first_node_with_simd_units(tmp_path):
 
 
 def test_gpu_is_this_machines(monkeypatch):
-    monkeypatch.setattr(gpu_detection, "find", lambda: look(load=Driver().load))
+    monkeypatch.setattr(detection, "find", lambda: look(load=Driver().load))
     target = Target.named("gpu")
     assert (target.name, target.fingerprint, target.figures.threads) == ("gpu", "cuda-sm_90", 114)
 
@@ -154,7 +158,7 @@ def test_where_there_is_no_gpu_none_is_found(tmp_path, load):
 
 
 def test_where_there_is_no_gpu_it_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(gpu_detection, "find", lambda: None)
+    monkeypatch.setattr(detection, "find", lambda: None)
     with pytest.raises(TargetError, match=r"no GPU was found here.*install the GPU's driver.*cuda:sm_90"):
         detect()
 
@@ -172,20 +176,20 @@ def answered(monkeypatch, **result):
 
 
 def test_the_driver_is_asked_in_another_process(monkeypatch, capsys, with_driver):
-    monkeypatch.setattr(gpu_detection, "look", lambda: look(load=Driver().load))
-    gpu_detection.main()
+    monkeypatch.setattr(detection, "look", lambda: look(load=Driver().load))
+    detection.main()
     answered(monkeypatch, stdout=capsys.readouterr().out)
-    assert gpu_detection.find() == look(load=Driver().load)
+    assert detection.find() == look(load=Driver().load)
 
 
 def test_what_is_wrong_with_the_gpu_comes_from_that_process(monkeypatch, with_driver):
     answered(monkeypatch, returncode=1, stderr="a warning\nNVIDIA L4 is sm_89\n")
     with pytest.raises(TargetError, match=r"^NVIDIA L4 is sm_89$"):
-        gpu_detection.find()
+        detection.find()
 
 
 def test_the_process_that_asks_is_this_module():
-    done = subprocess.run([sys.executable, "-m", gpu_detection.__name__], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", detection.__name__], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) is None or "isa" in json.loads(done.stdout)
 
 
