@@ -1,6 +1,7 @@
 # make compare          the real model in real vLLM and real SGLang, with their attention and with llmir's, side by side
 # make test             every test
 # make unit             the tests that need no framework, without those that are slow (CONTRIBUTING.md says which)
+# make cases            every case of vLLM's own CPU attention tests that has a cache; make test has some of them
 # make lint             ruff and mypy, with no framework installed
 # make types            mypy with vLLM installed
 # make .venvs/dev       the environment of `make lint` and `make unit`: no framework
@@ -23,7 +24,7 @@ TEST_PROCESSES := 2
 COMPARE_MINUTES := 30
 STARTED := $(shell date +%s)
 
-.PHONY: compare test unit lint types $(DEV) $(VLLM) $(SGLANG) models gemma3 clean
+.PHONY: compare test cases unit lint types $(DEV) $(VLLM) $(SGLANG) models gemma3 clean
 
 compare: $(VLLM)/.llmir-installed $(SGLANG)/.llmir-installed $(MODEL)
 	left=$$(( $(COMPARE_MINUTES) - 2 - ($$(date +%s) - $(STARTED)) / 60 )); \
@@ -37,6 +38,9 @@ test: $(VLLM)/.llmir-installed $(SGLANG)/.llmir-installed $(MODEL)
 
 unit: $(DEV)/.llmir-installed
 	$(DEV)/bin/python -m pytest tests -m "not slow" -n auto --dist loadfile
+
+cases: $(DEV)/.llmir-installed
+	LLMIR_ALL_CASES=1 $(DEV)/bin/python -m pytest tests/kernels/test_case_matrix.py -n $(TEST_PROCESSES)
 
 lint: $(DEV)/.llmir-installed
 	$(DEV)/bin/ruff check .

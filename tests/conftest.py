@@ -18,6 +18,7 @@ settings.load_profile("llmir")
 #: the plans of whole models.
 SLOW_PATHS = {
     *("kernels/gpu", "kernels/gpu_ahead", "kernels/test_attention.py", "kernels/test_changed_plans.py"),
+    "kernels/test_case_matrix.py",
     *("kernels/test_exceptional_numbers.py", "kernels/test_objects.py", "kernels/test_one_runner.py"),
     *("kernels/test_rounding.py", "kernels/test_wide_vectors.py", "runtime/test_pages.py"),
     *("benchmarks/test_gpu_benchmark.py", "test_shipped_plans.py"),
