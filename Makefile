@@ -1,7 +1,7 @@
 # make compare          the real model in real vLLM and real SGLang, with their attention and with llmir's, side by side
 # make test             every test
 # make unit             the tests that need no framework, without those that are slow (CONTRIBUTING.md says which)
-# make cases            every case of vLLM's own CPU attention tests that has a cache; make test has some of them
+# make cases            every case of vLLM's own CPU attention tests; make test has some of them
 # make lint             ruff and mypy, with no framework installed
 # make types            mypy with vLLM installed
 # make .venvs/dev       the environment of `make lint` and `make unit`: no framework
@@ -33,8 +33,8 @@ compare: $(VLLM)/.llmir-installed $(SGLANG)/.llmir-installed $(MODEL)
 
 test: $(VLLM)/.llmir-installed $(SGLANG)/.llmir-installed $(MODEL)
 	$(VLLM)/bin/python -m pytest tests -n $(TEST_PROCESSES) --dist loadfile
-	$(VLLM)/bin/python -m pytest integration_tests --ignore=integration_tests/sglang -n $(TEST_PROCESSES) --dist loadgroup
-	$(SGLANG)/bin/python -m pytest integration_tests/sglang -n $(TEST_PROCESSES) --dist loadgroup
+	$(VLLM)/bin/python -m pytest integration_tests --ignore=integration_tests/sglang -n $(TEST_PROCESSES) --dist loadfile
+	$(SGLANG)/bin/python -m pytest integration_tests/sglang -n $(TEST_PROCESSES) --dist loadfile
 
 unit: $(DEV)/.llmir-installed
 	$(DEV)/bin/python -m pytest tests -m "not slow" -n auto --dist loadfile

@@ -9,18 +9,6 @@ from tiny_models import FAMILIES, SMOLLM2, WriteModel
 
 pytest.register_assert_rewrite("self_comparison")
 
-#: Scopes of fixtures that tests of a file share, and that take long to make: engines, reports of comparisons.
-SHARED = ("module", "package")
-
-
-@pytest.hookimpl(tryfirst=True)  # before groups are read
-def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """Where several processes run tests, those of a file that share what takes long stay together; others spread."""
-    for item in items:
-        fixtures = item._fixtureinfo.name2fixturedefs.values()
-        if any(fixture.scope in SHARED for definitions in fixtures for fixture in definitions):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
-
 
 @pytest.fixture
 def write_model(tmp_path: Path) -> WriteModel:

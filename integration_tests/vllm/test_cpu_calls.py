@@ -21,7 +21,7 @@ def layer() -> Any:
     made = LlmirAttentionImpl(HEADS, SIZE, 0.125, KV_HEADS)
     made._layer = "layers.0"
     made._runner = SimpleNamespace(  # type: ignore[assignment]
-        spec=SimpleNamespace(attention=SIGNATURE), calls=calls, attend=lambda *call: calls.append(call)
+        spec=SimpleNamespace(attention=SIGNATURE), calls=calls, attend=lambda *call, **of_heads: calls.append(call)
     )
     return made
 

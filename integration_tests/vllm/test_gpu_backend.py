@@ -141,7 +141,7 @@ def test_vllm_may_capture_any_batch() -> None:
     ("arguments", "reason"),
     [
         ({"kv_sharing_target_layer_name": LAYERS[0]}, "shares the KV cache"),
-        ({"alibi_slopes": [0.5] * HEADS}, "ALiBi"),
+        ({"alibi_slopes": [0.5] * HEADS}, "Alibi"),
         ({"attn_type": "encoder_only"}, "encoder_only"),
         ({"kv_cache_dtype": "fp8_e5m2"}, "fp8_e5m2"),
         ({"kv_cache_dtype": "int8_per_token_head"}, "int8_per_token_head"),

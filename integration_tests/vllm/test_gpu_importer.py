@@ -8,7 +8,7 @@ from tiny_models import LAYERS, WriteModel
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models import llama
 
-from llmir.errors import LlmirError, UnsupportedLayerError
+from llmir.errors import LlmirError
 from llmir.frontends.vllm.offline import import_model
 from llmir.ir.attention import PagedAttention, spec_of
 from llmir.ir.bindings import ir
@@ -71,8 +71,8 @@ def test_sinks_are_a_weight_of_the_layer(write_model: WriteModel, monkeypatch: p
     assert [spec_of(op).sinks for op in layers] == [True] * LAYERS
     assert layers[0].sinks.name == "model.layers.0.self_attn.attn.sinks_of_model"
     assert layers[0].sinks.type.shards == 2
-    with pytest.raises(UnsupportedLayerError, match="attention sinks"):
-        load(folder, Target.detect())
+    on_cpu = load(folder, Target.detect(), tensor_parallel_size=2)
+    assert [spec_of(op) for op in ops_of(on_cpu, PagedAttention)] == [spec_of(op) for op in layers]
 
 
 def test_gpt_oss_has_sinks_and_experts_with_biases(write_model: WriteModel) -> None:

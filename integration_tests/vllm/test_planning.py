@@ -61,8 +61,8 @@ def test_a_child_makes_the_plan_and_the_next_start_reads_it(
 
 
 def test_an_error_of_the_child_is_the_same_error_here(write_model: WriteModel, cache: Path) -> None:
-    with pytest.raises(UnsupportedLayerError, match="head size 32") as refusal:
-        engine_config(write_model("llama", head_dim=32), attention_backend="LLMIR")
+    with pytest.raises(UnsupportedLayerError, match="head size is 24") as refusal:
+        engine_config(write_model("llama", head_dim=24), attention_backend="LLMIR")
     assert refusal.value.layer == "model.layers.0.self_attn.attn"
 
 

@@ -30,6 +30,7 @@ from llmir.frontends.common.support import dtype_name
 from llmir.frontends.common.tensors import LayerTensors, torch_dtype
 from llmir.frontends.vllm.planning import PLAN_KEY
 from llmir.frontends.vllm.plugin import BACKEND_NAME, is_llmir
+from llmir.frontends.vllm.support import CACHE_DTYPES
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.dtypes import BY_TORCH
 from llmir.plan import Plan
@@ -195,6 +196,9 @@ class PlannedImpl(AttentionImpl[Any]):
         # What a spec says is compared with the plan's.
         refused = {
             f"its attention type is {attn_type}, and llmir serves decoders": attn_type != AttentionType.DECODER,
+            f"its KV cache is of {kv_cache_dtype}, which has no kernel": (
+                kv_cache_dtype not in (*CACHE_DTYPES, *self.quantized_dtypes)
+            ),
             f"it needs {further}": bool(further),
         }
         self._refusal = next((reason for reason, applies in refused.items() if applies), None)
