@@ -17,7 +17,7 @@ from llmir.kernels import reference
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.plan import PlannedKernel
 from llmir.runtime import step as runtime
-from llmir.runtime.attention import AttentionRunner
+from llmir.runtime.cpu import CpuAttentionRunner
 from llmir.targets.machine import Target
 
 
@@ -52,7 +52,7 @@ class LlmirAttention:
         self.slopes = 2.0 ** -(torch.arange(case.num_heads) + 1.0) if attention.alibi else None
         self.step = step
         self.isa = planned.spec.isa
-        self.runner_of_kernel = AttentionRunner(Kernel.load(planned.spec, compiler.object_cache()), planned.policy)
+        self.runner_of_kernel = CpuAttentionRunner(Kernel.load(planned.spec, compiler.object_cache()), planned.policy)
         self.table = step.block_table(block_size)
         shape = (self.table.numel(), case.num_kv_heads, block_size, case.head_size)
         caches = np.zeros((2, *shape), DTYPES[case.element_type].storage)

@@ -27,7 +27,7 @@ from shared_step import PLAIN, SHARED, Batch, Shape, SharedStep, SharingKernel
 from llmir.compare.files import check_writable, write_json
 from llmir.compare.machine import record, versions
 from llmir.errors import LlmirError
-from llmir.runtime.attention import AttentionRunner
+from llmir.runtime.cpu import CpuAttentionRunner
 from llmir.targets.machine import Target
 from llmir.targets.x86.isa import INSTRUCTION_SETS
 
@@ -175,11 +175,11 @@ def host_seconds(step: SharedStep) -> dict[str, float]:
     return {
         PLAIN: median_seconds(step, [kernel.runners[PLAIN]] * HOST_REPEATS),
         SHARED: median_seconds(step, [kernel.runners[SHARED]] * HOST_REPEATS),
-        "first": median_seconds(step, [AttentionRunner(kernel.loaded, kernel.policy) for _ in range(HOST_REPEATS)]),
+        "first": median_seconds(step, [CpuAttentionRunner(kernel.loaded, kernel.policy) for _ in range(HOST_REPEATS)]),
     }
 
 
-def median_seconds(step: SharedStep, runners: Sequence[AttentionRunner]) -> float:
+def median_seconds(step: SharedStep, runners: Sequence[CpuAttentionRunner]) -> float:
     """Of beginning the step with each of the runners."""
     seconds = []
     for runner in runners:

@@ -24,7 +24,7 @@ from llmir_attention import plan_kernel
 from numpy.typing import NDArray
 
 from llmir.plan import PlannedKernel
-from llmir.runtime.attention import AttentionRunner
+from llmir.runtime.cpu import CpuAttentionRunner
 from llmir.runtime.prefix_finder import PrefixFinder
 from llmir.runtime.step import Step
 
@@ -111,12 +111,12 @@ SHAPES: dict[str, Callable[[Requests, int], Iterable[tuple[int, int]]]] = {
 }
 
 
-def runner(kernel: PlannedKernel) -> AttentionRunner:
+def runner(kernel: PlannedKernel) -> CpuAttentionRunner:
     """What prepares steps for ``kernel``, which is never called."""
-    return AttentionRunner(SimpleNamespace(spec=kernel.spec, function=None, openmp={}), kernel.policy)  # type: ignore[arg-type]
+    return CpuAttentionRunner(SimpleNamespace(spec=kernel.spec, function=None, openmp={}), kernel.policy)  # type: ignore[arg-type]
 
 
-def milliseconds(prepares: AttentionRunner, requests: Requests, changed: int, steps: int) -> Iterator[float]:
+def milliseconds(prepares: CpuAttentionRunner, requests: Requests, changed: int, steps: int) -> Iterator[float]:
     """Of every step."""
     query_start = np.arange(requests.count + 1, dtype=np.int32)
     for step in range(steps):

@@ -16,7 +16,7 @@ from llmir.ir.dtypes import DTYPES
 from llmir.kernels import reference
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.work_list import Item
-from llmir.runtime.attention import AttentionRunner
+from llmir.runtime.cpu import CpuAttentionRunner
 from llmir.runtime.schedule import Schedule
 from llmir.runtime.step import Step
 
@@ -106,8 +106,8 @@ class SharingKernel:
         planned = plan_kernel(case, block_size, isa)
         self.block_size, self.spec, self.policy = block_size, planned.spec, planned.policy
         self.loaded = Kernel.load(planned.spec, compiler.object_cache())
-        plain = AttentionRunner(self.loaded, replace(self.policy, sharing=None))
-        self.runners = {PLAIN: plain, SHARED: AttentionRunner(self.loaded, self.policy)}
+        plain = CpuAttentionRunner(self.loaded, replace(self.policy, sharing=None))
+        self.runners = {PLAIN: plain, SHARED: CpuAttentionRunner(self.loaded, self.policy)}
         page = planned.spec.attention.cache.head_block_bytes
         blocks = -(-cache_bytes // (page * shape.num_kv_heads))
         generator = torch.Generator().manual_seed(0)
@@ -137,7 +137,7 @@ class SharedStep:
         self._caches = cycle([kernel.pages.data_ptr() + layer * layer_bytes for layer in range(self.layers)])
         self.schedules = {side: self.begin(kernel.runners[side]) for side in (PLAIN, SHARED)}
 
-    def begin(self, runner: AttentionRunner) -> Schedule:
+    def begin(self, runner: CpuAttentionRunner) -> Schedule:
         """Prepares the step: its work list."""
         return runner.begin_step(Step(self.query_start, self.seq_lens, self.table), self.threads)
 

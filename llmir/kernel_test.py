@@ -25,7 +25,7 @@ from llmir.ir.dtypes import DTYPES
 from llmir.kernels import reference
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.plan import PlannedKernel
-from llmir.runtime.attention import AttentionRunner
+from llmir.runtime.cpu import CpuAttentionRunner
 from llmir.runtime.step import Step
 from llmir.targets.machine import Target
 
@@ -51,7 +51,7 @@ def relative_error(dtype: str, target: Target) -> float:
     with tempfile.TemporaryDirectory(prefix="llmir-") as folder:
         planned = _planned(dtype, target, Path(folder))
         kernel = Kernel.load(planned.spec, compiler.object_cache(Path(folder)))
-    return _step_error(AttentionRunner(kernel, planned.policy))
+    return _step_error(CpuAttentionRunner(kernel, planned.policy))
 
 
 def _planned(dtype: str, target: Target, folder: Path) -> PlannedKernel:
@@ -64,7 +64,7 @@ def _planned(dtype: str, target: Target, folder: Path) -> PlannedKernel:
     return compiler.compile(module, target, workload.DEFAULT, options).kernel_for(LAYER)
 
 
-def _step_error(runner: AttentionRunner) -> float:
+def _step_error(runner: CpuAttentionRunner) -> float:
     """Appends and attends with random values; what must not be read is NaN."""
     spec, rng = runner.spec, np.random.default_rng()
     attention, dtype = spec.attention, spec.attention.dtype

@@ -98,7 +98,7 @@ SERVING = (
     "llmir.kernels.cpu.loader",
     "llmir.kernels.cpu.object_cache",
     "llmir.kernels.gpu.ahead",
-    "llmir.runtime.attention",
+    "llmir.runtime.cpu",
     "llmir.runtime.layers",
     "llmir.runtime.schedule",
     "llmir.frontends.common.planning",

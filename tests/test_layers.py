@@ -13,7 +13,7 @@ from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.kernel_spec import SharingCosts
 from llmir.kernels.cpu.kernel import Kernel
 from llmir.kernels.cpu.object_cache import ObjectCache
-from llmir.runtime.attention import AttentionRunner
+from llmir.runtime.cpu import CpuAttentionRunner
 from llmir.runtime.layers import PlannedLayers, SharingCount, heads
 from llmir.runtime.step import Step
 
@@ -34,7 +34,7 @@ def loaded(monkeypatch):
 
 
 def load(folder):
-    return partial(AttentionRunner.load, object_cache=ObjectCache(folder))
+    return partial(CpuAttentionRunner.load, object_cache=ObjectCache(folder))
 
 
 @pytest.fixture
@@ -50,9 +50,9 @@ def test_layers_of_one_kernel_share_it(layers, loaded):
 
 def test_a_step_begins_for_every_kernel(layers, monkeypatch):
     begun = []
-    begin_step = AttentionRunner.begin_step
+    begin_step = CpuAttentionRunner.begin_step
     monkeypatch.setattr(
-        AttentionRunner, "begin_step", lambda self, *given: begun.append(given) or begin_step(self, *given)
+        CpuAttentionRunner, "begin_step", lambda self, *given: begun.append(given) or begin_step(self, *given)
     )
     layers.bind("layers.0", FOUND)
     step = Step(np.array([0, 1], np.int32), np.array([5], np.int32), np.zeros((1, 2), np.int32))
@@ -86,9 +86,9 @@ def test_what_sharing_saves_is_counted_for_every_layer(loaded, tmp_path):
 
 
 def test_a_step_without_room_to_share_is_counted(layers, monkeypatch):
-    begin_step = AttentionRunner.begin_step
+    begin_step = CpuAttentionRunner.begin_step
     monkeypatch.setattr(
-        AttentionRunner, "begin_step", lambda self, *given: replace(begin_step(self, *given), without_room=True)
+        CpuAttentionRunner, "begin_step", lambda self, *given: replace(begin_step(self, *given), without_room=True)
     )
     layers.bind("layers.0", FOUND)
     layers.begin_step(Step(np.array([0, 1], np.int32), np.array([5], np.int32), np.zeros((1, 2), np.int32)), 2)

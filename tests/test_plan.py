@@ -220,7 +220,11 @@ def test_a_plan_that_somebody_changed_is_refused(change):
             r"variants are \['decode', 'decode'\], and must be one decode and",
         ),
         ("kernels.0.policy.items_per_thread", 0, r"kernels\[0\].policy.items_per_thread is 0, and must be"),
-        ("kernels.0.spec.attention.mask.causal", False, r"spec.attention: only causal attention has a kernel"),
+        (
+            "kernels.0.spec.attention.cache.scales",
+            "head",
+            r"spec.attention: a KV cache of bf16 with scales has no kernel",
+        ),
     ],
 )
 def test_a_plan_that_contradicts_itself_is_refused_by_name(path, value, words):

@@ -17,7 +17,7 @@ NAMES = ("query", "key", "value", "output")
 
 
 class Reading:
-    """In the place of AttentionRunner."""
+    """In the place of CpuAttentionRunner."""
 
     def __init__(self, kernel: Any, object_cache: Any = None):
         self.spec = kernel.spec
@@ -36,7 +36,7 @@ class Reading:
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     """The backend, and a batch of 40 new tokens that it prepared."""
-    monkeypatch.setattr(cpu.AttentionRunner, "load", Reading)
+    monkeypatch.setattr(cpu.CpuAttentionRunner, "load", Reading)
     around = runner(plan(isa="avx512"), monkeypatch)
     made = cpu.LlmirAttentionBackend(around)
     requests = Requests(around.req_to_token_pool.req_to_token)

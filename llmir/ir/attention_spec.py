@@ -21,9 +21,20 @@ class Mask:
     """Which keys a query sees."""
 
     causal: bool = True
-    """None of later tokens."""
+    """None of later tokens; else attention is bidirectional, as encoders have it."""
     window: int = 0
-    """Of the last so many tokens alone, its own included; 0: of all."""
+    """Of the last so many tokens alone, its own included; 0: of all. Where attention is bidirectional, of the next so
+    many too."""
+
+    @property
+    def ahead(self) -> int | None:
+        """So many tokens after its own a query sees; None: all."""
+        return 0 if self.causal else self.window - 1 if self.window else None
+
+    @property
+    def width(self) -> int:
+        """The most keys that a query sees; 0: of all that it may."""
+        return self.window + (self.ahead or 0)
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,7 @@ class SoftCap:
     """Scores become ``cap * tanh(score / cap)`` (Gemma 2)."""
 
     title: ClassVar = "a soft cap"
+    tag: ClassVar = "softcap"
     cap: float
 
 
@@ -42,8 +54,10 @@ class Alibi:
     """
 
     title: ClassVar = "ALiBi"
+    tag: ClassVar = "alibi"
 
 
+#: ``title`` is for a reader, ``tag`` for a kernel's name.
 ScoreStage = SoftCap | Alibi
 
 

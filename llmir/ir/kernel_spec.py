@@ -116,8 +116,11 @@ class KernelSpec:
     def symbol(self) -> str:
         """Name of the kernel function, readable: ``attention_9x3x64_bf16_block128``."""
         s = self.attention
-        extras = (f"_window{s.mask.window}" if s.mask.window else "") + ("_softcap" if s.soft_cap else "")
-        extras += ("_alibi" if s.alibi else "") + ("_sinks" if s.sinks else "") + ("_fp8" if s.cache.quantized else "")
+        extras = "" if s.mask.causal else "_bidirectional"
+        extras += (f"_window{s.mask.window}" if s.mask.window else "") + "".join(
+            f"_{one.tag}" for one in s.score_stages
+        )
+        extras += ("_sinks" if s.sinks else "") + ("_fp8" if s.cache.quantized else "")
         head = f"{s.head_size}" if s.value_size == s.head_size else f"{s.head_size}v{s.value_size}"
         return f"attention_{s.num_heads}x{s.num_kv_heads}x{head}_{s.dtype}_block{s.cache.block_size}{extras}"
 

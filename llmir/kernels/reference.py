@@ -83,7 +83,7 @@ def attention(
     sinks: Array | None = None,
     slopes: Array | None = None,
 ) -> NDArray[np.float64]:
-    """Causal attention of every new token over its request's paged KV cache, in float64.
+    """Attention of every new token over its request's paged KV cache, in float64.
 
     ``query``: ``[num_tokens, num_heads, head_size]``, the requests' new tokens one request after the other;
     ``key_cache``, ``value_cache``: ``[num_blocks, num_kv_heads, block_size, head_size]``, the new tokens
@@ -102,7 +102,8 @@ def attention(
             rows = slice(row, min(row + _ROWS_AT_ONCE, end))
             positions = np.arange(rows.start, rows.stop) + seq_len - end
             first = max(0, int(positions[0]) - spec.mask.window + 1) if spec.mask.window else 0
-            seen = np.arange(first, int(positions[-1]) + 1)
+            ahead = spec.mask.ahead
+            seen = np.arange(first, seq_len if ahead is None else min(int(positions[-1]) + ahead + 1, seq_len))
             blocks, offsets = block_table[request, seen // spec.cache.block_size], seen % spec.cache.block_size
             keys = decode(key_cache[blocks, :, offsets])  # [keys, KV heads, head size]
             values = decode(value_cache[blocks, :, offsets])
@@ -113,7 +114,7 @@ def attention(
 
 def _visible(distances: Array, spec: AttentionSpec) -> NDArray[np.bool_]:
     """Which keys a query sees that are so many tokens before it."""
-    visible = distances >= 0
+    visible = np.ones(distances.shape, bool) if spec.mask.ahead is None else distances >= -spec.mask.ahead
     return visible & (distances < spec.mask.window) if spec.mask.window else visible
 
 

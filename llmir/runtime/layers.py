@@ -37,7 +37,7 @@ class SharingCount:
 
 
 class Runner(Protocol):
-    """What runs a kernel: AttentionRunner on a CPU, GpuAttentionRunner on a GPU."""
+    """What runs a kernel: CpuAttentionRunner on a CPU, GpuAttentionRunner on a GPU."""
 
     spec: KernelSpec
 
@@ -98,7 +98,7 @@ class PlannedLayers(Generic[RunnerT]):
 def heads(tensor: Any, head_size: int) -> tuple[int, int]:
     """Address and elements from one token to the next, of a tensor [tokens, heads, head_size].
 
-    Raises ValueError where the heads of a token are not side by side, as AttentionRunner.attend needs them.
+    Raises ValueError where the heads of a token are not side by side, as CpuAttentionRunner.attend needs them.
     """
     if not side_by_side(tensor, head_size):
         raise ValueError(f"llmir's kernels need the heads of a token side by side, not strides {tensor.stride()}")

@@ -54,7 +54,7 @@ class Scheduler:
             raise KernelError(f"no step can be scheduled for {spec.symbol}: {'; '.join(problems)}")
         self._heads = spec.attention.num_kv_heads
         self._queries_per_kv = spec.attention.queries_per_kv
-        self._window = spec.attention.mask.window
+        self._window, self._ahead = spec.attention.mask.window, spec.attention.mask.ahead
         self._block_size = spec.attention.cache.block_size
         self._policy = policy
         names = [variant.name for variant in spec.variants]
@@ -108,8 +108,12 @@ class Scheduler:
         tiles[:, Item.REQUEST] = request
         tiles[:, Item.POSITION] = end - tokens
         tiles[:, Item.KEY_BEGIN] = self._first_key(tiles)
-        tiles[:, Item.KEY_END] = end
+        tiles[:, Item.KEY_END] = self._last_key(end, seq_lens[request])
         return tiles
+
+    def _last_key(self, end: Int64, seq_lens: Int64) -> Int64:
+        """Behind the last key that any of a tile's tokens sees; ``end``: behind the last of them."""
+        return seq_lens if self._ahead is None else np.minimum(end + self._ahead, seq_lens)
 
     def _first_key(self, tiles: Int32) -> Int64 | int:
         """The chunk in which the first token's window begins."""

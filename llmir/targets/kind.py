@@ -30,6 +30,8 @@ class Kind(ABC):
     """What kernels compute queries in."""
     score_stages: ClassVar[tuple[type[ScoreStage], ...]]
     """What kernels compute, each once at most, in this order."""
+    bidirectional: ClassVar[bool] = False
+    """Whether kernels compute attention that is not causal."""
     kernel_model: ClassVar[str]
     """Module and class of its KernelModel: a name, because what a compiled object depends on ends before what chooses
     its tiles."""
@@ -90,7 +92,8 @@ class Kind(ABC):
     def _of_sizes(self, spec: AttentionSpec) -> list[str]:
         sizes, dtypes = self.head_sizes, " and ".join(self.dtypes)
         found = {
-            "only causal attention has a kernel": not spec.mask.causal,
+            f"bidirectional attention has no kernel {self.where}": not (spec.mask.causal or self.bidirectional),
+            "ALiBi of bidirectional attention has no kernel": not spec.mask.causal and spec.alibi,
             f"its head size is {spec.head_size}, and there are kernels for {self._known_sizes} {self.where}": (
                 spec.head_size not in sizes
             ),

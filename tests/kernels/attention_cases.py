@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.kernel_spec import CpuVariant, KernelSpec, SharingCosts, StepPolicy
 from llmir.kernels import reference
-from llmir.runtime.attention import AttentionRunner
+from llmir.runtime.cpu import CpuAttentionRunner
 from llmir.runtime.step import Step
 from llmir.targets.registry import lanes_of
 from llmir.targets.x86.isa import INSTRUCTION_SETS
@@ -61,6 +61,11 @@ def emulate_wide(monkeypatch) -> None:
     """Lets a test compile for :data:`WIDE`."""
     made = replace(INSTRUCTION_SETS["avx512"], name=WIDE, features=INSTRUCTION_SETS["avx2"].features, scales=False)
     monkeypatch.setitem(INSTRUCTION_SETS, WIDE, made)
+
+
+def bidirectional(attention: AttentionSpec) -> AttentionSpec:
+    """The same, where a query sees later tokens of its request too."""
+    return replace(attention, mask=replace(attention.mask, causal=False))
 
 
 def layout_of(element_type: str, isa: str, block_size: int) -> str:
@@ -127,6 +132,8 @@ def specs(draw) -> KernelSpec:
         alibi=draw(st.sampled_from([False, False, True])),
         layout=draw(st.sampled_from([layout_of(element_type, isa, block_size), "row"])),
     )
+    if not attention.alibi and draw(st.sampled_from([False, False, True])):
+        attention = bidirectional(attention)
     tiles = [draw(variants(name, tokens, attention, isa)) for name, tokens in (("decode", 3), ("prefill", 40))]
     return KernelSpec(attention, isa, tuple(tiles))
 
@@ -224,7 +231,7 @@ class Inputs:
         self.output = self._encode(np.full((rows, heads + 1, s.value_size), np.nan))
 
     def head_numbers(self) -> dict[str, int]:
-        """What AttentionRunner.attend takes of a layer's own: addresses, which this keeps alive."""
+        """What CpuAttentionRunner.attend takes of a layer's own: addresses, which this keeps alive."""
         given = {"sinks": self.sinks, "slopes": self.slopes}
         return {name: 0 if numbers is None else numbers.ctypes.data for name, numbers in given.items()}
 
@@ -300,7 +307,7 @@ def address(array: np.ndarray) -> tuple[int, int]:
     return array.ctypes.data, array.strides[0] // array.itemsize
 
 
-def begin_step(runner: AttentionRunner, step: Step, threads: int) -> None:
+def begin_step(runner: CpuAttentionRunner, step: Step, threads: int) -> None:
     """Begins a step that finds NaN in all states, and room for each that it leaves."""
     merges = runner.begin_step(step, threads).merges
     buffers, arguments = {name: buffer for name, (buffer, _) in runner._buffers.items()}, runner._arguments
@@ -317,7 +324,7 @@ def begin_step(runner: AttentionRunner, step: Step, threads: int) -> None:
 def attend(spec: KernelSpec, inputs: Inputs, policy: StepPolicy) -> np.ndarray:
     """What a step of new tokens that are in the cache gives: float32 [tokens, heads, head_size]."""
     pages = aligned(reference.pack_pages(*inputs.expected_caches, spec.attention.cache, spec.isa))
-    runner, output = AttentionRunner(loaded(spec), policy), inputs.output[: inputs.tokens].copy()
+    runner, output = CpuAttentionRunner(loaded(spec), policy), inputs.output[: inputs.tokens].copy()
     begin_step(runner, Step(inputs.query_start, inputs.seq_lens, inputs.block_table), inputs.batch.threads)
     runner.attend(
         address(inputs.query), (0, 0), (0, 0), address(output), pages.ctypes.data, 0, 0, **inputs.head_numbers()
@@ -325,7 +332,7 @@ def attend(spec: KernelSpec, inputs: Inputs, policy: StepPolicy) -> np.ndarray:
     return reference.decode(output[:, : spec.attention.num_heads])
 
 
-def check(spec: KernelSpec, batch: Batch, policy: StepPolicy, runner: AttentionRunner | None = None) -> float:
+def check(spec: KernelSpec, batch: Batch, policy: StepPolicy, runner: CpuAttentionRunner | None = None) -> float:
     """Run ``batch`` twice; outputs, the cache, and all that must stay untouched are as the reference says.
 
     ``runner`` is one that may have run other steps, of the same kernel by the same policy; without it, a new one.
@@ -334,7 +341,7 @@ def check(spec: KernelSpec, batch: Batch, policy: StepPolicy, runner: AttentionR
     s, inputs = spec.attention, Inputs(spec.attention, batch)
     before = inputs.caches if batch.appends else inputs.expected_caches
     pages = aligned(reference.pack_pages(*before, s.cache, spec.isa))
-    runner = runner or AttentionRunner(loaded(spec), policy)
+    runner = runner or CpuAttentionRunner(loaded(spec), policy)
     outputs = [inputs.output.copy(), inputs.output.copy()]
     table = inputs.block_table
     begin_step(runner, Step(inputs.query_start, inputs.seq_lens, table), batch.threads)

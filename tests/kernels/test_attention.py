@@ -15,6 +15,7 @@ from attention_cases import (
     Inputs,
     attend,
     batches,
+    bidirectional,
     check,
     layout_of,
     loaded,
@@ -30,7 +31,7 @@ from llmir.errors import KernelError
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.kernel_spec import StepPolicy
 from llmir.kernels.cpu.lowering import compile_object
-from llmir.runtime.attention import AttentionRunner
+from llmir.runtime.cpu import CpuAttentionRunner
 from llmir.targets.registry import lanes_of
 
 NO_SPLITS = StepPolicy(decode_tokens=1, split_keys=1 << 20, items_per_thread=1)
@@ -50,7 +51,7 @@ def signature(
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(spec=specs(), steps=st.lists(batches(), min_size=2, max_size=4), policy=policies)
 def test_any_kernel_computes_any_step(spec, steps, policy):
-    runner = AttentionRunner(loaded(spec), policy)
+    runner = CpuAttentionRunner(loaded(spec), policy)
     for batch in steps:
         check(spec, batch, policy, runner)
 
@@ -103,6 +104,15 @@ def test_sinks_and_alibi(isa, element_type, more, window):
     batch = Batch(cached=(700, 40, 0), new=(1, 20, 3), threads=2)
     for policy in (NO_SPLITS, SPLITS):
         check(spec_of(s, isa), batch, policy)
+
+
+@pytest.mark.parametrize(("isa", "element_type"), KINDS)
+@pytest.mark.parametrize("window", [0, 1, 77])
+@pytest.mark.parametrize("more", [{}, {"sinks": True, "soft_cap": 30.0}])
+def test_bidirectional_attention(isa, element_type, window, more):
+    spec = spec_of(bidirectional(signature(isa, element_type, window=window, **more)), isa)
+    for policy in (NO_SPLITS, SPLITS):
+        check(spec, Batch(cached=(0, 0, 0, 60), new=(300, 1, 77, 9), threads=2), policy)
 
 
 def test_a_sink_takes_all_weight_where_no_score_comes_near():

@@ -1,7 +1,7 @@
-"""The cases of vLLM's own CPU attention tests that have a cache, within those tests' tolerance.
+"""The cases of vLLM's own CPU attention tests, within those tests' tolerance.
 
 Heads, sizes, blocks, windows, types and batches are those of vLLM's tests/kernels/attention/test_cpu_attn.py; caches of
-fp8 and attention without a cache are left out. `make test` takes some of them, `make cases` takes all.
+fp8 are left out. `make test` takes some of them, `make cases` takes all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch  # noqa: F401 - brings the OpenMP runtime
-from attention_cases import Batch, Inputs, attend, expected
+from attention_cases import Batch, Inputs, attend, bidirectional, expected
 from compiled_kernels import RUNNABLE_ISAS
 
 from llmir.ir.attention_spec import AttentionSpec
@@ -27,6 +27,8 @@ BATCHES = {
     "prefill": ((2345, 2345), (5, 5), (3, 16), (134, 5131)),
     "mixed": ((992, 2456), (1, 1234), (98, 1145), (1, 4162), (2345, 2345)),
 }
+#: Whole sequences, of which each token sees all.
+ENCODED = {"encoder": tuple((tokens, tokens) for tokens in (1, 678, 2367, 145, 4162, 36, 7812))}
 HEADS = ((4, 4), (8, 2), (9, 3))
 WINDOWS = (0, 256)
 #: Head size, block size, element type, and what attention has besides.
@@ -35,7 +37,8 @@ SHAPES = (
     *product((80, 96, 112, 128), (48,), ("bf16",), ({},)),
     *product((96,), (128,), ("bf16",), ({"soft_cap": 50.0}, {"alibi": True}, {"sinks": True})),
 )
-CASES = list(product(SHAPES, HEADS, WINDOWS, BATCHES))
+ENCODER_SHAPES = product((96, 128, 512), (128,), ("bf16", "f16", "f32"), ({},))
+CASES = [*product(SHAPES, HEADS, WINDOWS, BATCHES), *product(ENCODER_SHAPES, HEADS, WINDOWS, ENCODED)]
 TAKEN = CASES if os.environ.get("LLMIR_ALL_CASES") else CASES[::53]
 
 
@@ -49,10 +52,12 @@ def test_a_case_of_vllm_is_computed_as_exactly_as_vllm_asks(case: tuple) -> None
     (head_size, block_size, dtype, more), heads, window, batch = case
     kernels = kernel_model(replace(Target.detect(), isa=RUNNABLE_ISAS[0]))
     plain = AttentionSpec.dense(*heads, head_size, dtype, block_size, head_size**-0.5, window=window, **more)
+    if batch in ENCODED:
+        plain = bidirectional(plain)
     attention = kernels.laid_out(plain, block_size)
     decode = kernels.decode(attention)
     spec = KernelSpec(attention, RUNNABLE_ISAS[0], (decode, kernels.prefill(attention)))
-    requests = BATCHES[batch]
+    requests = (BATCHES | ENCODED)[batch]
     cached = tuple(tokens - new for new, tokens in requests)
     inputs = Inputs(attention, Batch(cached, tuple(new for new, _ in requests), threads=2, appends=False))
     output = attend(spec, inputs, kernels.policy(attention, decode))

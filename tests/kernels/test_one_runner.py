@@ -21,7 +21,7 @@ from attention_cases import (
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.kernel_spec import KernelSpec, StepPolicy
 from llmir.kernels import reference
-from llmir.runtime.attention import AttentionRunner
+from llmir.runtime.cpu import CpuAttentionRunner
 from llmir.runtime.step import Step
 
 #: Requests in each step: many and few by turns.
@@ -35,7 +35,7 @@ class Server:
     def __init__(self, spec: KernelSpec, policy: StepPolicy):
         s = self.attention = spec.attention
         self.spec, self.rng = spec, np.random.default_rng(0)
-        self.runner = AttentionRunner(loaded(spec), policy)
+        self.runner = CpuAttentionRunner(loaded(spec), policy)
         shape = (40 * -(-400 // s.cache.block_size), s.num_kv_heads, s.cache.block_size, s.head_size)
         self.caches = [self.encode(np.full(shape, np.nan)) for _ in range(2)]
         self.pages = aligned(reference.pack_pages(*self.caches, s.cache, spec.isa))

@@ -119,7 +119,10 @@ def test_the_remark_holds_registers_times_and_other_tiles(parse):
     ("facts", "reason"),
     [
         ({"head_size": 76}, "its head size is 76, and there are kernels for multiples of 8 from 32 to 576 on a CPU"),
-        ({"causal": False}, "only causal attention has a kernel"),
+        (
+            {"causal": False, "score_stages": "[{}]", "more": ", slopes = [" + ", ".join(["0.5 : f64"] * 9) + "]"},
+            "ALiBi of bidirectional attention has no kernel",
+        ),
         (
             {"score_stages": "[{}, {cap = 5.0 : f64}]", "more": ", slopes = [" + ", ".join(["0.5 : f64"] * 9) + "]"},
             "scores that go through ALiBi, then a soft cap have no kernel on a CPU",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llmir.ir.attention_spec import AttentionSpec
 from llmir.ir.dtypes import DTYPES
 from llmir.ir.kernel_spec import KernelSpec, StepPolicy
-from llmir.runtime.attention import AttentionRunner
+from llmir.runtime.cpu import CpuAttentionRunner
 from llmir.runtime.pages import key_and_value_rows
 from llmir.runtime.step import Step
 from llmir.targets.x86 import tiles
@@ -58,7 +58,7 @@ class Cache:
     def appended_by_the_kernel(self) -> torch.Tensor:
         """The pages after the kernel has put the rows into their slots."""
         s, pages = self.spec.attention, self.pages.clone()
-        runner = AttentionRunner(loaded(self.spec), StepPolicy(1, 1 << 20, 1))
+        runner = CpuAttentionRunner(loaded(self.spec), StepPolicy(1, 1 << 20, 1))
         query = torch.zeros(self.count, s.num_heads, s.head_size, dtype=self.stored)
         output = torch.empty_like(query)
         table = np.zeros((1, self.count), np.int32)  # it attends to whatever is there

@@ -24,13 +24,14 @@ def test_every_reason_is_told() -> None:
     odd = odd.with_cache(key_size=76, scales="head")
     assert unsupported(odd, "avx2") == [
         "scores that go through ALiBi, then a soft cap have no kernel on a CPU",
-        "only causal attention has a kernel",
+        "ALiBi of bidirectional attention has no kernel",
         "its head size is 76, and there are kernels for multiples of 8 from 32 to 576 on a CPU",
         "a KV cache of bf16 with scales has no kernel on a CPU",
     ]
     assert unsupported(odd, "sm_80") == [
         "ALiBi has no kernel on a GPU",
-        "only causal attention has a kernel",
+        "bidirectional attention has no kernel on a GPU",
+        "ALiBi of bidirectional attention has no kernel",
         "its head size is 76, and there are kernels for multiples of 16 from 32 to 256 on a GPU",
         "its values are of another size (64) than keys (76), which has no kernel on a GPU",
         "a KV cache of bf16 with scales has no kernel on a GPU",

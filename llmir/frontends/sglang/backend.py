@@ -18,19 +18,19 @@ from llmir.frontends.common.tensors import address_of
 from llmir.frontends.sglang import support
 from llmir.frontends.sglang.base_backend import PlannedBackend
 from llmir.frontends.sglang.page_table import PageTable
-from llmir.runtime.attention import AttentionRunner
+from llmir.runtime.cpu import CpuAttentionRunner
 from llmir.runtime.layers import heads
 from llmir.runtime.step import Step
 
 
-class LlmirAttentionBackend(PlannedBackend[AttentionRunner]):
+class LlmirAttentionBackend(PlannedBackend[CpuAttentionRunner]):
     """All attention layers of one model runner on a CPU."""
 
     #: New tokens of the batch announced last.
     _tokens = 0
 
     def __init__(self, runner: Any):
-        super().__init__(runner, functools.partial(AttentionRunner.load, object_cache=object_cache()))
+        super().__init__(runner, functools.partial(CpuAttentionRunner.load, object_cache=object_cache()))
         self._table = PageTable(self.req_to_token_pool, self._page_size)
 
     def init_forward_metadata(self, forward_batch: Any) -> None:

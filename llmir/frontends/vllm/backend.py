@@ -33,7 +33,7 @@ from llmir.frontends.vllm.description import (
     plan_of,
 )
 from llmir.frontends.vllm.support import BLOCK_SIZES
-from llmir.runtime.attention import AttentionRunner
+from llmir.runtime.cpu import CpuAttentionRunner
 from llmir.runtime.layers import PlannedLayers, heads
 from llmir.runtime.step import Step
 
@@ -66,7 +66,7 @@ class LlmirMetadataBuilder(AttentionMetadataBuilder["LlmirMetadata"]):
         self, kv_cache_spec: AttentionSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
     ):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        load = functools.partial(AttentionRunner.load, object_cache=object_cache())
+        load = functools.partial(CpuAttentionRunner.load, object_cache=object_cache())
         self._planned = PlannedLayers(plan_of(vllm_config), load)
         bind_layers(self._planned, self, logger)
         self._sharing = SharingReport(self._planned.sharing, vllm_config.parallel_config.rank == 0, logger)
@@ -98,7 +98,7 @@ class LlmirMetadata(AttentionMetadata):
 class LlmirAttentionImpl(PlannedImpl):
     """One attention layer on a CPU."""
 
-    _runner: AttentionRunner | None = None
+    _runner: CpuAttentionRunner | None = None
     _cache: torch.Tensor | None = None
 
     def forward(

@@ -44,7 +44,7 @@ class AttentionEmitter:
         whole = b.less(place, 0)
         g = self.geometry
         self.item, self.arguments = item, arguments
-        self.tokens = ItemTokens(arguments, item)
+        self.tokens = ItemTokens(s.mask, arguments, item)
         ending = EndingEmitter(g, arguments, item)
         self.state = b.select(whole, b.stack_array(g.padded_rows * g.state_bytes), ending.state(place))
         self.queries = b.stack_array(g.padded_rows * g.query_bytes)
@@ -125,7 +125,7 @@ class AttentionEmitter:
                 )
                 sees_chunk = b.less(first_key, rows.highest_limit())
                 if s.mask.window:
-                    window_begin = b.sub(rows.lowest_limit(), s.mask.window)
+                    window_begin = b.sub(rows.lowest_limit(), s.mask.width)
                     sees_chunk = b.both(sees_chunk, b.less(window_begin, b.add(first_key, v.key_chunk)))
                 b.when(sees_chunk, lambda: chunks.attend(rows, first_key, valid, place))
 

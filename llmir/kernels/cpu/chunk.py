@@ -56,7 +56,7 @@ class ChunkEmitter:
         chunk_end = b.add(first_key, self.variant.key_chunk)
         crosses = b.less(b.minimum(tile.lowest_limit(), b.add(first_key, valid)), chunk_end)
         if self.attention.mask.window:
-            window_begin = b.sub(tile.highest_limit(), self.attention.mask.window)
+            window_begin = b.sub(tile.highest_limit(), self.attention.mask.width)
             crosses = b.either(crosses, b.less(first_key, window_begin))
         b.when(crosses, lambda: self._mask(tile, first_key, valid))
         self._softmax(tile, first_key)
@@ -149,7 +149,7 @@ class ChunkEmitter:
         def mask_row(row: ir.Value) -> None:
             limit = b.load(b.offset(tile.limits, b.mul(row, 4)), b.integer(32))
             upper = f.splat(b.minimum(limit, end), p.lanes)
-            lower = f.splat(b.sub(limit, s.mask.window), p.lanes) if s.mask.window else None
+            lower = f.splat(b.sub(limit, s.mask.width), p.lanes) if s.mask.window else None
 
             def mask(scores: ir.Value, first: int) -> ir.Value:
                 position = b.add(lanes, b.constant(first, i32_vector))

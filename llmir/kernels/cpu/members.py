@@ -6,6 +6,7 @@ says it is chosen, and of consecutive tokens the count is added.
 
 from __future__ import annotations
 
+from llmir.ir.attention_spec import Mask
 from llmir.ir.bindings import ir
 from llmir.kernels.cpu import builder as b
 from llmir.kernels.cpu.fields import argument, item_field, number
@@ -15,8 +16,8 @@ from llmir.kernels.work_list import Item
 class ItemTokens:
     """The tokens of one item."""
 
-    def __init__(self, arguments: ir.Value, item: ir.Value):
-        self._arguments, self._item = arguments, item
+    def __init__(self, mask: Mask, arguments: ir.Value, item: ir.Value):
+        self._mask, self._arguments, self._item = mask, arguments, item
         self._first = item_field(item, Item.MEMBERS)
         self.gathered = b.at_least(self._first, 0)
 
@@ -32,8 +33,10 @@ class ItemTokens:
 
     def limit(self, i: ir.Value) -> ir.Value:
         """Token ``i`` sees the keys at positions below this."""
+        if self._mask.ahead is None:
+            return item_field(self._item, Item.KEY_END)
         after_first = b.select(self.gathered, b.constant(0), i)
-        return b.add(b.add(item_field(self._item, Item.POSITION), after_first), 1)
+        return b.add(b.add(item_field(self._item, Item.POSITION), after_first), 1 + self._mask.ahead)
 
     def _entry(self, listed: ir.Value, column: Item, i: ir.Value) -> ir.Value:
         """The number at ``listed`` where tokens are gathered, else ``i`` more than ``column``."""

@@ -23,6 +23,7 @@ class X86(Kind):
     head_sizes = range(32, 576 + 1, 8)
     dtypes = QUERY_DTYPES
     score_stages = (SoftCap, Alibi)
+    bidirectional = True
     kernel_model = "llmir.targets.x86.kernel_model.X86Kernels"
     typical, published = TYPICAL, PUBLISHED
 

@@ -1,4 +1,4 @@
-"""Runs a compiled attention kernel: one work list a step, one call a layer."""
+"""Runs a compiled attention kernel on a CPU: one work list a step, one call a layer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llmir.runtime.split import ByThread
 from llmir.runtime.step import Step
 
 
-class AttentionRunner:
+class CpuAttentionRunner:
     """One kernel with the buffers its calls need; every layer of its spec shares it.
 
     Not for concurrent use: the layers of a model run one after the other.
@@ -36,7 +36,7 @@ class AttentionRunner:
         self._step: tuple[Schedule, Int32, Int32, Int32 | None] | None = None
 
     @classmethod
-    def load(cls, kernel: PlannedKernel, object_cache: ObjectCache) -> AttentionRunner:
+    def load(cls, kernel: PlannedKernel, object_cache: ObjectCache) -> CpuAttentionRunner:
         """What runs a plan's kernel; KernelError where that cannot be loaded."""
         return cls(Kernel.load(kernel.spec, object_cache), kernel.policy)
 
