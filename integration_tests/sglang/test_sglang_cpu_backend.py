@@ -26,7 +26,9 @@ class Reading:
     def begin_step(self, *step: Any) -> Schedule:
         return Schedule(None, NO_MERGES, 0, 0)
 
-    def attend(self, query: Any, key: Any, value: Any, output: Any, cache: int, slots: int, append: int) -> None:
+    def attend(
+        self, query: Any, key: Any, value: Any, output: Any, cache: int, slots: int, append: int, **of_heads: int
+    ) -> None:
         for name, (address, _) in zip(NAMES, (query, key, value, output), strict=True):
             number = ctypes.c_uint16.from_address(address)
             self.seen[name] = number.value

@@ -145,7 +145,7 @@ def test_sinks_that_are_not_one_a_head_are_refused(monkeypatch: pytest.MonkeyPat
     requests.add("a", 60)
     batch = requests.extend(a=40)
     made.init_forward_metadata(batch)
-    with pytest.raises(UnsupportedLayerError, match=r"sinks of \[1\]"):
+    with pytest.raises(UnsupportedLayerError, match=r"its sinks are \[1\]"):
         call(made, batch, sinks=torch.zeros(1))
 
 

@@ -52,7 +52,7 @@ def test_what_the_kernel_reads_is_passed_on(layer: Any) -> None:
         ({"output": torch.ones(TOKENS, HEADS, SIZE)}, "its output is .* in float32"),
         ({"output_scale": torch.ones(1)}, "its output is to be quantized"),
         ({"kv_cache": torch.zeros(4, KV_HEADS, BLOCK, 2 * SIZE)}, "KV cache is .* in float32, not .* in float16"),
-        ({"attn_metadata": LlmirMetadata(TOKENS, torch.zeros(2, dtype=torch.int64))}, "its slots is"),
+        ({"attn_metadata": LlmirMetadata(TOKENS, torch.zeros(2, dtype=torch.int64))}, "its slots are"),
     ],
 )
 def test_nothing_is_read_as_what_it_is_not(layer: Any, changes: dict[str, Any], reason: str) -> None:

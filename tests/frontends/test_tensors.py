@@ -55,7 +55,7 @@ def test_new_keys_and_values_are_as_the_cache(name: str) -> None:
 
 @pytest.mark.parametrize("slots", [torch.zeros(TOKENS, dtype=torch.int32), torch.zeros(2, dtype=torch.int64)])
 def test_slots_are_whole_addresses_one_for_each_token(slots: torch.Tensor) -> None:
-    with pytest.raises(UnsupportedLayerError, match="its slots is"):
+    with pytest.raises(UnsupportedLayerError, match="its slots are"):
         layer().check_new(rows(KV_HEADS), rows(KV_HEADS), slots, TOKENS)
 
 

@@ -82,7 +82,7 @@ def test_a_usual_configuration_is_served(isa: str) -> None:
     [
         (
             {"model_config__dtype": "torch.float32"},
-            "runs in float32, and llmir has kernels for bfloat16, float16 on a GPU",
+            "runs in float32, and llmir has kernels for bfloat16 and float16 on a GPU",
         ),
         ({"cache_config__cache_dtype": "fp8_e5m2"}, "'fp8_e5m2'"),
         ({"cache_config__cache_dtype": "int8"}, "'int8'"),

@@ -76,8 +76,9 @@ def nothing_to_do(model: str, name: str, framework: str) -> UnsupportedFeatureEr
 def dtype_check(dtype: str, isa: str) -> dict[str, bool]:
     """The check of a model's dtype, by :func:`dtype_name`, on what ``isa`` is of."""
     kind = kind_of(isa)
-    known = [str(DTYPES[name].torch) for name in kind.dtypes]
-    return {f"the model runs in {dtype}, and llmir has kernels for {', '.join(known)} {kind.where}": dtype not in known}
+    *others, last = known = [str(DTYPES[name].torch) for name in kind.dtypes]
+    words = f"{', '.join(others)} and {last}" if others else last
+    return {f"the model runs in {dtype}, and llmir has kernels for {words} {kind.where}": dtype not in known}
 
 
 def architecture(config: Any) -> dict[str, Any]:

@@ -96,6 +96,5 @@ class LayerTensors:
         if tensor is None:
             raise UnsupportedLayerError(self._layer, f"it is called without a {name}")
         found = f"{list(tensor.shape)} in {dtype_name(tensor.dtype)} on {tensor.device}"
-        raise UnsupportedLayerError(
-            self._layer, f"its {name} is {found}, and its kernel reads {expected} on {self._device}"
-        )
+        its = f"its {name} {'are' if name.endswith('s') else 'is'} {found}"
+        raise UnsupportedLayerError(self._layer, f"{its}, and its kernel reads {expected} on {self._device}")
