@@ -19,7 +19,7 @@ PIP_OPTIONS := --disable-pip-version-check
 MODEL := models/smollm2-135m-instruct
 GEMMA3 := models/gemma3-270m
 # Tests at a time: an engine takes some 2 GB. SGLang's engines, whose threads and ranks wait for one another without
-# pause, take turns: two at a time took twice as long as one after the other.
+# pause, take turns: with two at a time five took 21 minutes, one after the other three took four (Zen 3).
 TEST_PROCESSES := 2
 # Minutes in which `make compare` ends, set-up included; what takes longer than expected, and the chart, have the last two.
 COMPARE_MINUTES := 30

@@ -151,6 +151,12 @@ class TestCompileRefusesBefore:
 
         monkeypatch.setattr(offline, "import_model", fail)
 
+    def test_a_processor_without_kernels_before_the_model_is_read(self, run, monkeypatch):
+        here = Target.detect()
+        monkeypatch.setattr(Target, "detect", lambda: replace(here, isa="none", features=("avx",), machine="x86_64"))
+        code, _, err = run("compile", "m")
+        assert code == 1 and "lacks avx2, f16c, fma" in err and "name its target" in err
+
     def test_an_unknown_target(self, run):
         code, _, err = run("compile", "m", "--target", "cpu:abacus")
         assert code == 1

@@ -76,10 +76,13 @@ def compile_model(
 ) -> None:
     """Compile a model for a machine and write the plan, as JSON, or the IR."""
     from llmir.targets.machine import Target
+    from llmir.targets.records import TargetError
     from llmir.targets.registry import is_gpu
     from llmir.workload import Workload
 
     machine, requests = Target.named(target), Workload.load(workload)
+    if missing := machine.missing():
+        raise TargetError(missing)
     on_gpu = is_gpu(machine.isa)
     _check_stage(emit, output, on_gpu)
     importlib.import_module("llmir.ir.bindings")  # if missing, said before the framework takes its time to import
